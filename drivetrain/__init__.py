@@ -1,0 +1,1 @@
+"""Drivetrain: one declared system, from events to served, explained and monitored predictions."""

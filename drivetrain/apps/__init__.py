@@ -1,0 +1,1 @@
+"""Whole systems on the spine; deleting one leaves the rest as it was."""

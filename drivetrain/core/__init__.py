@@ -1,0 +1,1 @@
+"""What every stage speaks: values, seams and the declaration; imports nothing of the rest."""

@@ -1,0 +1,62 @@
+"""Writes that are whole or absent, whenever the process or the machine stops."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` atomically: a reader sees the old bytes or the new ones.
+
+    Raises:
+        OSError: no space, no permission; ``path`` is then as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+@contextmanager
+def directory(path: Path) -> Iterator[Path]:
+    """Fill a temporary sibling and rename it to ``path`` when the block ends well.
+
+    If another process finished the same ``path`` first, its result stands and this one is
+    dropped: callers name directories by the digest of what is in them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            sync(file)
+        sync(temporary)
+        os.chmod(temporary, 0o755)  # mkdtemp makes it private; a store is read by others
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,39 @@
+"""Errors for the user's mistakes: each names the offender, what was found and what is allowed."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def nearest(found: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name most like ``found``, or None when nothing is close."""
+    names = list(allowed)
+    close = get_close_matches(found, names, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    folded = {name.lower(): name for name in names}
+    close = get_close_matches(found.lower(), list(folded), n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
+def unknown(what: str, found: str, allowed: Iterable[str], where: str = "") -> ValueError:
+    """The error for a name that does not exist.
+
+    Args:
+        what: the kind of thing that was named, such as ``"column"``.
+        found: the name as the user wrote it.
+        allowed: the names that exist.
+        where: where it was written, such as ``"feature Scale('delay')"``.
+    """
+    names = sorted(allowed)
+    shown = ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
+    place = f" in {where}" if where else ""
+    guess = nearest(found, names)
+    hint = f" Did you mean {guess!r}?" if guess else ""
+    return ValueError(f"unknown {what} {found!r}{place}.{hint} Allowed: {shown or 'none'}.")
+
+
+def wrong(where: str, found: object, allowed: str) -> ValueError:
+    """The error for a value of the wrong kind: the place, what was found and what is allowed."""
+    text = repr(found)
+    text = text if len(text) <= 80 else text[:77] + "…"
+    return ValueError(f"{where}: found {text}, allowed: {allowed}.")

@@ -1,0 +1,231 @@
+"""An ONNX model as a value: run it, join it, name its digest; only this file knows its opset."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from drivetrain.core.batch import Array, Batch, feed
+from drivetrain.core.durable import write
+from drivetrain.core.need import need
+from drivetrain.core.schema import ONNX_TYPE, Dtype, Field, Schema
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+OPSET = 20
+ML_OPSET = 4
+IR_VERSION = 10
+"""What every graph of a bundle is written in: graphs of different versions do not join."""
+
+_DTYPE: Mapping[int, Dtype] = {
+    number: cast(Dtype, name) for name, number in ONNX_TYPE.items() if name != "timestamp"
+}
+_ORT_DTYPE: Mapping[str, Dtype] = {
+    "tensor(string)": "string",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    **{f"tensor({name})": cast(Dtype, name) for name in ONNX_TYPE},
+}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX model: named inputs to named outputs, the first dimension of each is the rows.
+
+    Attributes:
+        model: the serialized ``ModelProto``.
+    """
+
+    model: bytes
+
+    @classmethod
+    def load(cls, path: Path) -> "Graph":
+        """Read a ``.onnx`` file (weights inside; external data is not followed)."""
+        return cls(path.read_bytes())
+
+    @classmethod
+    def from_proto(cls, model: "onnx.ModelProto") -> "Graph":
+        """A graph from an ONNX model of any opset up to ours, brought to ours and checked.
+
+        Raises:
+            ValueError: the model is not valid ONNX, or newer than this package writes.
+        """
+        onnx = need("onnx", "train")
+        model = _to_our_opset(model)
+        model.ir_version = IR_VERSION
+        del model.graph.value_info[:]  # stale shapes break the quantizer; run time infers its own
+        try:
+            onnx.checker.check_model(model)
+        except onnx.checker.ValidationError as error:
+            raise ValueError(f"the model is not valid ONNX: {error}") from None
+        return cls(model.SerializeToString(deterministic=True))
+
+    def save(self, path: Path) -> None:
+        """Write the model to ``path`` atomically."""
+        write(path, self.model)
+
+    @property
+    def proto(self) -> "onnx.ModelProto":
+        """A fresh ``ModelProto`` that the caller may change."""
+        return need("onnx", "train").load_model_from_string(self.model)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the model, hexadecimal."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    @cached_property
+    def inputs(self) -> Schema:
+        """The graph's inputs, without the dimension of the rows."""
+        initial = {tensor.name for tensor in self.proto.graph.initializer}
+        return _schema([v for v in self.proto.graph.input if v.name not in initial])
+
+    @cached_property
+    def outputs(self) -> Schema:
+        """The graph's outputs, without the dimension of the rows."""
+        return _schema(self.proto.graph.output)
+
+    def session(self, threads: int = 0) -> "Session":
+        """Load the graph into ONNX Runtime; ``threads`` 0 takes one for each core."""
+        return Session(self.model, threads=threads)
+
+    def run(self, batch: Batch, outputs: Sequence[str] | None = None) -> Batch:
+        """Run once over a batch; hold a :meth:`session` to run more than once."""
+        return self.session().run(batch, outputs)
+
+    def join(self, after: "Graph", keep: Sequence[str] = ()) -> "Graph":
+        """This graph followed by ``after``: outputs feed the inputs of the same name.
+
+        Args:
+            after: its inputs are outputs of this graph, or raw inputs of the joined one.
+            keep: outputs of this graph that stay outputs of the joined one.
+
+        Raises:
+            ValueError: nothing joins, or a tensor has different types on the two sides.
+        """
+        onnx = need("onnx", "train")
+        ours = {field.name: field for field in self.outputs}
+        shared = [field.name for field in after.inputs if field.name in ours]
+        if not shared:
+            raise ValueError(
+                f"graphs join where an output has an input's name; found outputs "
+                f"{list(ours)} and inputs {list(after.inputs.names)}."
+            )
+        for name in shared:
+            left, right = ours[name].dtype, after.inputs.field(name).dtype
+            if left != right:
+                raise ValueError(f"tensor {name!r}: found {left}, allowed: {right}.")
+        model = self.proto
+        depth = max((_depth(node.name) for node in model.graph.node), default=0) + 1
+        second = onnx.compose.add_prefix(
+            after.proto, prefix=f"join{depth}/", rename_inputs=False, rename_outputs=False
+        )
+        graph = model.graph
+        graph.node.extend(second.graph.node)
+        graph.initializer.extend(second.graph.initializer)
+        graph.sparse_initializer.extend(second.graph.sparse_initializer)
+        present = {value.name for value in graph.input}
+        graph.input.extend(
+            v for v in second.graph.input if v.name not in ours and v.name not in present
+        )
+        kept = [value for value in graph.output if value.name in keep]
+        del graph.output[:]
+        graph.output.extend(second.graph.output)
+        graph.output.extend(kept)
+        domains = {entry.domain for entry in model.opset_import}
+        model.opset_import.extend(e for e in second.opset_import if e.domain not in domains)
+        taken = {f.name for f in model.functions}
+        model.functions.extend(f for f in second.functions if f.name not in taken)
+        return Graph.from_proto(model)
+
+
+def _depth(name: str) -> int:
+    """How many joins a node has been through: the number in its prefix."""
+    head = name.partition("/")[0].removeprefix("join")
+    return int(head) if head.isdigit() else 0
+
+
+def _to_our_opset(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    onnx = need("onnx", "train")
+    limits = {"": OPSET, "ai.onnx": OPSET, "ai.onnx.ml": ML_OPSET}
+    imports: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        imports[domain] = max(entry.version, imports.get(domain, 0))
+    for domain, version in imports.items():
+        limit = limits.get(domain)
+        if limit is not None and version > limit:
+            raise ValueError(
+                f"opset of domain {domain or 'ai.onnx'!r}: found {version}, allowed: {limit} or "
+                "less; export the model again with that opset."
+            )
+    if imports.get("", OPSET) < OPSET:
+        model = onnx.version_converter.convert_version(model, OPSET)
+    if "ai.onnx.ml" in imports:  # its operators kept their meaning up to our version
+        imports["ai.onnx.ml"] = ML_OPSET
+    imports[""] = OPSET
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in sorted(imports.items()))
+    return model
+
+
+def _schema(values: "Sequence[onnx.ValueInfoProto]") -> Schema:
+    fields: list[Field] = []
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = tuple(
+            d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim[1:]
+        )
+        fields.append(Field(value.name, _DTYPE[tensor.elem_type], shape))
+    return Schema(tuple(fields))
+
+
+class Session:
+    """A graph loaded into ONNX Runtime: batches in, batches out. Safe to use from threads."""
+
+    def __init__(self, model: bytes | str, threads: int = 0) -> None:
+        ort = need("onnxruntime", "serve")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session: onnxruntime.InferenceSession = ort.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
+        self.inputs: tuple[tuple[str, tuple[int | str | None, ...]], ...] = tuple(
+            (node.name, tuple(node.shape)) for node in self._session.get_inputs()
+        )
+        """Each input's name and shape; a free dimension has a name or None."""
+        self.outputs: Schema = _ort_schema(self._session.get_outputs())
+        self.input_schema: Schema = _ort_schema(self._session.get_inputs())
+
+    def run(self, batch: Batch, outputs: Sequence[str] | None = None) -> Batch:
+        """Run over all rows of a batch.
+
+        Raises:
+            ValueError: the batch lacks a column that the graph takes.
+        """
+        names = list(self.outputs.names if outputs is None else outputs)
+        feeds = {name: feed(batch, name, shape) for name, shape in self.inputs}
+        arrays = self._session.run(names, feeds)
+        return Batch(dict(zip(names, cast("list[Array]", arrays), strict=True)))
+
+    def raw(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+        """Run over arrays that are already as the graph takes them: the hot path."""
+        return cast("list[Any]", self._session.run(outputs, feeds))
+
+
+def _ort_schema(nodes: Sequence[Any]) -> Schema:
+    return Schema(
+        tuple(
+            Field(
+                node.name,
+                _ORT_DTYPE[node.type],
+                tuple(n if isinstance(n, int) else None for n in node.shape[1:]),
+            )
+            for node in nodes
+        )
+    )

@@ -1,0 +1,25 @@
+"""Optional imports whose absence is reported with the command that mends it."""
+
+from importlib import import_module
+from types import ModuleType
+
+
+def need(module: str, extra: str) -> ModuleType:
+    """Import ``module``, or say which extra of drivetrain brings it.
+
+    Args:
+        module: the dotted name, such as ``"torch"``.
+        extra: the extra that installs it, such as ``"train"``.
+
+    Raises:
+        ImportError: the module, or the package that holds it, is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise ImportError(
+            f"{module} is not installed, and this needs it: pip install 'drivetrain[{extra}]'",
+            name=error.name,
+        ) from error

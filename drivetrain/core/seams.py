@@ -1,0 +1,231 @@
+"""The seven protocols between the stages; whoever implements one enters the pipeline."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from drivetrain.core.metric import Emit, Metric, silent
+from drivetrain.core.schema import FeatureField, FeatureSchema, Schema
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from drivetrain.core.batch import Batch
+    from drivetrain.core.bundle import Bundle
+    from drivetrain.core.graph import Graph
+    from drivetrain.core.job import Job
+    from drivetrain.core.sketch import Fitted
+    from drivetrain.core.statistic import Statistic
+
+Split = Literal["train", "validate", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validate", "test")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of a split one worker reads: part ``index`` of ``count`` disjoint ones."""
+
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """A shuffle that is the same whenever seed and epoch are."""
+
+    seed: int = 0
+    epoch: int = 0
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where rows come from: a table, a topic, a sampler, a rollout, a robot's log."""
+
+    @property
+    def schema(self) -> Schema:
+        """The columns of every batch."""
+        ...
+
+    def batches(self, split: Split, shard: Shard = Shard()) -> Iterator["Batch"]:
+        """The rows of one shard of a split, in a fixed order, never all at once in memory."""
+        ...
+
+
+@runtime_checkable
+class Tabular(Source, Protocol):
+    """A source whose rows lie in Parquet files, so that an engine may read them by itself."""
+
+    def files(self, split: Split) -> Sequence[str]:
+        """The files that hold a split, in order."""
+        ...
+
+
+class Examples(Protocol):
+    """Model inputs and targets: a source seen through the feature graph.
+
+    This is what a strategy trains on. A batch has the columns of ``features.tensors`` and one
+    for each target.
+    """
+
+    @property
+    def events(self) -> Source:
+        """The source underneath, for strategies that speak to it (a rollout, a sampler)."""
+        ...
+
+    @property
+    def features(self) -> FeatureSchema:
+        """What the model's inputs are."""
+        ...
+
+    @property
+    def targets(self) -> Schema:
+        """The columns that the loss sees and the server never does."""
+        ...
+
+    def rows(self, split: Split) -> int | None:
+        """How many rows a split has, or None where nobody can know."""
+        ...
+
+    def batches(
+        self,
+        split: Split,
+        shard: Shard = Shard(),
+        *,
+        size: int,
+        order: Order | None = None,
+        start: int = 0,
+    ) -> Iterator["Batch"]:
+        """Batches of ``size`` rows (the last may be smaller).
+
+        Args:
+            split: which rows.
+            shard: which part of them.
+            size: rows a batch.
+            order: a seeded shuffle; None keeps the source's order.
+            start: how many batches to skip, for resuming in the middle of an epoch.
+        """
+        ...
+
+
+@runtime_checkable
+class Feature(Protocol):
+    """Raw columns to one tensor: what must be known of the data, then nodes of a graph.
+
+    A feature is row-wise: what it gives for a row depends on that row and the statistics only.
+    """
+
+    @property
+    def name(self) -> str:
+        """The feature's name, unique within a system."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The raw columns that it reads."""
+        ...
+
+    def statistics(self) -> Sequence["Statistic"]:
+        """What must be known of the training rows; values merge over shards and engines."""
+        ...
+
+    def field(self, schema: Schema, fitted: "Fitted") -> FeatureField:
+        """What the feature gives a model.
+
+        Raises:
+            ValueError: a column is absent or of a type that the feature can't take.
+        """
+        ...
+
+    def nodes(self, graph: Any, schema: Schema, fitted: "Fitted") -> str:
+        """Add the feature's nodes to a graph builder; returns the name of its output tensor."""
+        ...
+
+
+class Engine(Protocol):
+    """Computes statistics over a source's training rows: DuckDB, Spark, a federation."""
+
+    def aggregate(
+        self, source: Source, statistics: Sequence["Statistic"], emit: Emit = silent
+    ) -> "Fitted":
+        """The value of each statistic over the split ``train``, in one pass."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the pipeline lends a strategy for one training.
+
+    Attributes:
+        directory: the strategy's own; what it writes there survives a restart of this very
+            training and of no other, so that a checkpoint found there is one to resume from.
+        emit: where measurements go.
+        device: where tensors live, as torch names it.
+    """
+
+    directory: Path
+    emit: Emit = silent
+    device: str = "cpu"
+
+
+class Strategy(Protocol):
+    """Fits a model on examples: Single, AllReduce, FedAvg, PPO."""
+
+    def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module":
+        """The fitted model (the one given, or another of the same inputs and outputs)."""
+        ...
+
+    def predictions(self, outputs: Any) -> Mapping[str, Any]:
+        """Named predictions, rows first, from what the model answers: part of the served graph.
+
+        A classifier's logits become a probability here. Optional: without it the model's
+        outputs are served under their own names.
+        """
+        ...
+
+
+class Pass(Protocol):
+    """Makes a graph smaller or faster: Quantize, Prune, Optimize."""
+
+    @property
+    def name(self) -> str:
+        """The name under which its figures appear, such as ``int8``."""
+        ...
+
+    def __call__(self, graph: "Graph", calibration: Callable[[], Iterable["Batch"]]) -> "Graph":
+        """The changed graph.
+
+        Args:
+            graph: raw columns to predictions.
+            calibration: gives batches of raw validation rows, anew at each call.
+        """
+        ...
+
+
+class Probe(Protocol):
+    """Measures a bundle: quality, calibration, latency, drift."""
+
+    def __call__(self, bundle: "Bundle", batches: Iterable["Batch"]) -> Sequence[Metric]:
+        """Metrics, each with the bound that it must keep, if any.
+
+        Args:
+            bundle: what is measured.
+            batches: raw rows with their targets.
+        """
+        ...
+
+
+class Launcher(Protocol):
+    """Starts jobs: local processes, Slurm, Kubernetes, Ray."""
+
+    def render(self, job: "Job") -> str:
+        """What would run, as text for a person or another program; pure."""
+        ...
+
+    def start(self, job: "Job") -> int:
+        """Run the job to its end; its exit status."""
+        ...
+
+
+ModelFactory = Callable[..., "nn.Module"]
+"""Makes a model; called with the :class:`FeatureSchema`, or with nothing if it takes nothing."""

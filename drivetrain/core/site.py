@@ -1,0 +1,113 @@
+"""A site: where a system runs, read from a small TOML file; it never says what runs."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from drivetrain.core.errors import unknown, wrong
+from drivetrain.core.job import Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSite:
+    """Which engine computes statistics, and what it may use.
+
+    Attributes:
+        kind: ``duckdb``.
+        memory: the most memory it takes, as DuckDB writes it.
+        threads: 0 for one a core.
+    """
+
+    kind: str = "duckdb"
+    memory: str = "1GB"
+    threads: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LauncherSite:
+    """Which launcher starts the job: ``inline`` (this process) or ``local`` (a child process)."""
+
+    kind: str = "inline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSite:
+    """Where the server listens and what it keeps.
+
+    Attributes:
+        host: loopback by default.
+        port: 0 takes a free one.
+        feedback: a directory for requests and answers as events; empty keeps none.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    feedback: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenSite:
+    """Who else hears the metric stream; empty is nobody.
+
+    Attributes:
+        mlflow: a tracking address, such as ``sqlite:///mlflow.db``.
+        tensorboard: a directory of event files.
+    """
+
+    mlflow: str = ""
+    tensorboard: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a system runs.
+
+    Attributes:
+        store: the directory of bundles and aliases.
+        work: the directory of what stages keep between runs; may be deleted at any time.
+        device: where tensors live, as torch names it; ``auto`` takes a GPU if there is one.
+    """
+
+    store: str = ".drivetrain/store"
+    work: str = ".drivetrain/work"
+    device: str = "auto"
+    engine: EngineSite = EngineSite()
+    launcher: LauncherSite = LauncherSite()
+    resources: Resources = Resources()
+    serve: ServeSite = ServeSite()
+    listen: ListenSite = ListenSite()
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Site":
+        """Read a site.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it is not TOML, has an unknown key (the error suggests the nearest) or
+                a value of the wrong type.
+        """
+        try:
+            data = tomllib.loads(Path(path).read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"{path} is not TOML: {error}") from None
+        return _section(cls(), data, str(path))
+
+
+def _section(default: Any, data: Mapping[str, Any], where: str) -> Any:
+    known = {item.name for item in fields(default)}
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in known:
+            raise unknown("key", key, known, where)
+        now = getattr(default, key)
+        if hasattr(now, "__dataclass_fields__"):
+            if not isinstance(value, Mapping):
+                raise wrong(f"{where}: {key}", value, f"a table of {type(now).__name__}")
+            values[key] = _section(now, value, f"{where} [{key}]")
+        elif type(value) is not type(now):
+            raise wrong(f"{where}: {key}", value, f"{type(now).__name__}")
+        else:
+            values[key] = value
+    return type(default)(**values)

@@ -1,0 +1,114 @@
+"""The declaration: what a system is, and never where it runs."""
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from drivetrain.core.describe import describe, digest
+from drivetrain.core.errors import unknown, wrong
+from drivetrain.core.schema import Schema
+from drivetrain.core.seams import Feature, ModelFactory, Pass, Probe, Source, Strategy
+
+BLOCKS = ("dense", "index")
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One machine-learning system, from events to probes.
+
+    Attributes:
+        name: lower-case letters, digits and dashes; the bundle's and the default alias' name.
+        events: where rows come from, with their cleaning, joins and split.
+        features: raw columns to model inputs.
+        model: a factory of ``nn.Module``, called with the fitted ``FeatureSchema`` (or with
+            nothing); a declaration holds no live object.
+        targets: the columns that the loss sees and the server never does.
+        train: the strategy.
+        compress: passes over the exported graph, in order.
+        probes: what is measured on the test split; their bounds gate promotion.
+    """
+
+    name: str
+    events: Source
+    features: tuple[Feature, ...]
+    model: ModelFactory
+    targets: tuple[str, ...]
+    train: Strategy
+    compress: tuple[Pass, ...] = ()
+    probes: tuple[Probe, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name.replace("-", "a").isalnum() or self.name != self.name.lower():
+            raise wrong("System.name", self.name, "lower-case letters, digits and dashes")
+        for attribute in ("features", "targets", "compress", "probes"):
+            value = getattr(self, attribute)
+            if not isinstance(value, tuple):
+                raise wrong(f"System.{attribute}", value, "a tuple, such as (x,) for a single one")
+        if not self.features:
+            raise wrong("System.features", (), "at least one feature")
+        names = [feature.name for feature in self.features]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"feature {name!r} is declared twice: give one another name=.")
+            if name in (*BLOCKS, *self.targets):
+                taken = ", ".join((*BLOCKS, *self.targets))
+                raise ValueError(f"feature {name!r}: that name is taken; taken are {taken}.")
+        for feature in self.features:
+            for column in feature.columns:
+                if column in self.targets:
+                    raise ValueError(
+                        f"feature {feature.name!r} reads {column!r}, which is a target: the "
+                        "server would not have it."
+                    )
+        check_forward(self.model, names)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The raw columns that the features read, each once, in order of first use."""
+        return tuple(dict.fromkeys(c for feature in self.features for c in feature.columns))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the declaration, the source of its functions and modules included."""
+        return digest(self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        """The declaration as plain data."""
+        return describe(self)
+
+    def check(self, schema: Schema) -> None:
+        """Hold the declaration against the columns that the events have.
+
+        Raises:
+            ValueError: a feature or a target names a column that is not there; the error
+                suggests the nearest.
+        """
+        for feature in self.features:
+            where = f"feature {type(feature).__name__}({feature.name!r})"
+            for column in feature.columns:
+                schema.field(column, where)
+        for target in self.targets:
+            schema.field(target, "targets")
+
+
+def check_forward(model: ModelFactory, features: Iterable[str]) -> None:
+    """Check that a module's ``forward`` names features, or the blocks of them.
+
+    Only a class with a ``forward`` can be checked; what another factory makes is checked when
+    it is made.
+
+    Raises:
+        ValueError: a required parameter of ``forward`` is no feature and no block.
+    """
+    forward = getattr(model, "forward", None)
+    if forward is None:
+        return
+    allowed = [*BLOCKS, *features]
+    where = f"{getattr(model, '__name__', type(model).__name__)}.forward"
+    for name, parameter in inspect.signature(forward).parameters.items():
+        open_ended = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name == "self" or open_ended or parameter.default is not parameter.empty:
+            continue
+        if name not in allowed:
+            raise unknown("feature", name, allowed, where)

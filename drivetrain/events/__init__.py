@@ -1,0 +1,1 @@
+"""Where rows come from and land: files, tables, cleaning, joins and splits."""

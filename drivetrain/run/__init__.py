@@ -1,0 +1,1 @@
+"""Launchers and devices: where a job runs."""

@@ -1,0 +1,1 @@
+"""The server: protocols, batching and feedback around a bundle's graph."""

@@ -1,0 +1,1 @@
+"""The one loop, strategies on it, checkpoints and export."""

@@ -1,0 +1,1 @@
+"""Probes, drift, exposition, dashboards and the listeners of the metric stream."""
