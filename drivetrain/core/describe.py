@@ -4,53 +4,111 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import PurePath
-from typing import Any
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, cast
 
 
 def describe(value: object) -> Any:
     """``value`` as JSON-like data that changes when what it declares changes.
 
     Dataclasses become ``{"type": …, field: …}``; a function or a class that is not a dataclass
-    is described by its name and the digest of its source.
+    is described by its name, the digest of its source and what it holds: defaults, the variables
+    that it closes over, the arguments of a ``functools.partial``, the object of a bound method.
+    Globals that a function reads are not followed.
 
     Raises:
         TypeError: the value has no canonical description.
     """
+    return _describe(value, ())
+
+
+def _describe(value: object, inside: tuple[int, ...]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, bytes):
         return {"type": "bytes", "sha256": hashlib.sha256(value).hexdigest()}
     if isinstance(value, PurePath):
         return str(value)
+    if isinstance(value, ModuleType):
+        return {"type": "module", "name": value.__name__}
+    if id(value) in inside:  # such as a recursive function, which closes over itself
+        return {"type": "cycle", "depth": len(inside) - inside.index(id(value))}
+    inside = (*inside, id(value))
     if isinstance(value, Mapping):
-        return {str(key): describe(item) for key, item in value.items()}
+        items = cast("Mapping[object, object]", value).items()
+        return {str(key): _describe(item, inside) for key, item in items}
     if isinstance(value, tuple | list):
-        return [describe(item) for item in value]
+        return [_describe(item, inside) for item in cast("Iterable[object]", value)]
     if isinstance(value, set | frozenset):
-        return sorted((describe(item) for item in value), key=canonical)
+        members = cast("Iterable[object]", value)
+        return sorted((_describe(item, inside) for item in members), key=canonical)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
-            field.name: describe(getattr(value, field.name))
+            field.name: _describe(getattr(value, field.name), inside)
             for field in dataclasses.fields(value)
             if field.metadata.get("declared", True)
         }
         return {"type": type(value).__name__, **fields}
     if isinstance(value, type) or callable(value):
-        return _describe_code(value)
+        return _describe_code(value, inside)
+    return _describe_object(value, inside)
+
+
+def _describe_object(value: Any, inside: tuple[int, ...]) -> Any:
+    kind = type(value).__qualname__
     if hasattr(value, "isoformat"):
-        return value.isoformat()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
-    return {"type": type(value).__qualname__, **describe(vars(value))}
+        return value.isoformat()
+    if hasattr(value, "dtype") and hasattr(value, "tobytes"):  # an array or scalar of numpy
+        content = hashlib.sha256(value.tobytes()).hexdigest()
+        return {
+            "type": kind,
+            "dtype": str(value.dtype),
+            "shape": list(value.shape),
+            "sha256": content,
+        }
+    try:
+        held: object = vars(value)
+    except TypeError:
+        raise TypeError(f"{value!r} of type {kind} has no canonical description") from None
+    return {"type": kind, **_describe(held, inside)}
 
 
-def _describe_code(value: Any) -> dict[str, str]:
+def _describe_code(value: Any, inside: tuple[int, ...]) -> dict[str, Any]:
+    if isinstance(value, partial):
+        made = cast("partial[Any]", value)
+        held = {"of": made.func, "arguments": made.args, "keywords": made.keywords}
+        return {"type": "partial", **_describe(held, inside)}
+    if isinstance(value, MethodType):
+        held = {"of": value.__func__, "self": cast("object", value.__self__)}
+        return {"type": "method", **_describe(held, inside)}
+    if not isinstance(value, type | FunctionType) and hasattr(value, "__dict__"):
+        held = {"class": cast("object", type(value)), "holds": vars(value)}
+        return {"type": "callable", **_describe(held, inside)}
     name = getattr(value, "__qualname__", type(value).__qualname__)
     try:
         source = inspect.getsource(value)
     except (OSError, TypeError):
         source = name  # a builtin or a compiled function: its name is all there is
-    return {"type": "code", "name": name, "sha256": hashlib.sha256(source.encode()).hexdigest()}
+    code = {"type": "code", "name": name, "sha256": hashlib.sha256(source.encode()).hexdigest()}
+    held = _held(value) if isinstance(value, FunctionType) else {}
+    return {**code, "holds": _describe(held, inside)} if held else code
+
+
+def _held(function: Callable[..., Any]) -> dict[str, object]:
+    """What a function carries beside its source: defaults and closed-over variables."""
+    assert isinstance(function, FunctionType)
+    held: dict[str, object] = {}
+    if function.__defaults__ or function.__kwdefaults__:
+        held["defaults"] = [function.__defaults__, function.__kwdefaults__]
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            held[name] = cell.cell_contents
+        except ValueError:
+            continue  # declared and not yet assigned
+    return held
 
 
 def canonical(value: object) -> str:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,8 +29,9 @@ def write(path: Path, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
+            os.fchmod(file.fileno(), 0o644)  # mkstemp makes it private; a store is read by others
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -38,7 +39,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def directory(path: Path) -> Iterator[Path]:
+def directory(path: Path) -> Generator[Path]:
     """Fill a temporary sibling and rename it to ``path`` when the block ends well.
 
     If another process finished the same ``path`` first, its result stands and this one is

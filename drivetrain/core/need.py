@@ -17,8 +17,8 @@ def need(module: str, extra: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # something that the module itself imports is absent: not ours to explain
         raise ImportError(
             f"{module} is not installed, and this needs it: pip install 'drivetrain[{extra}]'",
             name=error.name,

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.job import Resources
@@ -89,8 +89,8 @@ class Site:
                 a value of the wrong type.
         """
         try:
-            data = tomllib.loads(Path(path).read_text())
-        except tomllib.TOMLDecodeError as error:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not TOML: {error}") from None
         return _section(cls(), data, str(path))
 
@@ -105,7 +105,8 @@ def _section(default: Any, data: Mapping[str, Any], where: str) -> Any:
         if hasattr(now, "__dataclass_fields__"):
             if not isinstance(value, Mapping):
                 raise wrong(f"{where}: {key}", value, f"a table of {type(now).__name__}")
-            values[key] = _section(now, value, f"{where} [{key}]")
+            section = cast("Mapping[str, Any]", value)
+            values[key] = _section(now, section, f"{where} [{key}]")
         elif type(value) is not type(now):
             raise wrong(f"{where}: {key}", value, f"{type(now).__name__}")
         else:

@@ -1,8 +1,10 @@
 """The declaration: what a system is, and never where it runs."""
 
 import inspect
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from drivetrain.core.describe import describe, digest
@@ -11,6 +13,7 @@ from drivetrain.core.schema import Schema
 from drivetrain.core.seams import Feature, ModelFactory, Pass, Probe, Source, Strategy
 
 BLOCKS = ("dense", "index")
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +42,8 @@ class System:
     probes: tuple[Probe, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.name.replace("-", "a").isalnum() or self.name != self.name.lower():
-            raise wrong("System.name", self.name, "lower-case letters, digits and dashes")
+        if not NAME.fullmatch(self.name):
+            raise wrong("System.name", self.name, "a-z, 0-9 and dashes, no dash first, 64 at most")
         for attribute in ("features", "targets", "compress", "probes"):
             value = getattr(self, attribute)
             if not isinstance(value, tuple):
@@ -95,12 +98,14 @@ class System:
 def check_forward(model: ModelFactory, features: Iterable[str]) -> None:
     """Check that a module's ``forward`` names features, or the blocks of them.
 
-    Only a class with a ``forward`` can be checked; what another factory makes is checked when
-    it is made.
+    Only a class with a ``forward``, or a ``functools.partial`` of one, can be checked; what
+    another factory makes is checked when it is made.
 
     Raises:
         ValueError: a required parameter of ``forward`` is no feature and no block.
     """
+    while isinstance(model, partial):
+        model = model.func
     forward = getattr(model, "forward", None)
     if forward is None:
         return
