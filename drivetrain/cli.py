@@ -1,0 +1,330 @@
+"""The command line: check, run, show, test, promote, rollback, serve and watch."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drivetrain.core.errors import wrong
+from drivetrain.core.metric import Emit, Emitted, Metric, fan_out
+from drivetrain.core.site import Site
+from drivetrain.declaration import load, with_settings
+
+if TYPE_CHECKING:
+    from drivetrain.core.bundle import Bundle
+    from drivetrain.core.system import System
+    from drivetrain.registry.registry import Registry
+
+STAGES = ("events", "features", "train", "compress", "test", "register")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Returns:
+        0 when all is well, 1 when a probe's bound is broken, 2 for a mistake in what was asked.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.verb(options)
+    except (ValueError, OSError, ImportError) as error:
+        if options.traceback:
+            raise
+        _fail(options, error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="drivetrain",
+        description="One declared machine-learning system, from events to served predictions.",
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[[Any], int], about: str, *positional: str) -> Any:
+        it = verbs.add_parser(name, help=about, description=about)
+        for argument in positional:
+            it.add_argument(argument.lower(), metavar=argument)
+        it.add_argument("--on", metavar="SITE", help="a site's TOML file: where to run")
+        it.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="change one value of the system or the site, such as train.lr=0.01",
+        )
+        it.add_argument("--json", action="store_true", help="one JSON object a line")
+        it.add_argument("--traceback", action="store_true", help="show where an error came from")
+        it.set_defaults(verb=run)
+        return it
+
+    verb("check", _check, "hold a declaration against its events, without running it", "FILE")
+    run = verb("run", _run, "run a system from its events to a registered bundle", "FILE")
+    run.add_argument("--until", choices=STAGES, help="stop after this stage")
+    run.add_argument("--dry-run", action="store_true", help="print what the launcher would start")
+    show = verb("show", _show, "draw a system or a bundle", "WHAT")
+    show.add_argument("--html", metavar="PATH", help="write one self-contained page")
+    test = verb("test", _test, "verify a bundle and measure its probes again", "BUNDLE")
+    test.add_argument("--data", metavar="FILE", help="Parquet rows with targets; default: its own")
+    verb("promote", _promote, "point an alias at a bundle whose bounds hold", "BUNDLE", "ALIAS")
+    verb("rollback", _rollback, "point an alias at the bundle before", "ALIAS")
+    serve = verb("serve", _serve, "serve the bundle that an alias points at", "ALIAS")
+    serve.add_argument("--port", type=int, help="instead of the site's; 0 takes a free one")
+    watch = verb("watch", _watch, "watch a served alias: rates, latencies, drift", "ALIAS")
+    watch.add_argument("--url", help="the server's address; default: the site's host and port")
+    watch.add_argument("--once", action="store_true", help="one look instead of a live view")
+    watch.add_argument("--port", type=int, help="also offer the drift to Prometheus on this port")
+    return parser
+
+
+def _fail(options: argparse.Namespace, error: Exception) -> None:
+    if options.json:
+        print(json.dumps({"error": str(error), "type": type(error).__name__}), file=sys.stderr)
+    else:
+        print(f"drivetrain: {error}", file=sys.stderr)
+
+
+def _read(options: argparse.Namespace, file: str) -> tuple["System", Site]:
+    site = _site(options, of_system=True)
+    system, site = with_settings(load(Path(file)), site, options.set)
+    assert system is not None
+    return system, site
+
+
+def _site(options: argparse.Namespace, of_system: bool = False) -> Site:
+    site = Site.load(options.on) if options.on else Site()
+    return site if of_system else with_settings(None, site, options.set)[1]
+
+
+def _registry(site: Site) -> "Registry":
+    from drivetrain.registry.registry import Registry
+
+    return Registry(site.store)
+
+
+def _print(options: argparse.Namespace, data: Any, text: str) -> None:
+    print(json.dumps(data, ensure_ascii=False) if options.json else text)
+
+
+# -- verbs -----------------------------------------------------------------------------------------
+
+
+def _check(options: argparse.Namespace) -> int:
+    system, _ = _read(options, options.file)
+    schema = system.events.schema
+    system.check(schema)
+    found = {
+        "system": system.name,
+        "columns": len(schema),
+        "features": len(system.features),
+        "targets": list(system.targets),
+    }
+    _print(
+        options,
+        found,
+        f"{system.name}: {len(system.features)} features of {len(system.columns)} columns, "
+        f"target {', '.join(system.targets)}: the declaration fits its events.",
+    )
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    system, site = _read(options, options.file)
+    if options.dry_run or site.launcher.kind != "inline":
+        return _launch(options, system, site)
+    from drivetrain.pipeline import run
+
+    with _listening(options, system, site) as emit:
+        bundle = run(system, site, until=options.until, emit=emit)
+    if bundle is None:
+        return 0
+    broken = [m for m in _bounded(bundle, site) if not m.holds]
+    _print(
+        options,
+        {"bundle": bundle.digest, "metrics": dict(bundle.manifest.metrics)},
+        f"\nbundle {bundle.digest}\n"
+        + "".join(f"  {m.name:32} {m.value:.5g}\n" for m in _tested(bundle))
+        + f"next: drivetrain promote {bundle.digest[:12]} {system.name}",
+    )
+    for metric in broken:
+        print(f"drivetrain: a bound is broken: {metric}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
+    from drivetrain.core.job import Job
+    from drivetrain.run.local import Local, this_command
+
+    if site.launcher.kind not in ("inline", "local"):
+        raise wrong("[launcher] kind", site.launcher.kind, "inline, local")
+    if site.resources.processes != 1:
+        strategy = type(system.train).__name__
+        raise wrong("[resources] processes", site.resources.processes, f"1 with {strategy}")
+    settings = [f"--set={item}" for item in (*options.set, "launcher.kind=inline")]
+    on = [f"--on={options.on}"] if options.on else []
+    until = [f"--until={options.until}"] if options.until else []
+    flags = ["--json"] if options.json else []
+    command = this_command("run", options.file, *on, *until, *flags, *settings)
+    job = Job(name=system.name, command=command, resources=site.resources)
+    if options.dry_run:
+        print(Local().render(job), end="")
+        return 0
+    return Local().start(job)
+
+
+def _show(options: argparse.Namespace) -> int:
+    from drivetrain.watch.show import html, plain, text
+
+    path = Path(options.what)
+    if path.suffix == ".py":
+        system, _ = _read(options, options.what)
+        drawn = plain(system.describe(), schema=system.events.schema)
+    else:
+        bundle = _open(options.what, _site(options))
+        drawn = plain(bundle.manifest.system, manifest=bundle.manifest, digest=bundle.digest)
+    if options.html:
+        Path(options.html).write_text(html(drawn))
+    _print(options, drawn, f"wrote {options.html}" if options.html else text(drawn))
+    return 0
+
+
+def _test(options: argparse.Namespace) -> int:
+    from drivetrain.watch.probes import declared, evaluate
+
+    site = _site(options)
+    bundle = _open(options.bundle, site)
+    probes = declared(bundle.manifest.system.get("probes", ()))
+    found = evaluate(bundle, probes, _rows(options, bundle, site), prefix="test/")
+    known = bundle.manifest.metrics
+    for metric in found:
+        if options.json:
+            print(json.dumps({**vars(metric), "holds": metric.holds}))
+            continue
+        same = metric.repeatable and known.get(metric.name) == metric.value
+        mark = "" if metric.holds else "  BROKEN"
+        print(f"{metric}{'  as registered' if same else ''}{mark}")
+    return 0 if all(metric.holds for metric in found) else 1
+
+
+def _promote(options: argparse.Namespace) -> int:
+    bundle = _registry(_site(options)).promote(options.bundle, options.alias)
+    _print(
+        options,
+        {"alias": options.alias, "bundle": bundle.digest},
+        f"{options.alias} is {bundle.digest}\nnext: drivetrain serve {options.alias}",
+    )
+    return 0
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    bundle = _registry(_site(options)).rollback(options.alias)
+    _print(
+        options,
+        {"alias": options.alias, "bundle": bundle.digest},
+        f"{options.alias} is {bundle.digest} again",
+    )
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from drivetrain.serve.server import serve
+
+    site = _site(options)
+    registry = _registry(site)
+    registry.open(options.alias)  # fail before a port is taken
+
+    def current() -> tuple[str, Path]:
+        digest = registry.aliases()[options.alias]
+        return digest, registry.path(digest)
+
+    port = site.serve.port if options.port is None else options.port
+    feedback = Path(site.serve.feedback) if site.serve.feedback else None
+    return serve({options.alias: current}, host=site.serve.host, port=port, feedback=feedback)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from drivetrain.watch.live import Watch
+
+    site = _site(options)
+    bundle = _registry(site).open(options.alias)
+    url = options.url or f"http://{site.serve.host}:{site.serve.port}"
+    feedback = Path(site.serve.feedback) / options.alias if site.serve.feedback else None
+    watch = Watch(url, bundle, feedback, model=options.alias)
+    return watch.run(once=options.once, json=options.json, port=options.port)
+
+
+# -- what the verbs share --------------------------------------------------------------------------
+
+
+def _open(reference: str, site: Site) -> "Bundle":
+    from drivetrain.core.bundle import Bundle
+
+    path = Path(reference)
+    return Bundle.open(path) if path.is_dir() else _registry(site).open(reference)
+
+
+def _rows(options: argparse.Namespace, bundle: "Bundle", site: Site) -> Iterator[Any]:
+    """The rows to test with: those named, or the test split that the bundle came from."""
+    if options.data:
+        from drivetrain.events.table import Parquet
+
+        table = Parquet(options.data)
+        names = [*bundle.manifest.inputs.names, *bundle.manifest.targets.names]
+        return table.select(*names).all_batches()
+    from drivetrain.events.prepared import Prepared
+
+    wanted = bundle.manifest.parents.get("events", "")
+    for directory in sorted(Path(site.work, "events").glob("*")):
+        if (directory / Prepared.META).exists():
+            prepared = Prepared.open(directory)
+            if prepared.digest == wanted:
+                return prepared.batches("test")
+    raise ValueError(
+        f"the events {wanted[:12]} that this bundle was made of are not in {site.work}: give the "
+        "rows to test with by --data."
+    )
+
+
+def _tested(bundle: "Bundle") -> Iterator[Metric]:
+    for name, value in bundle.manifest.metrics.items():
+        if name.startswith("test/"):
+            yield Metric(name=name, value=value)
+
+
+def _bounded(bundle: "Bundle", site: Site) -> Iterator[Metric]:
+    measured = _registry(site).measurements(bundle.digest)
+    values = {**bundle.manifest.metrics, **{m.name: m.value for m in measured}}
+    for name, (at_least, at_most) in bundle.manifest.bounds.items():
+        yield Metric(name=name, value=values[name], at_least=at_least, at_most=at_most)
+
+
+@contextmanager
+def _listening(options: argparse.Namespace, system: "System", site: Site) -> Iterator[Emit]:
+    """The listeners that this run and this site ask for, closed at its end."""
+    from drivetrain.watch.terminal import JsonLines, Terminal
+
+    listeners: list[Callable[[Emitted], None]] = []
+    with ExitStack() as stack:
+        listeners.append(
+            JsonLines(sys.stdout) if options.json else stack.enter_context(Terminal(sys.stderr))
+        )
+        if site.listen.tensorboard or site.listen.mlflow:
+            from drivetrain.watch.listeners import Mlflow, TensorBoard
+
+            run = system.digest[:12]
+            if site.listen.tensorboard:
+                directory = Path(site.listen.tensorboard) / f"{system.name}-{run}"
+                listeners.append(stack.enter_context(TensorBoard(directory)))
+            if site.listen.mlflow:
+                mlflow = Mlflow(site.listen.mlflow, experiment=system.name, run=run)
+                listeners.append(stack.enter_context(mlflow))
+        yield fan_out(listeners)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Reads the file that declares a system, and changes single values of it by name."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from drivetrain.core.errors import unknown, wrong
+from drivetrain.core.site import Site
+from drivetrain.core.system import System
+
+
+def load(file: Path) -> System:
+    """Run a Python file and take the one system that it declares.
+
+    A file that declares several calls the one to run ``system``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it declares no system, or several and none called ``system``.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    name = f"drivetrain_file_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise wrong("FILE", str(file), "a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that the source of what it defines can be found and digested
+    sys.path.insert(0, str(file.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    found = {key: value for key, value in vars(module).items() if isinstance(value, System)}
+    if "system" in found:
+        return found["system"]
+    if len({id(value) for value in found.values()}) != 1:
+        allowed = "one System, or one of them called 'system'"
+        raise wrong(f"{file}", sorted(found) or "no System", allowed)
+    return next(iter(found.values()))
+
+
+def with_settings(
+    system: System | None, site: Site, settings: Sequence[str]
+) -> tuple[System | None, Site]:
+    """The system and the site with single values changed.
+
+    Args:
+        system: None where only a site's values may be changed.
+        site: where it runs.
+        settings: each ``KEY=VALUE``; a key is a path of attributes (a tuple's entries by
+            number), such as ``train.lr=0.01`` or ``serve.port=0``; a value is JSON or plain text.
+
+    Raises:
+        ValueError: no such key (the error suggests the nearest), or a value of another type.
+    """
+    of_site = {field.name for field in dataclasses.fields(Site)}
+    of_system = {field.name for field in dataclasses.fields(System)} if system else set[str]()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise wrong("--set", setting, "KEY=VALUE, such as train.lr=0.01")
+        first = key.split(".")[0]
+        if first not in of_site | of_system:
+            raise unknown("key", first, of_site | of_system, f"--set {setting}")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        if first in of_site:
+            site = _replace(site, key.split("."), value, setting)
+        else:
+            system = _replace(system, key.split("."), value, setting)
+    return system, site
+
+
+def _replace(holder: Any, path: Sequence[str], value: Any, setting: str) -> Any:
+    where = f"--set {setting}"
+    head, *rest = path
+    if isinstance(holder, tuple):
+        entries = list(holder)
+        if not head.isdigit() or int(head) >= len(entries):
+            raise wrong(where, head, f"a number below {len(entries)}")
+        entries[int(head)] = _put(entries[int(head)], rest, value, setting)
+        return tuple(entries)
+    if not dataclasses.is_dataclass(holder) or isinstance(holder, type):
+        raise wrong(where, f"{type(holder).__name__}.{head}", "a path of declared attributes")
+    names = [field.name for field in dataclasses.fields(holder) if field.init]
+    if head not in names:
+        raise unknown("key", head, names, where)
+    return dataclasses.replace(holder, **{head: _put(getattr(holder, head), rest, value, setting)})
+
+
+def _put(now: Any, rest: Sequence[str], value: Any, setting: str) -> Any:
+    if rest:
+        return _replace(now, rest, value, setting)
+    if isinstance(now, tuple) and isinstance(value, list):
+        return tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if isinstance(now, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if now is not None and type(value) is not type(now):
+        raise wrong(f"--set {setting}", value, f"{type(now).__name__}, as {now!r} is")
+    return value

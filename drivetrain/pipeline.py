@@ -1,0 +1,394 @@
+"""The main path: events, features, train, compress, test, register; the only file that knows all.
+
+Each stage keeps what it made under the site's work directory, named by the digest of all that it
+was made from. So a run that was killed, at whatever moment, is finished by the same command, and
+what has not changed is not made again.
+"""
+
+import dataclasses
+import fcntl
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, get_args
+
+from drivetrain.compress.report import compare
+from drivetrain.core import sketch
+from drivetrain.core.batch import Batch
+from drivetrain.core.bundle import Bundle, Manifest
+from drivetrain.core.describe import canonical, describe, digest
+from drivetrain.core.durable import write
+from drivetrain.core.errors import unknown
+from drivetrain.core.graph import Graph
+from drivetrain.core.metric import Emit, Metric, Note, silent
+from drivetrain.core.schema import FeatureSchema, Schema
+from drivetrain.core.seams import Engine, Run, Source, Split, Tabular
+from drivetrain.core.site import Site
+from drivetrain.core.sketch import Counts, Fitted
+from drivetrain.core.statistic import Quantiles, Statistic, TopK
+from drivetrain.core.system import System
+from drivetrain.events.prepared import Prepared, fingerprint, prepare
+from drivetrain.events.table import Table
+from drivetrain.features.compile import compile
+from drivetrain.features.engines.duckdb import DuckDB
+from drivetrain.features.examples import Examples
+from drivetrain.features.transform import Transform
+from drivetrain.models.bind import build
+from drivetrain.registry.registry import Registry
+from drivetrain.run.device import resolve
+from drivetrain.train.export import export
+from drivetrain.watch.probes import evaluate
+
+Stage = Literal["events", "features", "train", "compress", "test", "register"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+KEPT_VALUES = 1000
+"""How many of a column's values a bundle keeps, to compare later events with."""
+PACKAGES = ("drivetrain", "numpy", "onnx", "onnxruntime", "torch", "duckdb")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The events of a system, ready to be read as often as the stages like.
+
+    Attributes:
+        source: the declared source, or its cleaned rows in files.
+        schema: the raw columns that the features read.
+        targets: the columns that the loss sees.
+        digest: of the rows where they lie in files, else of the declaration.
+    """
+
+    source: Source
+    schema: Schema
+    targets: Schema
+    digest: str
+
+    def batches(self, split: Split) -> Iterator[Batch]:
+        """Raw rows with their targets."""
+        return self.source.batches(split)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The fitted features: their statistics, their graph and what it gives."""
+
+    fitted: Fitted
+    graph: Graph
+    schema: FeatureSchema
+
+
+def run(
+    system: System,
+    site: Site = Site(),
+    *,
+    until: Stage | None = None,
+    engine: Engine | None = None,
+    emit: Emit = silent,
+) -> Bundle | None:
+    """Run a system from its events to a registered bundle.
+
+    Args:
+        system: what to run.
+        site: where.
+        until: the last stage to run; None runs all.
+        engine: computes the statistics instead of the site's own.
+        emit: hears every metric, progress and note.
+
+    Returns:
+        The registered bundle, or None when the run stopped before.
+
+    Raises:
+        ValueError: the declaration and the events do not fit; names the offender.
+    """
+    if until is not None and until not in STAGES:
+        raise unknown("stage", until, STAGES)
+    work = Path(site.work)
+
+    with _stage("events", emit):
+        data = make_events(system, site, emit)
+    if until == "events":
+        return None
+    with _stage("features", emit):
+        features = make_features(system, data, work, engine or _engine(site), emit)
+    if until == "features":
+        return None
+    with _stage("train", emit):
+        graph = make_model(system, data, features, site, emit)
+    if until == "train":
+        return None
+    with _stage("compress", emit):
+        graph, report = make_smaller(system, data, features, graph, work, emit)
+    if until == "compress":
+        return None
+    with _stage("test", emit):
+        candidate = _bundle(system, data, features, graph, work)
+        probes = evaluate(candidate, system.probes, data.batches("test"), prefix="test/")
+        metrics = [*report, *probes]
+        _emit_all(probes, emit)
+    if until == "test":
+        return None
+    with _stage("register", emit):
+        return _register(site, candidate, features.fitted, metrics, emit)
+
+
+# -- events ----------------------------------------------------------------------------------------
+
+
+def make_events(system: System, site: Site, emit: Emit = silent) -> Data:
+    """Clean, join and split the events once; a source that is no table is read as it is."""
+    system.check(system.events.schema)
+    names = [*system.columns, *system.targets]
+    source: Source = system.events
+    data_digest = digest(describe(source))
+    if isinstance(source, Table):
+        directory = Path(site.work) / "events" / digest(fingerprint(source), names)
+        if (directory / Prepared.META).exists():
+            source = Prepared.open(directory)
+            emit(Note(stage="events", text=f"nothing changed: read from {directory}"))
+        else:
+            engine = site.engine
+            source = prepare(
+                source, names, directory, memory=engine.memory, threads=engine.threads, emit=emit
+            )
+        data_digest = source.digest
+    schema = source.schema
+    return Data(
+        source,
+        schema.select(system.columns),
+        schema.select(system.targets),
+        data_digest,
+    )
+
+
+def _engine(site: Site) -> Engine:
+    if site.engine.kind != "duckdb":
+        raise unknown("engine", site.engine.kind, ("duckdb",), "[engine] kind")
+    return DuckDB(memory=site.engine.memory, threads=site.engine.threads)
+
+
+# -- features --------------------------------------------------------------------------------------
+
+
+def make_features(
+    system: System, data: Data, work: Path, engine: Engine, emit: Emit = silent
+) -> Features:
+    """Fit the features' statistics in one pass and compile them to one graph."""
+    asked = [s for feature in system.features for s in feature.statistics()]
+    # What later events are compared with. A source that plays or samples is not read for it.
+    watched = _watched(data.schema) if isinstance(data.source, Tabular) else []
+    statistics = list(dict.fromkeys([*asked, *watched]))
+    key = digest(data.digest, describe(engine), [describe(s) for s in statistics])
+    path = work / "features" / f"{key}.json"
+    if path.exists():
+        fitted = sketch.from_json(json.loads(path.read_bytes()))
+    elif statistics:
+        fitted = engine.aggregate(data.source, statistics, emit)
+        write(path, canonical(sketch.to_json(fitted)).encode())
+    else:
+        fitted = {}
+    graph, schema = compile(system.features, data.schema, fitted)
+    return Features(fitted, graph, schema)
+
+
+def _watched(schema: Schema) -> list[Statistic]:
+    watched: list[Statistic] = []
+    for field in schema:
+        if field.shape or field.dtype in ("bytes", "timestamp"):
+            continue  # an image has no histogram, and time moves on in every stream
+        if field.dtype == "string":
+            watched.append(TopK(field.name))
+        else:
+            watched.append(Quantiles(field.name))
+    return watched
+
+
+# -- train -----------------------------------------------------------------------------------------
+
+
+def make_model(
+    system: System, data: Data, features: Features, site: Site, emit: Emit = silent
+) -> Graph:
+    """Train the model and put it behind the feature graph: raw columns to predictions."""
+    work = Path(site.work)
+    examples = Examples(
+        data.source,
+        Transform(features.graph, features.schema),
+        data.targets,
+        cache=(
+            work / "examples" / digest(features.graph.digest, data.digest, describe(data.targets))
+            if isinstance(data.source, Tabular)
+            else None
+        ),
+    )
+    parts = (system.train, system.model, features.graph.digest, data.digest, site.device)
+    directory = work / "train" / digest(*(describe(part) for part in parts))
+    directory.mkdir(parents=True, exist_ok=True)
+    with _alone(directory):
+        made = directory / "model.onnx"
+        if made.exists():
+            emit(Note(stage="train", text=f"nothing changed: read from {made}"))
+            return features.graph.join(Graph.load(made))
+        model = build(system.model, features.schema, seed=getattr(system.train, "seed", 0))
+        lent = Run(directory=directory, emit=emit, device=resolve(site.device))
+        fitted = system.train.fit(model, examples, lent)
+        if isinstance(fitted, Graph):  # a strategy may fit what is no torch module
+            graph = fitted
+        else:
+            predictions = getattr(system.train, "predictions", None)
+            graph = export(fitted, features.schema.tensors, predictions)
+        joined = features.graph.join(graph)
+        graph.save(made)
+        return joined
+
+
+# -- compress --------------------------------------------------------------------------------------
+
+
+def make_smaller(
+    system: System, data: Data, features: Features, graph: Graph, work: Path, emit: Emit = silent
+) -> tuple[Graph, list[Metric]]:
+    """Apply each pass, measured on the validation split; one that breaks a bound is refused."""
+    report: list[Metric] = []
+    if not system.compress:
+        return graph, report
+
+    def quality(candidate: Graph) -> dict[str, Metric]:
+        bundle = _bundle(system, data, features, candidate, work)
+        found = evaluate(bundle, system.probes, data.batches("validate"), prefix="")
+        return {metric.name: metric for metric in found}
+
+    before = quality(graph)
+    sample = next(iter(data.batches("validate")))
+    for step in system.compress:
+        candidate = step(graph, lambda: data.batches("validate"))
+        after = quality(candidate)
+        broken = [m for name, m in after.items() if not m.holds and before[name].holds]
+        figures = [*compare(graph, candidate, [sample]), *_both(before, after)]
+        kept = Metric(name="kept", value=float(not broken))
+        named = [
+            dataclasses.replace(m, name=f"compress/{step.name}/{m.name}") for m in (*figures, kept)
+        ]
+        report += named
+        _emit_all(named, emit)
+        if broken:
+            why = "; ".join(str(metric) for metric in broken)
+            text = f"{step.name} is refused, the graph before it stays: {why}"
+            emit(Note(stage="compress", text=text, warning=True))
+        else:
+            graph, before = candidate, after
+    return graph, report
+
+
+def _both(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Iterable[Metric]:
+    for name, metric in after.items():
+        for when, value in (("before", before[name].value), ("after", metric.value)):
+            yield Metric(name=f"{name}_{when}", value=value, repeatable=metric.repeatable)
+
+
+# -- bundle ----------------------------------------------------------------------------------------
+
+
+def _bundle(system: System, data: Data, features: Features, graph: Graph, work: Path) -> Bundle:
+    """A candidate: a whole bundle, not yet registered and without figures."""
+    inputs = data.schema.select(_used(graph, data.schema))
+    manifest = Manifest(
+        name=system.name,
+        inputs=inputs,
+        outputs=graph.session(threads=1).outputs,
+        targets=data.targets,
+        features=features.schema,
+        parents={
+            "events": data.digest,
+            "system": system.digest,
+            "features": features.graph.digest,
+        },
+        system=system.describe(),
+        packages=_packages(),
+    )
+    path = work / "candidates" / digest(graph.digest, system.digest, data.digest, _packages())
+    return (
+        Bundle.open(path)
+        if path.exists()
+        else Bundle.write(path, graph, manifest, trimmed(features.fitted))
+    )
+
+
+def _used(graph: Graph, schema: Schema) -> list[str]:
+    taken = {name.removesuffix(".utf8") for name in graph.inputs.names}
+    return [name for name in schema.names if name in taken]
+
+
+def trimmed(fitted: Fitted) -> Fitted:
+    """What a bundle keeps of the statistics: of each vocabulary the commonest values."""
+    return {
+        (TopK(s.column, KEPT_VALUES) if isinstance(s, TopK) else s): (
+            Counts.of(value.values, value.missing, KEPT_VALUES, value.others)
+            if isinstance(value, Counts)
+            else value
+        )
+        for s, value in fitted.items()
+    }
+
+
+def _register(
+    site: Site, candidate: Bundle, fitted: Fitted, metrics: Sequence[Metric], emit: Emit
+) -> Bundle:
+    manifest = dataclasses.replace(
+        candidate.manifest,
+        metrics={m.name: m.value for m in metrics if m.repeatable},
+        bounds={
+            m.name: (m.at_least, m.at_most)
+            for m in metrics
+            if m.at_least is not None or m.at_most is not None
+        },
+        files={},
+    )
+    registry = Registry(site.store)
+    bundle = registry.write(candidate.graph, manifest, trimmed(fitted))
+    registry.record(bundle.digest, [m for m in metrics if not m.repeatable])
+    emit(Note(stage="register", text=f"bundle {bundle.digest} in {site.store}"))
+    return bundle
+
+
+def _packages() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+# -- stages ----------------------------------------------------------------------------------------
+
+
+def _emit_all(metrics: Iterable[Metric], emit: Emit) -> None:
+    for metric in metrics:
+        emit(metric)
+
+
+@contextmanager
+def _stage(name: Stage, emit: Emit) -> Iterator[None]:
+    begin = time.perf_counter()
+    emit(Note(stage=name, text="begins"))
+    yield
+    seconds = time.perf_counter() - begin
+    emit(Metric(name=f"{name}/seconds", value=seconds, repeatable=False))
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold a training's directory: two runs of one training would overwrite each other's state."""
+    with (directory / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another run is training this very system in {directory}: wait for it, or give "
+                "this one another work directory."
+            ) from None
+        yield

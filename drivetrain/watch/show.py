@@ -1,0 +1,203 @@
+"""Draws a system or a bundle: as plain data, for the terminal, and as one self-contained page."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from drivetrain.core.schema import FeatureSchema, Schema
+
+if TYPE_CHECKING:
+    from drivetrain.core.bundle import Manifest
+
+Plain = Mapping[str, Any]
+
+
+def plain(
+    system: Plain,
+    *,
+    schema: Schema | None = None,
+    manifest: "Manifest | None" = None,
+    digest: str = "",
+) -> dict[str, Any]:
+    """All that the drawings show, as plain data.
+
+    Args:
+        system: a described declaration.
+        schema: the columns that the events have, if they were read.
+        manifest: the bundle's, if it is a bundle that is drawn.
+        digest: the bundle's.
+    """
+    features = manifest.features if manifest else None
+    stages = [
+        {"stage": "events", "lines": _plan(system.get("events"))},
+        {"stage": "features", "lines": [_line(f) for f in system.get("features", ())]},
+        {"stage": "model", "lines": [_line(system.get("model"))]},
+        {"stage": "train", "lines": [_line(system.get("train"))]},
+        {"stage": "compress", "lines": [_line(p) for p in system.get("compress", ())]},
+        {"stage": "probes", "lines": [_line(p) for p in system.get("probes", ())]},
+    ]
+    drawn: dict[str, Any] = {
+        "name": system.get("name", ""),
+        "digest": digest,
+        "stages": [stage for stage in stages if stage["lines"]],
+        "targets": list(system.get("targets", ())),
+    }
+    if schema is not None:
+        drawn["columns"] = schema.to_json()
+    if manifest is not None:
+        drawn["inputs"] = manifest.inputs.to_json()
+        drawn["outputs"] = manifest.outputs.to_json()
+        drawn["metrics"] = dict(manifest.metrics)
+        drawn["bounds"] = {name: list(bound) for name, bound in manifest.bounds.items()}
+        drawn["parents"] = dict(manifest.parents)
+        drawn["packages"] = dict(manifest.packages)
+        drawn["files"] = {name: dict(file) for name, file in manifest.files.items()}
+    if features is not None:
+        drawn["features"] = features.to_json()
+    return drawn
+
+
+def _plan(events: Any) -> list[str]:
+    """A described table, a line for each step, the first one first."""
+    lines: list[str] = []
+    while isinstance(events, Mapping):
+        inner = next((k for k in ("source", "parent", "left") if _described(events.get(k))), None)
+        lines.append(_line({k: v for k, v in events.items() if k != inner}))
+        events = events[inner] if inner else None
+    return lines[::-1]
+
+
+def _described(value: Any) -> bool:
+    return isinstance(value, Mapping) and "type" in value
+
+
+def _line(value: Any) -> str:
+    """A described value as its constructor would be written, what is empty left out."""
+    if isinstance(value, Mapping):
+        if value.get("type") == "code":
+            return str(value["name"])
+        kind = value.get("type", "")
+        fields = [
+            f"{key}={_line(item)}"
+            for key, item in value.items()
+            if key != "type" and item not in (None, "", [], {})
+        ]
+        return f"{kind}({', '.join(fields)})"
+    if isinstance(value, str):
+        return repr(value)
+    if isinstance(value, Sequence):
+        return f"[{', '.join(_line(item) for item in value)}]"
+    return str(value)
+
+
+def text(drawn: Plain) -> str:
+    """The drawing for a terminal."""
+    lines = [f"{drawn['name']}  {drawn['digest'][:12]}".rstrip(), ""]
+    for stage in drawn["stages"]:
+        for number, line in enumerate(stage["lines"]):
+            lines.append(f"{stage['stage'] if not number else '':10}{_short(line, 120)}")
+        lines.append("         ↓" if stage["stage"] in ("events", "features", "model") else "")
+    lines += _columns("columns", drawn.get("columns"))
+    lines += _columns("raw inputs", drawn.get("inputs"))
+    lines += _columns("predictions", drawn.get("outputs"))
+    if "features" in drawn:
+        lines += ["model inputs"]
+        lines += [f"  {name:28}{size:24}from {of}" for name, size, of in _inputs(drawn)]
+    for title in ("metrics", "parents", "packages"):
+        if drawn.get(title):
+            lines += ["", title]
+            lines += [f"  {key:40}{_number(item)}" for key, item in drawn[title].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _columns(title: str, fields: Any) -> list[str]:
+    if not fields:
+        return []
+    return [title, *(f"  {f['name']:28}{f['dtype']}{f['shape'] or ''}" for f in fields), ""]
+
+
+def _inputs(drawn: Plain) -> Iterable[tuple[str, str, str]]:
+    for feature in FeatureSchema.from_json(drawn["features"]).features:
+        size = f"{feature.kind} {feature.width}"
+        if feature.cardinality:
+            size += f" of {feature.cardinality:,}"
+        if feature.shape:
+            size = f"{feature.kind} {list(feature.shape)}"
+        yield feature.name, size, ", ".join(feature.columns)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _short(line: str, width: int) -> str:
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #1a2027;
+       padding: 0 1rem; background: #fff }
+h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.05rem; margin: 2rem 0 .4rem }
+.digest { color: #68737d; font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
+.flow { display: flex; flex-wrap: wrap; gap: .6rem; align-items: stretch; margin: 1.2rem 0 }
+.stage { border: 1px solid #c9d1d9; border-radius: 8px; padding: .6rem .8rem; flex: 1 1 15rem;
+         background: #f6f8fa; min-width: 0 }
+.stage b { display: block; color: #0b5cad } .stage code { display: block; font-size: 12px;
+         overflow-wrap: anywhere; margin-top: .2rem }
+table { border-collapse: collapse; width: 100% }
+td, th { text-align: left; border-bottom: 1px solid #e3e8ec; padding: .25rem .6rem .25rem 0 }
+td.n { font-family: ui-monospace, monospace; font-size: 13px; overflow-wrap: anywhere }
+@media (prefers-color-scheme: dark) { body { background: #11161b; color: #d7dde3 }
+  .stage { background: #1a2129; border-color: #36414c } .stage b { color: #6cb2ff }
+  td, th { border-color: #2a333c } }
+"""
+
+
+def html(drawn: Plain) -> str:
+    """The drawing as one page that needs nothing else: no script, no font, no address."""
+    stages = "".join(
+        f'<div class="stage"><b>{escape(s["stage"])}</b>'
+        + "".join(f"<code>{escape(line)}</code>" for line in s["lines"])
+        + "</div>"
+        for s in drawn["stages"]
+    )
+    parts = [
+        f"<h1>{escape(drawn['name'])}</h1>",
+        f'<div class="digest">{escape(drawn["digest"])}</div>',
+        f'<div class="flow">{stages}</div>',
+    ]
+    for title in ("columns", "inputs", "outputs"):
+        if drawn.get(title):
+            rows = [(f["name"], f"{f['dtype']} {f['shape'] or ''}") for f in drawn[title]]
+            parts.append(_table(title, ("name", "type"), rows))
+    if "features" in drawn:
+        parts.append(_table("model inputs", ("feature", "tensor", "columns"), _inputs(drawn)))
+    if drawn.get("metrics"):
+        bounds = drawn.get("bounds", {})
+        rows = [(k, _number(v), _bound(bounds.get(k))) for k, v in drawn["metrics"].items()]
+        parts.append(_table("metrics", ("metric", "value", "bound"), rows))
+    for title in ("parents", "packages"):
+        if drawn.get(title):
+            parts.append(_table(title, (title, ""), drawn[title].items()))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(drawn['name'])}</title><style>{STYLE}</style></head>"
+        f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _bound(bound: Sequence[float | None] | None) -> str:
+    low, high = bound or (None, None)
+    parts = [f"at least {low:g}"] if low is not None else []
+    parts += [f"at most {high:g}"] if high is not None else []
+    return ", ".join(parts)
+
+
+def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    header = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join(
+        "<tr>" + "".join(f'<td class="n">{escape(str(cell))}</td>' for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f"<h2>{escape(title)}</h2><table><tr>{header}</tr>{body}</table>"
