@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import PurePath
 from types import FunctionType, MethodType, ModuleType
@@ -63,26 +63,26 @@ def _describe_object(value: Any, inside: tuple[int, ...]) -> Any:
         return value.isoformat()
     if hasattr(value, "dtype") and hasattr(value, "tobytes"):  # an array or scalar of numpy
         content = hashlib.sha256(value.tobytes()).hexdigest()
-        return {
-            "type": kind,
-            "dtype": str(value.dtype),
-            "shape": list(value.shape),
-            "sha256": content,
-        }
+        shape = list(value.shape)
+        return {"type": kind, "dtype": str(value.dtype), "shape": shape, "sha256": content}
     try:
-        held: object = vars(value)
-    except TypeError:
-        raise TypeError(f"{value!r} of type {kind} has no canonical description") from None
+        held = cast("object", vars(value))
+    except TypeError:  # without a dictionary, such as torch.float32: what a copy is made from
+        try:
+            held = {"value": value.__reduce__()}
+        except TypeError:
+            raise TypeError(f"{value!r}, a {kind}, has no canonical description") from None
     return {"type": kind, **_describe(held, inside)}
 
 
 def _describe_code(value: Any, inside: tuple[int, ...]) -> dict[str, Any]:
+    held: dict[str, object]
     if isinstance(value, partial):
         made = cast("partial[Any]", value)
         held = {"of": made.func, "arguments": made.args, "keywords": made.keywords}
         return {"type": "partial", **_describe(held, inside)}
     if isinstance(value, MethodType):
-        held = {"of": value.__func__, "self": cast("object", value.__self__)}
+        held = {"of": value.__func__, "self": value.__self__}
         return {"type": "method", **_describe(held, inside)}
     if not isinstance(value, type | FunctionType) and hasattr(value, "__dict__"):
         held = {"class": cast("object", type(value)), "holds": vars(value)}
@@ -97,9 +97,8 @@ def _describe_code(value: Any, inside: tuple[int, ...]) -> dict[str, Any]:
     return {**code, "holds": _describe(held, inside)} if held else code
 
 
-def _held(function: Callable[..., Any]) -> dict[str, object]:
+def _held(function: FunctionType) -> dict[str, object]:
     """What a function carries beside its source: defaults and closed-over variables."""
-    assert isinstance(function, FunctionType)
     held: dict[str, object] = {}
     if function.__defaults__ or function.__kwdefaults__:
         held["defaults"] = [function.__defaults__, function.__kwdefaults__]
