@@ -1,19 +1,23 @@
 """Named columns of numpy arrays of equal length; to and from Arrow, rows and graph feeds."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.need import need
-from drivetrain.core.schema import MISSING_INT, Field, Schema
+from drivetrain.core.schema import MISSING_INT, Dtype, Field, Schema
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+ArrowTable = Any
+"""A ``pyarrow.Table`` or ``pyarrow.RecordBatch``; pyarrow ships no types."""
+
+ArrowType = Any
+"""A ``pyarrow.DataType``."""
 
 Array = np.ndarray[Any, Any]
 EPOCH = datetime(1970, 1, 1)
@@ -114,7 +118,7 @@ class Batch:
     # -- Arrow ---------------------------------------------------------------------------------
 
     @classmethod
-    def from_arrow(cls, table: "pa.RecordBatch | pa.Table", schema: Schema) -> "Batch":
+    def from_arrow(cls, table: ArrowTable, schema: Schema) -> "Batch":
         """The columns of ``schema`` out of an Arrow table, missing values made explicit.
 
         Raises:
@@ -131,7 +135,7 @@ class Batch:
             columns[field.name] = _from_arrow(column, field)
         return cls(columns)
 
-    def to_arrow(self) -> "pa.Table":
+    def to_arrow(self) -> ArrowTable:
         """An Arrow table; missing values stay in their explicit form, floats' NaN apart."""
         pa = need("pyarrow", "data")
         arrays: dict[str, Any] = {}
@@ -140,7 +144,7 @@ class Batch:
                 arrays[name] = pa.DictionaryArray.from_arrays(column.codes, column.values)
             elif column.ndim > 1:
                 flat = pa.array(column.reshape(-1))
-                width = int(np.prod(column.shape[1:]))
+                width = math.prod(column.shape[1:])
                 arrays[name] = pa.FixedSizeListArray.from_arrays(flat, width)
             else:
                 arrays[name] = pa.array(column)
@@ -157,9 +161,9 @@ class Batch:
         Raises:
             ValueError: a column is absent, unknown or of the wrong type; names row and column.
         """
-        allowed = set(schema.names)
+        allowed = frozenset(schema.names)
         for number, row in enumerate(rows):
-            if row.keys() == allowed:
+            if not row.keys() ^ allowed:
                 continue
             for name in row:
                 if name not in allowed:
@@ -190,26 +194,40 @@ def column_of(values: Sequence[Any], field: Field) -> Array:
         except (TypeError, ValueError, OverflowError):
             raise wrong(f"row {number}, column {field.name!r}", value, allowed) from None
     array = np.empty(len(found), dtype=field.numpy)
-    array[:] = found
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and infinite is missing
+        array[:] = found
     return array
 
 
 def _nested(values: Sequence[Any], field: Field) -> Array:
-    shape = tuple(-1 if n is None else n for n in field.shape)
     rows: list[Array] = []
     for number, value in enumerate(values):
         where = f"row {number}, column {field.name!r}"
+        if value is None and None not in field.shape:
+            value = np.full([n or 0 for n in field.shape], missing_number(field), field.numpy)
         try:
-            row = np.asarray(value, dtype=field.numpy)
+            with np.errstate(over="ignore"):
+                row = np.asarray(value, dtype=field.numpy)
         except (TypeError, ValueError, OverflowError):
             raise wrong(where, value, f"{field.dtype} numbers of shape {field.shape}") from None
-        same = len(row.shape) == len(shape) and all(
-            b in (-1, a) for a, b in zip(row.shape, shape, strict=True)
-        )
-        if not same:
+        if len(row.shape) != len(field.shape) or any(
+            allowed not in (None, n) for n, allowed in zip(row.shape, field.shape, strict=True)
+        ):
             raise wrong(where, row.shape, f"shape {field.shape}")
+        if rows and row.shape != rows[0].shape:
+            raise wrong(where, row.shape, f"shape {rows[0].shape}, as the first row has")
         rows.append(row)
-    return np.stack(rows) if rows else np.empty((0, *(max(n, 0) for n in shape)), field.numpy)
+    return np.stack(rows) if rows else np.empty((0, *(n or 0 for n in field.shape)), field.numpy)
+
+
+def missing_number(field: Field) -> float | int:
+    """How a missing element of a numeric field travels; narrow integers have only 0 for it."""
+    if field.dtype.startswith("float"):
+        return float("nan")
+    return MISSING_INT if field.numpy == "int64" else 0
+
+
+_NUMBERS: tuple[type[Any], ...] = (int, float, np.integer, np.floating, np.bool_)
 
 
 def _string(value: Any) -> str:
@@ -226,19 +244,21 @@ def _bytes(value: Any) -> bytes:
         return b""
     if isinstance(value, str):
         return value.encode()
-    if not isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError
-    return bytes(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(cast("bytes", value))
+    raise TypeError
 
 
 def _integer(value: Any) -> int:
     if value is None:
         return MISSING_INT
-    if isinstance(value, float | np.floating) and not float(value).is_integer():
+    if not isinstance(value, _NUMBERS):
         raise TypeError
-    if not isinstance(value, int | float | np.integer | np.floating | np.bool_):
-        raise TypeError
+    if value != value or value in (math.inf, -math.inf):
+        return MISSING_INT
     number = int(value)
+    if number != value:
+        raise TypeError
     if not -(2**63) <= number < 2**63:
         raise OverflowError
     return number
@@ -247,7 +267,7 @@ def _integer(value: Any) -> int:
 def _float(value: Any) -> float:
     if value is None:
         return float("nan")
-    if not isinstance(value, int | float | np.integer | np.floating | np.bool_):
+    if not isinstance(value, _NUMBERS):
         raise TypeError
     return float(value)
 
@@ -281,7 +301,7 @@ _CONVERT: Mapping[str, tuple[str, Any]] = {
 # -- Arrow types -----------------------------------------------------------------------------------
 
 
-def field_of_arrow(name: str, kind: "pa.DataType") -> Field:
+def field_of_arrow(name: str, kind: ArrowType) -> Field:
     """The field that holds an Arrow column.
 
     Raises:
@@ -292,17 +312,18 @@ def field_of_arrow(name: str, kind: "pa.DataType") -> Field:
         return field_of_arrow(name, kind.value_type)
     if types.is_fixed_size_list(kind):
         inner = field_of_arrow(name, kind.value_type)
-        return Field(name, inner.dtype, (kind.list_size, *inner.shape))
-    tests = (
-        ("string", (types.is_string, types.is_large_string, types.is_string_view, types.is_null)),
-        ("bytes", (types.is_binary, types.is_large_binary, types.is_fixed_size_binary)),
-        ("timestamp", (types.is_timestamp, types.is_date)),
-        ("int64", (types.is_integer, types.is_boolean)),
-        ("float32", (types.is_float16, types.is_float32)),
-        ("float64", (types.is_float64, types.is_decimal)),
+        if inner.dtype in NUMERIC:
+            return Field(name, inner.dtype, (kind.list_size, *inner.shape))
+    tests: tuple[tuple[Dtype, str], ...] = (
+        ("string", "string large_string string_view null"),
+        ("bytes", "binary large_binary binary_view fixed_size_binary"),
+        ("timestamp", "timestamp date"),
+        ("int64", "integer boolean"),
+        ("float32", "float16 float32"),
+        ("float64", "float64 decimal"),
     )
-    for dtype, checks in tests:
-        if any(check(kind) for check in checks):
+    for dtype, names in tests:
+        if any(getattr(types, f"is_{test}")(kind) for test in names.split()):
             return Field(name, dtype)
     raise wrong(
         f"column {name!r}",
@@ -312,48 +333,61 @@ def field_of_arrow(name: str, kind: "pa.DataType") -> Field:
     )
 
 
+NUMERIC = ("int64", "float32", "float64")
+
+
 def _from_arrow(column: Any, field: Field) -> Column:
     pa = need("pyarrow", "data")
     pc = need("pyarrow.compute", "data")
-    kind = column.type
-    found = field_of_arrow(field.name, kind)
-    if pa.types.is_null(kind):  # a column that is null throughout can be of any type
-        column, found = column.cast(_arrow_type(field)), field
-    numeric = ("int64", "float32", "float64")
-    if found.dtype != field.dtype and not (found.dtype in numeric and field.dtype in numeric):
-        raise wrong(f"column {field.name!r}", str(kind), f"{field.dtype} as declared")
-    if field.shape:
-        width = int(np.prod([n or 0 for n in field.shape]))
-        values = column.flatten() if column.null_count == 0 else _fill_lists(column, width)
-        array = values.to_numpy(zero_copy_only=False)
-        return array.astype(field.numpy, copy=False).reshape(len(column), *field.shape)
+    where = f"column {field.name!r}"
+    if pa.types.is_null(column.type):  # a column that is null throughout can be of any type
+        column = column.cast(_arrow_type(field))
+    found = field_of_arrow(field.name, column.type)
+    if found.dtype != field.dtype and not (found.dtype in NUMERIC and field.dtype in NUMERIC):
+        raise wrong(where, str(column.type), f"{field.dtype} as declared")
+    if math.prod(n or 0 for n in found.shape) != math.prod(n or 0 for n in field.shape):
+        raise wrong(where, str(column.type), f"{field.dtype} of shape {field.shape}")
     if field.dtype in ("string", "bytes"):
-        if not pa.types.is_dictionary(kind):
+        if not pa.types.is_dictionary(column.type):
             column = pc.dictionary_encode(column)
         return _categorical(column, "" if field.dtype == "string" else b"")
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    rows = len(column)
+    while pa.types.is_fixed_size_list(column.type):
+        column = _elements(column)
+    try:
+        return _numbers(column, field).reshape(rows, *field.shape)
+    except pa.ArrowInvalid as error:
+        raise wrong(where, str(error), f"{field.dtype} as declared") from None
+
+
+def _numbers(column: Any, field: Field) -> Array:
+    """Numbers, moments and booleans as one flat array of the field's type."""
+    pa = need("pyarrow", "data")
+    pc = need("pyarrow.compute", "data")
+    kind = column.type
+    whole = field.numpy == "int64"
     if field.dtype == "timestamp":
         if pa.types.is_date(kind):
-            column = column.cast(pa.timestamp("us"))
-        column = column.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False)
+            column, kind = column.cast(pa.timestamp("s")), pa.timestamp("s")
+        # finer times lose what is below a microsecond; coarser ones must not overflow
+        column = column.cast(pa.timestamp("us", kind.tz), safe=kind.unit in ("s", "ms"))
+    elif whole and pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, kind))
+    elif not whole and not pa.types.is_floating(kind):
+        if pa.types.is_boolean(kind):
+            column = column.cast(pa.uint8())
+        column = column.cast(pa.float64(), safe=False)  # rounds to the nearest, as floats do
+    if whole:
         column = column.cast(pa.int64())
-    elif pa.types.is_decimal(kind):
-        column = column.cast(pa.float64())
-    elif pa.types.is_boolean(kind):
-        column = column.cast(pa.int64() if field.dtype == "int64" else pa.uint8())
-    missing = MISSING_INT if field.numpy == "int64" else float("nan")
-    if field.numpy == "int64" and not pa.types.is_int64(column.type):
-        try:
-            column = column.cast(pa.int64())
-        except pa.ArrowInvalid as error:
-            raise wrong(f"column {field.name!r}", str(error), "integers") from None
-    elif field.numpy != "int64" and not pa.types.is_floating(column.type):
-        column = column.cast(_arrow_type(field))
     if column.null_count:
-        column = column.fill_null(missing)
-    return column.to_numpy(zero_copy_only=False).astype(field.numpy, copy=False)
+        column = column.fill_null(pa.scalar(missing_number(field), column.type))
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and infinite is missing
+        return column.to_numpy(zero_copy_only=False).astype(field.numpy, copy=False)
 
 
-def _arrow_type(field: Field) -> Any:
+def _arrow_type(field: Field) -> ArrowType:
     pa = need("pyarrow", "data")
     kinds = {"string": pa.string(), "bytes": pa.binary(), "timestamp": pa.timestamp("us")}
     kind = kinds.get(field.dtype) or pa.from_numpy_dtype(field.numpy)
@@ -362,25 +396,26 @@ def _arrow_type(field: Field) -> Any:
     return kind
 
 
-def _fill_lists(column: Any, width: int) -> Any:
-    """The elements of fixed-size lists, a missing list as ``width`` missing elements."""
+def _elements(column: Any) -> Any:
+    """The elements of fixed-size lists; a missing list has as many missing elements."""
     pa = need("pyarrow", "data")
-    pc = need("pyarrow.compute", "data")
-    flat = column.values.slice(column.offset * width, len(column) * width)
-    valid = pa.array(np.repeat(column.is_valid().to_numpy(zero_copy_only=False), width))
-    missing = pa.scalar(float("nan") if pa.types.is_floating(flat.type) else 0, flat.type)
-    return pc.if_else(valid, pc.fill_null(flat, missing), missing)
+    if not column.null_count:
+        return column.flatten()
+    width: int = column.type.list_size
+    start: int = column.offset * width
+    stop: int = start + len(column) * width
+    at = np.arange(start, stop)
+    absent = np.repeat(~column.is_valid().to_numpy(zero_copy_only=False), width)
+    return column.values.take(pa.array(at, mask=absent))
 
 
 def _categorical(column: Any, missing: str | bytes) -> Categorical:
-    values = column.dictionary.to_numpy(zero_copy_only=False)
+    values: Array = column.dictionary.to_numpy(zero_copy_only=False).astype(object, copy=False)
     codes = column.indices
-    if column.null_count or column.dictionary.null_count:
-        values = np.append(values, None)
-        values[[value is None for value in values]] = missing
+    if codes.null_count or column.dictionary.null_count:
+        values = np.array([*(missing if v is None else v for v in values), missing], dtype=object)
         codes = codes.cast("int32").fill_null(len(values) - 1)
-    codes = codes.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-    return Categorical(codes, values.astype(object, copy=False))
+    return Categorical(codes.to_numpy(zero_copy_only=False).astype(np.int32, copy=False), values)
 
 
 # -- what a graph is fed ---------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from drivetrain.core.batch import Array, Batch, feed
 from drivetrain.core.durable import write
+from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.need import need
 from drivetrain.core.schema import ONNX_TYPE, Dtype, Field, Schema
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime
 
 OPSET = 20
 ML_OPSET = 4
@@ -55,9 +55,12 @@ class Graph:
             ValueError: the model is not valid ONNX, or newer than this package writes.
         """
         onnx = need("onnx", "train")
-        model = _to_our_opset(model)
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        model = _to_our_opset(onnx.inliner.inline_local_functions(copy) if copy.functions else copy)
         model.ir_version = IR_VERSION
         del model.graph.value_info[:]  # stale shapes break the quantizer; run time infers its own
+        _forget_origin(model)
         try:
             onnx.checker.check_model(model)
         except onnx.checker.ValidationError as error:
@@ -105,24 +108,28 @@ class Graph:
             keep: outputs of this graph that stay outputs of the joined one.
 
         Raises:
-            ValueError: nothing joins, or a tensor has different types on the two sides.
+            ValueError: nothing joins, a tensor has different types on the two sides, ``keep``
+                names no output, or an output would be there twice.
         """
         onnx = need("onnx", "train")
-        ours = {field.name: field for field in self.outputs}
-        shared = [field.name for field in after.inputs if field.name in ours]
-        if not shared:
+        shared = self._shared(after)
+        for name in keep:
+            if name not in self.outputs:
+                raise unknown("output", name, self.outputs.names, "keep")
+        twice = {*keep, *shared, *self.inputs.names} & set(after.outputs.names)
+        if twice:
             raise ValueError(
-                f"graphs join where an output has an input's name; found outputs "
-                f"{list(ours)} and inputs {list(after.inputs.names)}."
+                f"a joined graph has each tensor once; found twice: {', '.join(sorted(twice))}; "
+                "give one of them another name."
             )
-        for name in shared:
-            left, right = ours[name].dtype, after.inputs.field(name).dtype
-            if left != right:
-                raise ValueError(f"tensor {name!r}: found {left}, allowed: {right}.")
         model = self.proto
-        depth = max((_depth(node.name) for node in model.graph.node), default=0) + 1
+        wanted = [value for value in model.graph.output if value.name in {*keep, *shared}]
+        kept = [value for value in wanted if value.name in keep]
+        del model.graph.output[:]
+        model.graph.output.extend(wanted)
+        model = _apart(model, {*after.inputs.names, *after.outputs.names})
         second = onnx.compose.add_prefix(
-            after.proto, prefix=f"join{depth}/", rename_inputs=False, rename_outputs=False
+            after.proto, _free_prefix(model.graph), rename_inputs=False, rename_outputs=False
         )
         graph = model.graph
         graph.node.extend(second.graph.node)
@@ -130,23 +137,73 @@ class Graph:
         graph.sparse_initializer.extend(second.graph.sparse_initializer)
         present = {value.name for value in graph.input}
         graph.input.extend(
-            v for v in second.graph.input if v.name not in ours and v.name not in present
+            v for v in second.graph.input if v.name not in shared and v.name not in present
         )
-        kept = [value for value in graph.output if value.name in keep]
         del graph.output[:]
         graph.output.extend(second.graph.output)
         graph.output.extend(kept)
         domains = {entry.domain for entry in model.opset_import}
         model.opset_import.extend(e for e in second.opset_import if e.domain not in domains)
-        taken = {f.name for f in model.functions}
-        model.functions.extend(f for f in second.functions if f.name not in taken)
         return Graph.from_proto(model)
 
+    def _shared(self, after: "Graph") -> set[str]:
+        """The outputs that feed inputs of ``after``."""
+        shared = {name for name in after.inputs.names if name in self.outputs}
+        if not shared:
+            raise ValueError(
+                "graphs join where an output has an input's name; found outputs "
+                f"{list(self.outputs.names)} and inputs {list(after.inputs.names)}."
+            )
+        ours = {f.name: f for f in (*self.inputs, *self.outputs)}
+        for field in after.inputs:
+            left = ours.get(field.name, field)
+            if left.dtype != field.dtype:
+                raise ValueError(
+                    f"tensor {field.name!r}: found {left.dtype}, allowed: {field.dtype}."
+                )
+        return shared
 
-def _depth(name: str) -> int:
-    """How many joins a node has been through: the number in its prefix."""
-    head = name.partition("/")[0].removeprefix("join")
-    return int(head) if head.isdigit() else 0
+
+def _tensors(graph: "onnx.GraphProto") -> set[str]:
+    """Every name inside a graph, but those of its inputs: nodes, what they give, initializers."""
+    given = {name for node in graph.node for name in (*node.output, node.name)}
+    return given | {tensor.name for tensor in graph.initializer}
+
+
+def _apart(model: "onnx.ModelProto", names: set[str]) -> "onnx.ModelProto":
+    """The model, its inner tensors renamed if one is called as the other graph's ends are."""
+    outer = {value.name for value in (*model.graph.input, *model.graph.output)}
+    if not names & (_tensors(model.graph) - outer):
+        return model
+    return need("onnx", "train").compose.add_prefix(
+        model, _free_prefix(model.graph), rename_inputs=False, rename_outputs=False
+    )
+
+
+def _free_prefix(graph: "onnx.GraphProto") -> str:
+    """A prefix that no name in a graph has."""
+    taken = {name.partition("/")[0] for name in _tensors(graph)}
+    depth = 1
+    while f"join{depth}" in taken:
+        depth += 1
+    return f"join{depth}/"
+
+
+def _forget_origin(model: "onnx.ModelProto") -> None:
+    """Drop what tells where a model was made: stack traces with file names would be digested."""
+    del model.metadata_props[:]
+    graphs = [model.graph]
+    for graph in graphs:  # grows by the graphs inside of nodes
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for value in (*graph.input, *graph.output):
+            value.doc_string = ""
+            del value.metadata_props[:]
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+            graphs.extend(a.g for a in node.attribute if a.HasField("g"))
+            graphs.extend(inner for a in node.attribute for inner in a.graphs)
 
 
 def _to_our_opset(model: "onnx.ModelProto") -> "onnx.ModelProto":
@@ -177,6 +234,9 @@ def _schema(values: "Sequence[onnx.ValueInfoProto]") -> Schema:
     fields: list[Field] = []
     for value in values:
         tensor = value.type.tensor_type
+        if tensor.elem_type not in _DTYPE:
+            kind = str(value.type).strip().replace("\n", " ")
+            raise wrong(f"tensor {value.name!r}", kind, "dense tensors of " + ", ".join(ONNX_TYPE))
         shape = tuple(
             d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim[1:]
         )
@@ -192,7 +252,7 @@ class Session:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self._session: onnxruntime.InferenceSession = ort.InferenceSession(
+        self._session: Any = ort.InferenceSession(  # onnxruntime ships no types
             model, options, providers=["CPUExecutionProvider"]
         )
         self.inputs: tuple[tuple[str, tuple[int | str | None, ...]], ...] = tuple(
@@ -206,26 +266,39 @@ class Session:
         """Run over all rows of a batch.
 
         Raises:
-            ValueError: the batch lacks a column that the graph takes.
+            ValueError: the batch lacks a column that the graph takes, or has one of another type.
         """
         names = list(self.outputs.names if outputs is None else outputs)
         feeds = {name: feed(batch, name, shape) for name, shape in self.inputs}
-        arrays = self._session.run(names, feeds)
-        return Batch(dict(zip(names, cast("list[Array]", arrays), strict=True)))
+        try:
+            arrays: list[Array] = self._session.run(names, feeds)
+        except Exception:
+            self._blame(feeds)
+            raise
+        return Batch(dict(zip(names, arrays, strict=True)))
+
+    def _blame(self, feeds: Mapping[str, Array]) -> None:
+        """Name the column that was at fault, where it was one."""
+        for field in self.input_schema:
+            found = feeds[field.name]
+            if found.dtype.name != field.numpy:
+                raise wrong(f"column {field.name!r}", found.dtype.name, field.dtype)
+            inner = found.shape[1:]
+            if len(inner) != len(field.shape) or any(
+                n not in (None, m) for n, m in zip(field.shape, inner, strict=True)
+            ):
+                raise wrong(f"column {field.name!r}", inner, f"rows of shape {field.shape}")
 
     def raw(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """Run over arrays that are already as the graph takes them: the hot path."""
-        return cast("list[Any]", self._session.run(outputs, feeds))
+        return self._session.run(outputs, feeds)
 
 
 def _ort_schema(nodes: Sequence[Any]) -> Schema:
-    return Schema(
-        tuple(
-            Field(
-                node.name,
-                _ORT_DTYPE[node.type],
-                tuple(n if isinstance(n, int) else None for n in node.shape[1:]),
-            )
-            for node in nodes
-        )
-    )
+    fields: list[Field] = []
+    for node in nodes:
+        if node.type not in _ORT_DTYPE:
+            raise wrong(f"tensor {node.name!r}", node.type, ", ".join(_ORT_DTYPE))
+        shape = tuple(n if isinstance(n, int) else None for n in node.shape[1:])
+        fields.append(Field(node.name, _ORT_DTYPE[node.type], shape))
+    return Schema(tuple(fields))
