@@ -1,0 +1,62 @@
+# Everything runs in .venv; a target sets up what it needs and no more.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help run stop test test-fast lint types format bench-setup bench clean system-packages
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+run: $(VENV)/.run ## from raw flights to a served model: trains, serves, predicts, leaves the URL
+	$(BIN)/python examples/tour.py
+
+stop: ## end the server that `make run` left
+	@$(BIN)/python examples/tour.py --stop
+
+test: $(VENV)/.test system-packages ## set up and run every test, with lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.test ## the tests that take no more than a moment each
+	$(BIN)/python -m pytest -m "not slow" -x
+
+lint: $(VENV)/.test ## format and rules, as CI holds them
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.test ## pyright, strict on the core
+	$(BIN)/pyright
+
+format: $(VENV)/.test ## write the format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-setup: $(VENV)/.bench ## install the peers that the benchmarks compare with
+
+bench: $(VENV)/.bench ## print the figures, peer and project in one run
+	$(BIN)/python bench/main_path.py --quick --json
+
+clean: ## forget the environment and all that runs kept
+	rm -rf $(VENV) .drivetrain
+
+system-packages: ## servers that some tests talk to, from the system's package manager
+	@sh .ci/system-packages
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[all,examples]'
+	@touch $@
+
+$(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) -e '.[bench]'
+	@touch $@

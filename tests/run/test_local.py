@@ -1,0 +1,93 @@
+"""The local launcher: what it would start, what it starts, and that nothing outlives it."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from drivetrain.core.job import Job, Resources
+from drivetrain.run.local import Local
+
+
+def job(code: str, processes: int = 1, cpus: int = 0, **environment: str) -> Job:
+    resources = Resources(processes=processes, cpus=cpus)
+    command = (sys.executable, "-c", textwrap.dedent(code))
+    return Job(name="job", command=command, environment=environment, resources=resources)
+
+
+def test_rendering_shows_every_process_with_its_rank_and_starts_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "started"
+    text = Local().render(job(f"open({str(path)!r}, 'w')", processes=2, cpus=3, NAME="a b"))
+    first, second = text.splitlines()
+    assert first.startswith("NAME='a b' OMP_NUM_THREADS=3 RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 ")
+    assert " RANK=1 " in second
+    assert not path.exists()
+
+
+def test_each_process_finds_its_place_in_the_environment(tmp_path: Path) -> None:
+    code = f"""
+        import os, pathlib
+        pathlib.Path({str(tmp_path)!r}, os.environ["RANK"]).write_text(os.environ["WORLD_SIZE"])
+    """
+    assert Local().start(job(code, processes=3)) == 0
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"0": "3", "1": "3", "2": "3"}
+
+
+def test_one_failure_ends_the_others_and_its_status_is_the_jobs() -> None:
+    code = """
+        import os, sys, time
+        sys.exit(7) if os.environ["RANK"] == "1" else time.sleep(60)
+    """
+    begin = time.monotonic()
+    assert Local(grace=5).start(job(code, processes=2)) == 7
+    assert time.monotonic() - begin < 30
+
+
+def test_a_process_that_ignores_the_request_to_end_is_ended() -> None:
+    code = """
+        import os, signal, sys, time
+        if os.environ["RANK"] == "0":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(60)
+        time.sleep(1)
+        sys.exit(3)
+    """
+    assert Local(grace=0.2).start(job(code, processes=2)) == 3
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_reaches_its_processes(tmp_path: Path) -> None:
+    child = f"""
+        import os, pathlib, time
+        pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
+        time.sleep(60)
+    """
+    launcher = f"""
+        import sys
+        from drivetrain.core.job import Job
+        from drivetrain.run.local import Local
+        sys.exit(Local().start(Job(name="j", command=(sys.executable, "-c", {child!r}.strip()))))
+    """
+    launcher = launcher.replace(repr(child), repr(textwrap.dedent(child)))
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(launcher)])
+    pid = tmp_path / "pid"
+    for _ in range(200):
+        if pid.exists() and pid.read_text():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+@pytest.mark.parametrize(("field", "value"), [("nodes", 2), ("processes", 0)])
+def test_resources_that_one_machine_cannot_give_are_refused(field: str, value: int) -> None:
+    wanted = Job(name="job", command=("true",), resources=Resources(**{field: value}))
+    with pytest.raises(ValueError, match=rf"resources\.{field}: found {value}"):
+        Local().render(wanted)
