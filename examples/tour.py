@@ -118,10 +118,11 @@ def predict(url: str) -> None:
 
 def flights(count: int) -> tuple[list[dict[str, object]], list[bool]]:
     """Raw rows that the model never saw, and whether each was late."""
+    from drivetrain.events.prepared import Prepared
+
     from drivetrain.core.bundle import Bundle
     from drivetrain.core.schema import MISSING_INT
     from drivetrain.core.site import Site
-    from drivetrain.events.prepared import Prepared
 
     site = Site.load(SITE)
     bundle = Bundle.open(Path(site.store) / "bundles" / newest())
