@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -76,6 +78,9 @@ class Manifest:
         if found != FORMAT:
             raise wrong("manifest.format", found, f"{FORMAT}")
         values = {key: value for key, value in data.items() if key != "format"}
+        for name in ("metrics", "bounds", "parents", "system", "packages", "files"):
+            if not isinstance(values.get(name, {}), Mapping):
+                raise wrong(f"manifest.{name}", values[name], "an object")
         for name in ("inputs", "outputs", "targets"):
             values[name] = Schema.from_json(values[name])
         values["features"] = FeatureSchema.from_json(values["features"])
@@ -105,20 +110,11 @@ class Bundle:
         """
         if path.exists():
             raise FileExistsError(f"{path} exists, and a bundle is never changed")
-        contents = {
-            GRAPH: graph.model,
-            STATISTICS: canonical(sketch.to_json(fitted)).encode(),
-        }
-        files = {
-            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-            for name, data in contents.items()
-        }
-        complete = {**manifest.to_json(), "files": files}
+        contents = pack(graph, manifest, fitted)
         with directory(path) as temporary:
             for name, data in contents.items():
                 (temporary / name).write_bytes(data)
-            (temporary / MANIFEST).write_bytes(canonical(complete).encode())
-        return cls.open(path)
+        return cls.open(path, hashlib.sha256(contents[MANIFEST]).hexdigest())
 
     @classmethod
     def open(cls, path: str | Path, digest: str | None = None) -> "Bundle":
@@ -133,18 +129,20 @@ class Bundle:
             ValueError: a file is absent, was changed or is one that no manifest names.
         """
         path = Path(path)
-        try:
-            text = (path / MANIFEST).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise FileNotFoundError(f"no bundle at {path}: it has no {MANIFEST}") from None
+        if not os.path.lexists(path / MANIFEST):
+            raise FileNotFoundError(f"no bundle at {path}: it has no {MANIFEST}")
+        names = _names(path)
+        text = (path / MANIFEST).read_bytes()
         found = hashlib.sha256(text).hexdigest()
         if digest is not None and found != digest:
             raise ValueError(f"{path / MANIFEST}: found digest {found}, allowed: {digest}.")
         try:
             manifest = Manifest.from_json(json.loads(text))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path / MANIFEST} is no manifest: {error!r}") from None
-        _verify(path, manifest)
+        except ValueError as error:
+            raise ValueError(f"{path / MANIFEST}: {error}") from None
+        _verify(path, manifest, names)
         return cls(path, manifest, found)
 
     @cached_property
@@ -176,23 +174,52 @@ class Bundle:
         return self.session.run(rows, self.manifest.outputs.names)
 
 
-def _verify(path: Path, manifest: Manifest) -> None:
-    allowed = {MANIFEST, *manifest.files}
+def pack(graph: Graph, manifest: Manifest, fitted: Fitted) -> dict[str, bytes]:
+    """The files of a bundle, the manifest among them; equal parts give equal bytes."""
+    contents = {
+        GRAPH: graph.model,
+        STATISTICS: canonical(sketch.to_json(fitted)).encode(),
+    }
+    files = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        for name, data in contents.items()
+    }
+    complete = {**manifest.to_json(), "files": files}
+    return {**contents, MANIFEST: canonical(complete).encode()}
+
+
+def _names(path: Path) -> set[str]:
+    """The files in a bundle; what is neither a plain file nor a directory is refused unread."""
+    names: set[str] = set()
     for file in path.rglob("*"):
+        mode = file.lstat().st_mode
         name = file.relative_to(path).as_posix()
-        if file.is_symlink() or (file.is_file() and name not in allowed):
-            raise ValueError(f"{path}: found {name!r}, which the manifest does not name.")
+        if stat.S_ISREG(mode):
+            names.add(name)
+        elif not stat.S_ISDIR(mode):
+            raise ValueError(f"{path}: found {name!r}, allowed: plain files and directories.")
+    return names
+
+
+def _verify(path: Path, manifest: Manifest, names: set[str]) -> None:
+    """Hold the files against the manifest.
+
+    Only names that were found inside the directory are opened: a manifest that names a path
+    elsewhere names a file that is missing.
+    """
+    for name in (GRAPH, STATISTICS):
+        if name not in manifest.files:
+            raise ValueError(f"{path}: the manifest does not name {name!r}.")
+    for name in sorted(names - {MANIFEST, *manifest.files}):
+        raise ValueError(f"{path}: found {name!r}, which the manifest does not name.")
     for name, expected in manifest.files.items():
-        file = path / name
-        if not file.resolve().is_relative_to(path.resolve()):
-            raise ValueError(f"{path}: found the file name {name!r}, allowed: names inside it.")
-        try:
-            data = file.read_bytes()
-        except FileNotFoundError:
-            raise ValueError(f"{path}: {name!r} is missing.") from None
-        found = hashlib.sha256(data).hexdigest()
-        if found != expected["sha256"]:
+        if name not in names:
+            raise ValueError(f"{path}: {name!r} is missing.")
+        with (path / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        allowed = expected.get("sha256") if isinstance(expected, Mapping) else None  # pyright: ignore[reportUnnecessaryIsInstance]
+        if found != allowed:
             raise ValueError(
-                f"{file}: found digest {found}, allowed: {expected['sha256']}; it was changed "
-                "or is damaged."
+                f"{path / name}: found digest {found}, allowed: {allowed}; it was changed or is "
+                "damaged."
             )
