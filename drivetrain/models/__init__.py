@@ -1,1 +1,21 @@
 """The zoo: plain torch modules whose inputs and tables follow from the fitted features."""
+
+from drivetrain.models.factories import (
+    MLP,
+    ConvNet,
+    DCNv2,
+    DeepFM,
+    LogisticRegression,
+    Periodic,
+    WideAndDeep,
+)
+
+__all__ = [
+    "MLP",
+    "ConvNet",
+    "DCNv2",
+    "DeepFM",
+    "LogisticRegression",
+    "Periodic",
+    "WideAndDeep",
+]

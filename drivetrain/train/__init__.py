@@ -1,1 +1,17 @@
 """The one loop, strategies on it, checkpoints and export."""
+
+from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from drivetrain.train.schedule import Constant, Cosine, StepDecay
+from drivetrain.train.single import Single
+from drivetrain.train.stopping import EarlyStopping
+
+__all__ = [
+    "BinaryCrossEntropy",
+    "Constant",
+    "Cosine",
+    "CrossEntropy",
+    "EarlyStopping",
+    "MeanSquaredError",
+    "Single",
+    "StepDecay",
+]

@@ -1,0 +1,273 @@
+"""The zoo's declarations: small values that make a module from the fitted features; no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from drivetrain.core.errors import unknown, wrong
+from drivetrain.core.schema import FeatureSchema
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+NORMS = ("none", "batch", "layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Periodic:
+    """Dense columns as sines and cosines of learned frequencies, then a small linear map each.
+
+    Lets a network draw sharp boundaries in a number (Gorishniy et al., "On Embeddings for
+    Numerical Features in Tabular Deep Learning", 2022, PLR). The columns should be scaled.
+
+    Attributes:
+        frequencies: how many a column has.
+        sigma: the standard deviation of the initial frequencies; the setting that matters.
+        dim: the width of each column's embedding.
+    """
+
+    frequencies: int = 16
+    sigma: float = 0.1
+    dim: int = 8
+
+    def __post_init__(self) -> None:
+        _positive(self, "frequencies", "dim")
+        if self.sigma <= 0:
+            raise wrong("Periodic.sigma", self.sigma, "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogisticRegression:
+    """One weight for each dense column and each value of an index or a bag; logits.
+
+    Attributes:
+        outputs: 1 answers ``[rows]``, more answer ``[rows, outputs]``.
+    """
+
+    outputs: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(self, "outputs")
+
+    def __call__(self, features: FeatureSchema) -> "nn.Module":
+        """The module for these features."""
+        from drivetrain.models.logistic_regression import LogisticRegressionModule
+
+        return LogisticRegressionModule(features, self.outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP:
+    """Embeddings and numbers side by side through fully connected layers; logits.
+
+    Attributes:
+        hidden: the widths of the hidden layers.
+        dim: the width of an embedding.
+        dims: other widths for the index and bag features named here.
+        dropout: the share of hidden activations dropped in training.
+        embedding_dropout: the share of input values dropped in training, after embedding.
+        norm: ``none``, ``batch`` or ``layer``, before each activation.
+        activation: ``relu``, ``gelu``, ``silu`` or ``tanh``.
+        numeric: how dense columns enter; None takes them as they are.
+        members: above 1, that many networks share their weights and differ by adapters of rank
+            one, each with its own head (Gorishniy et al., "TabM", 2024; Wen et al.,
+            "BatchEnsemble", 2020); the module answers ``[rows, members]``.
+        adapters: with members: ``all`` layers have adapters, or the ``first`` only (TabM-mini).
+        outputs: 1 answers ``[rows]``, more answer ``[rows, outputs]``; members come before.
+    """
+
+    hidden: tuple[int, ...] = (256, 128)
+    dim: int = 8
+    dims: Mapping[str, int] = field(default_factory=dict[str, int])
+    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    norm: Literal["none", "batch", "layer"] = "none"
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    numeric: Periodic | None = None
+    members: int = 1
+    adapters: Literal["all", "first"] = "all"
+    outputs: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(self, "dim", "members", "outputs")
+        _deep(self)
+        if self.adapters not in ("all", "first"):
+            raise unknown("MLP.adapters", self.adapters, ("all", "first"))
+
+    def __call__(self, features: FeatureSchema) -> "nn.Module":
+        """The module for these features."""
+        from drivetrain.models.mlp import MLPModule
+
+        return MLPModule(features, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WideAndDeep:
+    """A linear model that memorises beside a deep one that generalises, their logits added.
+
+    Cheng et al., "Wide & Deep Learning for Recommender Systems", 2016. Crossed features belong
+    to the system's features; the wide part sees every feature there is.
+
+    Attributes: as of :class:`MLP`.
+    """
+
+    hidden: tuple[int, ...] = (256, 128)
+    dim: int = 8
+    dims: Mapping[str, int] = field(default_factory=dict[str, int])
+    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    norm: Literal["none", "batch", "layer"] = "none"
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    outputs: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(self, "dim", "outputs")
+        _deep(self)
+
+    def __call__(self, features: FeatureSchema) -> "nn.Module":
+        """The module for these features."""
+        from drivetrain.models.wide_and_deep import WideAndDeepModule
+
+        return WideAndDeepModule(features, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFM:
+    """A factorization machine and a deep network over the same embeddings, logits added.
+
+    Guo et al., "DeepFM: A Factorization-Machine based Neural Network for CTR Prediction", 2017.
+    A dense column is a field whose vector is scaled by its value.
+
+    Attributes: as of :class:`MLP`; every embedding has the width ``dim``.
+    """
+
+    hidden: tuple[int, ...] = (256, 128)
+    dim: int = 8
+    dropout: float = 0.0
+    norm: Literal["none", "batch", "layer"] = "none"
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+
+    def __post_init__(self) -> None:
+        _positive(self, "dim")
+        _deep(self)
+
+    def __call__(self, features: FeatureSchema) -> "nn.Module":
+        """The module for these features."""
+        from drivetrain.models.deepfm import DeepFMModule
+
+        return DeepFMModule(features, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCNv2:
+    """Explicit feature crosses of bounded degree with a deep network.
+
+    Wang et al., "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale
+    Learning to Rank Systems", 2020.
+
+    Attributes:
+        layers: cross layers; crosses have a degree of at most ``layers + 1``.
+        rank: of the crosses' matrices, ``W = U V``; None takes full matrices.
+        structure: ``parallel`` (cross beside deep) or ``stacked`` (deep over cross).
+        hidden: as the others: of :class:`MLP`.
+    """
+
+    layers: int = 3
+    rank: int | None = None
+    structure: Literal["parallel", "stacked"] = "parallel"
+    hidden: tuple[int, ...] = (256, 128)
+    dim: int = 8
+    dims: Mapping[str, int] = field(default_factory=dict[str, int])
+    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    norm: Literal["none", "batch", "layer"] = "none"
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    outputs: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(self, "layers", "dim", "outputs")
+        _deep(self)
+        if self.rank is not None:
+            _positive(self, "rank")
+        if self.structure not in ("parallel", "stacked"):
+            raise unknown("DCNv2.structure", self.structure, ("parallel", "stacked"))
+
+    def __call__(self, features: FeatureSchema) -> "nn.Module":
+        """The module for these features."""
+        from drivetrain.models.dcn_v2 import DCNv2Module
+
+        return DCNv2Module(features, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNet:
+    """A small convolutional network over every image, joined with the other features; logits.
+
+    Each stage is a 3x3 convolution, batch normalisation, ReLU and a 2x2 maximum (He et al.,
+    2015, for the initial weights); the mean over the plane joins what else there is.
+
+    Attributes:
+        channels: of each stage, which halves the plane.
+        hidden: widths of the fully connected layers after it.
+        dim: the width of an embedding.
+        dropout: the share of hidden activations dropped in training.
+        outputs: 1 answers ``[rows]``, more answer ``[rows, outputs]``.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128)
+    hidden: tuple[int, ...] = (128,)
+    dim: int = 8
+    dropout: float = 0.0
+    outputs: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(self, "dim", "outputs")
+        _widths(self, "channels")
+        _widths(self, "hidden")
+        _share(self, "dropout")
+        if not self.channels:
+            raise wrong("ConvNet.channels", self.channels, "at least one stage")
+
+    def __call__(self, features: FeatureSchema) -> "nn.Module":
+        """The module for these features."""
+        from drivetrain.models.conv_net import ConvNetModule
+
+        return ConvNetModule(features, self)
+
+
+# -- what a declaration may hold -------------------------------------------------------------------
+
+
+def _positive(factory: object, *names: str) -> None:
+    for name in names:
+        value = getattr(factory, name)
+        if not isinstance(value, int) or value < 1:
+            raise wrong(f"{type(factory).__name__}.{name}", value, "an integer of at least 1")
+
+
+def _share(factory: object, name: str) -> None:
+    value = getattr(factory, name)
+    if not 0 <= value < 1:
+        raise wrong(f"{type(factory).__name__}.{name}", value, "a share from 0 to below 1")
+
+
+def _widths(factory: object, name: str) -> None:
+    value = getattr(factory, name)
+    if not isinstance(value, tuple) or not all(isinstance(n, int) and n > 0 for n in value):
+        raise wrong(f"{type(factory).__name__}.{name}", value, "a tuple of widths, such as (64,)")
+
+
+def _deep(factory: "MLP | WideAndDeep | DeepFM | DCNv2") -> None:
+    where = type(factory).__name__
+    _widths(factory, "hidden")
+    for name in ("dropout", "embedding_dropout"):
+        if hasattr(factory, name):
+            _share(factory, name)
+    for name, width in getattr(factory, "dims", {}).items():
+        if not isinstance(width, int) or width < 1:
+            raise wrong(f"{where}.dims[{name!r}]", width, "an integer of at least 1")
+    if factory.norm not in NORMS:
+        raise unknown(f"{where}.norm", factory.norm, NORMS)
+    if factory.activation not in ACTIVATIONS:
+        raise unknown(f"{where}.activation", factory.activation, ACTIVATIONS)

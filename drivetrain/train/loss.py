@@ -1,0 +1,142 @@
+"""Losses as declarations: what training minimises, and what the served graph answers instead."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from drivetrain.core.errors import wrong
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Loss(Protocol):
+    """Any callable is a loss; one that also has ``predictions`` and ``scores`` says more."""
+
+    def __call__(self, outputs: Any, targets: Mapping[str, "Tensor"], /) -> "Tensor":
+        """The mean loss of a batch: a scalar tensor.
+
+        Args:
+            outputs: what the model answered.
+            targets: ``[rows]`` or ``[rows, …]`` for each target, as the events have them.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Log loss of one logit a row, or of one for each member of an ensemble.
+
+    Members' losses are averaged in training; their probabilities are averaged in predictions
+    (Gorishniy et al., "TabM", 2024).
+
+    Attributes:
+        target: the column that holds 0 and 1.
+        smoothing: the share of each label that is replaced by one half.
+    """
+
+    target: str
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise wrong("BinaryCrossEntropy.smoothing", self.smoothing, "from 0 to below 1")
+
+    def __call__(self, outputs: "Tensor", targets: Mapping[str, "Tensor"]) -> "Tensor":
+        """The mean over rows and members of ``outputs``, ``[rows]`` or ``[rows, members]``."""
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        labels = _like(targets[self.target], outputs)
+        if self.smoothing:
+            labels = labels * (1 - self.smoothing) + self.smoothing / 2
+        return binary_cross_entropy_with_logits(outputs, labels)
+
+    def predictions(self, outputs: "Tensor") -> dict[str, "Tensor"]:
+        """The probability of 1, ``[rows]``."""
+        return {self.target: _mean_of_members(outputs.sigmoid(), 1)}
+
+    def scores(self, outputs: "Tensor", targets: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+        """``loss``: the log loss of the predictions, without smoothing."""
+        from torch.nn.functional import binary_cross_entropy
+
+        probability = _mean_of_members(outputs.double().sigmoid(), 1)
+        labels = targets[self.target].to(probability.dtype)
+        return {"loss": binary_cross_entropy(probability, labels)}
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Log loss over classes: logits ``[rows, classes]``, or ``[rows, members, classes]``.
+
+    Attributes:
+        target: the column that holds the class, an integer from 0.
+        smoothing: the share of each label that is spread over all classes.
+    """
+
+    target: str
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise wrong("CrossEntropy.smoothing", self.smoothing, "from 0 to below 1")
+
+    def __call__(self, outputs: "Tensor", targets: Mapping[str, "Tensor"]) -> "Tensor":
+        """The mean over rows and members."""
+        from torch.nn.functional import cross_entropy
+
+        labels = targets[self.target].long()
+        if outputs.dim() == 3:
+            labels = labels.repeat_interleave(outputs.shape[1])
+            outputs = outputs.flatten(0, 1)
+        return cross_entropy(outputs, labels, label_smoothing=self.smoothing)
+
+    def predictions(self, outputs: "Tensor") -> dict[str, "Tensor"]:
+        """The probability of each class, ``[rows, classes]``."""
+        return {self.target: _mean_of_members(outputs.softmax(-1), 2)}
+
+    def scores(self, outputs: "Tensor", targets: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+        """``loss`` and ``accuracy`` of the predictions, without smoothing."""
+        from torch.nn.functional import nll_loss
+
+        probability = _mean_of_members(outputs.double().softmax(-1), 2)
+        labels = targets[self.target].long()
+        right = probability.argmax(1) == labels
+        loss = nll_loss(probability.clamp(min=1e-300).log(), labels)
+        return {"loss": loss, "accuracy": right.double().mean()}
+
+
+@dataclass(frozen=True)
+class MeanSquaredError:
+    """Squared error of one number a row, or of one for each member of an ensemble.
+
+    Attributes:
+        target: the column that holds the number.
+    """
+
+    target: str
+
+    def __call__(self, outputs: "Tensor", targets: Mapping[str, "Tensor"]) -> "Tensor":
+        """The mean over rows and members."""
+        from torch.nn.functional import mse_loss
+
+        return mse_loss(outputs, _like(targets[self.target], outputs))
+
+    def predictions(self, outputs: "Tensor") -> dict[str, "Tensor"]:
+        """The number, ``[rows]``; the mean of members."""
+        return {self.target: _mean_of_members(outputs, 1)}
+
+    def scores(self, outputs: "Tensor", targets: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+        """``loss``: the squared error of the predictions."""
+        error = _mean_of_members(outputs, 1).double() - targets[self.target].double()
+        return {"loss": error.square().mean()}
+
+
+def _like(labels: "Tensor", outputs: "Tensor") -> "Tensor":
+    """Labels ``[rows]`` in the type of the outputs, one for each member where there are any."""
+    labels = labels.to(outputs.dtype)
+    return labels if outputs.dim() == 1 else labels.unsqueeze(1).expand_as(outputs)
+
+
+def _mean_of_members(values: "Tensor", dimensions: int) -> "Tensor":
+    """The mean over the dimension after the rows where there are more than ``dimensions``."""
+    return values.mean(1) if values.dim() > dimensions else values

@@ -1,0 +1,88 @@
+"""Fused torch optimizers by name, with weight decay only where it belongs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from drivetrain.core.errors import unknown
+from drivetrain.models.layers import MemberLinear
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+}
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "adamw": ("cpu", "cuda"),
+    "adam": ("cpu", "cuda"),
+    "sgd": ("cpu", "cuda"),
+    "adagrad": ("cpu",),
+}
+"""Where each optimizer has one kernel for all of its arithmetic."""
+
+
+def make(
+    model: nn.Module,
+    name: str,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    embedding_decay: float = 0.0,
+    momentum: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
+    """The optimizer called ``name`` over the parameters of ``model`` that want a gradient.
+
+    Args:
+        model: on its device already.
+        name: ``adamw``, ``adam``, ``sgd`` or ``adagrad``.
+        lr: the learning rate.
+        weight_decay: of weights; biases, norms and adapters have none.
+        embedding_decay: of embedding tables.
+        momentum: of ``sgd``.
+        betas: of ``adam`` and ``adamw``.
+
+    Raises:
+        ValueError: no such optimizer, or the model has nothing to train.
+    """
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer", name, OPTIMIZERS)
+    groups = groups_by_decay(model, weight_decay, embedding_decay)
+    if not groups:
+        raise ValueError("the model has no parameter that wants a gradient: nothing to train.")
+    options: dict[str, Any] = {"lr": lr}
+    if name in ("adam", "adamw"):
+        options["betas"] = betas
+    if name == "sgd":
+        options["momentum"] = momentum
+    device = groups[0]["params"][0].device.type
+    kernel = "fused" if device in FUSED[name] else "foreach"
+    return OPTIMIZERS[name](groups, **options, **{kernel: True})
+
+
+def groups_by_decay(
+    model: nn.Module, weight_decay: float, embedding_decay: float
+) -> list[dict[str, Any]]:
+    """Parameter groups, one for each different weight decay."""
+    embeddings: set[int] = set()
+    adapters: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            embeddings.update(id(p) for p in module.parameters(recurse=False))
+        elif isinstance(module, MemberLinear):
+            adapters.update(id(p) for p in module.parameters(recurse=False))
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in embeddings:
+            decay = embedding_decay
+        elif parameter.dim() < 2 or id(parameter) in adapters:
+            decay = 0.0
+        else:
+            decay = weight_decay
+        groups.setdefault(decay, []).append(parameter)
+    return [{"params": group, "weight_decay": decay} for decay, group in groups.items()]

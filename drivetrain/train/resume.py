@@ -1,0 +1,190 @@
+"""Turns a running loop into a checkpoint and back: every bit that the next step depends on."""
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drivetrain.core.metric import Note
+from drivetrain.train.checkpoint import Checkpoint, Checkpoints
+from drivetrain.train.loop import Callback, Loop, Position
+
+_GENERATOR = "generator"
+
+
+class Keep:
+    """Writes a checkpoint every so many seconds or updates, never one with broken weights.
+
+    It comes last among the callbacks, so that what it writes holds what the others did.
+
+    Args:
+        checkpoints: where they go.
+        keeps: the callbacks that have something to remember, by name.
+        seconds: between two checkpoints; None goes by updates only.
+        steps: updates between two checkpoints; None goes by the clock only.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        keeps: Mapping[str, Callback],
+        *,
+        seconds: float | None,
+        steps: int | None,
+    ) -> None:
+        self.checkpoints = checkpoints
+        self.keeps = keeps
+        self.seconds = math.inf if seconds is None else seconds
+        self.steps = steps
+        self._next = time.perf_counter() + self.seconds
+
+    def after_update(self, loop: Loop) -> None:
+        """Write one if it is time."""
+        by_steps = self.steps is not None and loop.step.done % self.steps == 0
+        if by_steps or time.perf_counter() >= self._next:
+            self.save(loop)
+
+    def after_epoch(self, loop: Loop) -> None:
+        """Write one if it is time: what validation found is then in it."""
+        self.after_update(loop)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Nothing."""
+        return {}, {}
+
+    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Nothing to go back to."""
+
+    def save(self, loop: Loop) -> None:
+        """Write a checkpoint now.
+
+        Raises:
+            ArithmeticError: the loss or a weight is not finite; nothing is written.
+            OSError: no space, no permission; the last checkpoint is as it was.
+        """
+        loop.read()
+        check_finite(loop)
+        self.checkpoints.save(capture(loop, self.keeps), loop.step.done)
+        self._next = time.perf_counter() + self.seconds
+
+    def resume(self, loop: Loop) -> bool:
+        """Go on from the newest whole checkpoint; whether it was the final one."""
+        found = self.checkpoints.latest()
+        if found is None:
+            return False
+        checkpoint, final = found
+        if final:
+            load_weights(loop.step.model, checkpoint.tensors)
+            text = f"already trained, {checkpoint.state['step']} steps: its weights were read"
+        else:
+            restore(loop, checkpoint, self.keeps)
+            text = (
+                f"resumed at step {loop.step.done}, epoch {loop.position.epoch}, "
+                f"batch {loop.position.batch}"
+            )
+        loop.emit(Note(stage="train", text=text))
+        return final
+
+    def finish(self, loop: Loop) -> None:
+        """Write the final weights: the same training is then never run again."""
+        check_finite(loop)
+        final = Checkpoint({"step": loop.step.done}, dict(unique(loop.step.model)))
+        self.checkpoints.save(final, loop.step.done, final=True)
+
+
+def capture(loop: Loop, keeps: Mapping[str, Callback]) -> Checkpoint:
+    """The loop as a checkpoint. Call it between updates."""
+    step = loop.step
+    state: dict[str, Any] = {"step": step.done, "position": asdict(loop.position)}
+    tensors: dict[str, Tensor] = {f"model/{name}": t for name, t in unique(step.model)}
+    state["optimizer"] = {}
+    for number, slots in step.optimizer.state_dict()["state"].items():
+        state["optimizer"][str(number)] = {}
+        for name, value in slots.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{number}/{name}"] = value
+            else:
+                state["optimizer"][str(number)][name] = value
+    for number, average in enumerate(step.average or ()):
+        tensors[f"average/{number}"] = average
+    for name, callback in keeps.items():
+        state[f"callback/{name}"], held = callback.state()
+        tensors.update({f"callback/{name}/{key}": tensor for key, tensor in held.items()})
+    for device, generator in generators(step.model):
+        tensors[f"{_GENERATOR}/{device}"] = generator
+    return Checkpoint(state, tensors)
+
+
+def restore(loop: Loop, checkpoint: Checkpoint, keeps: Mapping[str, Callback]) -> None:
+    """Put the loop where :func:`capture` found it."""
+    step, state, tensors = loop.step, checkpoint.state, checkpoint.tensors
+    load_weights(step.model, below(tensors, "model/"))
+    slots: dict[int, dict[str, Any]] = {int(n): dict(s) for n, s in state["optimizer"].items()}
+    for key, tensor in below(tensors, "optimizer/").items():
+        number, _, name = key.partition("/")
+        slots[int(number)][name] = tensor
+    groups = step.optimizer.state_dict()["param_groups"]
+    step.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    for number, average in enumerate(step.average or ()):
+        average.copy_(tensors[f"average/{number}"])
+    for name, callback in keeps.items():
+        held = below(tensors, f"callback/{name}/")
+        device = step.parameters[0].device
+        callback.load(state[f"callback/{name}"], {k: t.to(device) for k, t in held.items()})
+    loop.position = Position(**state["position"])
+    step.done = state["step"]
+    for device, generator in below(tensors, f"{_GENERATOR}/").items():
+        if device == "cpu":
+            torch.set_rng_state(generator)
+        else:
+            torch.cuda.set_rng_state(generator, device)
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def unique(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """A model's parameters and lasting buffers, each tensor once however often it is tied."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor.detach()
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into a model, in place."""
+    for name, tensor in unique(model):
+        tensor.copy_(weights[name])
+
+
+def generators(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    """The states of the random generators that the model's device draws from."""
+    yield "cpu", torch.get_rng_state()
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        yield str(device), torch.cuda.get_rng_state(device)
+
+
+def check_finite(loop: Loop) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        ArithmeticError: names the parameter, the step and the learning rate.
+    """
+    for name, parameter in loop.step.model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            done = loop.step.done
+            raise ArithmeticError(
+                f"the weights {name!r} are not finite after step {done - 1}, epoch "
+                f"{loop.position.epoch}, batch {loop.position.batch - 1}, with learning rate "
+                f"{loop.step.rate(max(done - 1, 0)):g}: try a smaller train.lr, or "
+                "train.clip_norm=1."
+            )

@@ -1,0 +1,218 @@
+"""The strategy of one process on one device."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from drivetrain.core.describe import digest
+from drivetrain.core.errors import unknown, wrong
+from drivetrain.core.seams import Examples, Run
+from drivetrain.train.loss import Loss
+from drivetrain.train.schedule import Constant, Schedule
+from drivetrain.train.stopping import EarlyStopping
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from drivetrain.train.loop import Loop
+    from drivetrain.train.resume import Keep
+    from drivetrain.train.step import Step
+    from drivetrain.train.validate import Validate
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad")
+PRECISIONS = ("float32", "bfloat16")
+_NOT_DECLARED: Mapping[str, Any] = {"declared": False}
+"""How often to save changes nothing of what is trained, and so not the system's digest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single:
+    """Trains in this process. The same declaration, data and machine give the same bits.
+
+    Attributes:
+        loss: called with the model's outputs and the targets; a loss of this package also says
+            what is served.
+        epochs: passes over the training rows.
+        batch_size: rows a batch.
+        optimizer: ``adamw``, ``adam``, ``sgd`` or ``adagrad``, fused where the device can.
+        lr: the learning rate.
+        weight_decay: of weights; biases, norms and adapters have none.
+        embedding_decay: of embedding tables.
+        momentum: of ``sgd``.
+        betas: of ``adam`` and ``adamw``.
+        schedule: changes the learning rate from step to step.
+        clip_norm: the largest norm of all gradients together; None for any.
+        precision: ``bfloat16`` multiplies in bfloat16; weights and losses stay float32.
+        compile: run the model through ``torch.compile``.
+        accumulate: batches to an update.
+        early_stopping: None trains all epochs and keeps the last weights.
+        average: the decay of an exponential moving average of the weights, which is then what
+            is validated and served; None keeps the weights themselves.
+        seed: of the order of the rows and of dropout.
+        deterministic: choose kernels that repeat to the bit.
+        checkpoint_seconds: between two checkpoints; None goes by steps only.
+        checkpoint_steps: updates between two checkpoints; None goes by the clock only.
+    """
+
+    loss: Loss | Callable[[Any, Mapping[str, Any]], Any]
+    epochs: int = 1
+    batch_size: int = 1024
+    optimizer: Literal["adamw", "adam", "sgd", "adagrad"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    embedding_decay: float = 0.0
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Schedule = Constant()
+    clip_norm: float | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    accumulate: int = 1
+    early_stopping: EarlyStopping | None = None
+    average: float | None = None
+    seed: int = 0
+    deterministic: bool = True
+    checkpoint_seconds: float | None = field(default=30.0, metadata=_NOT_DECLARED)
+    checkpoint_steps: int | None = field(default=None, metadata=_NOT_DECLARED)
+
+    def __post_init__(self) -> None:
+        where = type(self).__name__
+        if not callable(self.loss):
+            raise wrong(f"{where}.loss", self.loss, "a callable of outputs and targets")
+        for name in ("epochs", "batch_size", "accumulate"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise wrong(f"{where}.{name}", value, "an integer of at least 1")
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown(f"{where}.optimizer", self.optimizer, OPTIMIZERS)
+        if self.precision not in PRECISIONS:
+            raise unknown(f"{where}.precision", self.precision, PRECISIONS)
+        if not self.lr > 0:
+            raise wrong(f"{where}.lr", self.lr, "a number above 0")
+        for name in ("weight_decay", "embedding_decay", "momentum"):
+            if not getattr(self, name) >= 0:
+                raise wrong(f"{where}.{name}", getattr(self, name), "a number of 0 or more")
+        if self.average is not None and not 0 < self.average < 1:
+            raise wrong(f"{where}.average", self.average, "a decay above 0 and below 1, or None")
+        for name in ("clip_norm", "checkpoint_seconds", "checkpoint_steps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise wrong(f"{where}.{name}", value, "a number above 0, or None")
+
+    def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module":
+        """Train ``model`` in place; what was begun in ``run.directory`` goes on from there.
+
+        Args:
+            model: takes one tensor for each of ``source.features.tensors``, in order.
+            source: examples.
+            run: a directory, listeners and a device.
+
+        Returns:
+            The model with its final weights, in evaluation mode: the average or the best ones
+            where they were asked for.
+
+        Raises:
+            ArithmeticError: the loss or a weight is no longer a number.
+            OSError: a checkpoint can't be written.
+            ValueError: no training rows, a missing target, or an option that the device can't.
+        """
+        from drivetrain.train.repeatable import repeatable
+
+        with repeatable(self.seed, run.device, deterministic=self.deterministic):
+            model = model.to(run.device).train()
+            loop, keep, validate = self._assemble(model, source, run)
+            if not keep.resume(loop):
+                loop.run()
+                self._final_weights(loop.step, validate)
+                keep.finish(loop)
+        return model.eval()
+
+    def predictions(self, outputs: Any) -> Mapping[str, Any]:
+        """Named predictions; those of the loss, or the outputs under their own names."""
+        from drivetrain.train.predictions import named
+
+        predictions = getattr(self.loss, "predictions", None)
+        return named(outputs) if predictions is None else predictions(outputs)
+
+    def _assemble(
+        self, model: "nn.Module", source: Examples, run: Run
+    ) -> "tuple[Loop, Keep, Validate]":
+        from drivetrain.train.checkpoint import Checkpoints
+        from drivetrain.train.feed import Feed
+        from drivetrain.train.loop import Loop
+        from drivetrain.train.report import Report
+        from drivetrain.train.resume import Keep
+        from drivetrain.train.validate import Validate
+
+        rows = source.rows("train")
+        step = self._step(model, run.device, rows)
+        scores = getattr(self.loss, "scores", None) or (
+            lambda outputs, targets: {"loss": self.loss(outputs, targets)}
+        )
+        validate = Validate(scores, self.early_stopping)
+        shapes = [(name, list(t.shape)) for name, t in model.state_dict().items()]
+        fingerprint = digest(self, shapes, rows, source.rows("validate"))
+        keep = Keep(
+            Checkpoints(run.directory, fingerprint, run.emit),
+            {"validate": validate},
+            seconds=self.checkpoint_seconds,
+            steps=self.checkpoint_steps,
+        )
+        report = Report(None if rows is None else rows * self.epochs)
+        loop = Loop(
+            step,
+            source,
+            Feed(source, run.device),
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            emit=run.emit,
+            callbacks=(report, validate, keep),
+        )
+        return loop, keep, validate
+
+    def _step(self, model: "nn.Module", device: str, rows: int | None) -> "Step":
+        from drivetrain.train.device import check_bfloat16, check_compiler
+        from drivetrain.train.optimizer import make
+        from drivetrain.train.step import Step
+
+        if self.precision == "bfloat16":
+            check_bfloat16(device)
+        if self.compile:
+            check_compiler(device)
+        total = None
+        if rows is not None:
+            batches = -(-rows // self.batch_size)
+            total = -(-batches // self.accumulate) * self.epochs
+        optimizer = make(
+            model,
+            self.optimizer,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            embedding_decay=self.embedding_decay,
+            momentum=self.momentum,
+            betas=self.betas,
+        )
+        return Step(
+            model,
+            self.loss,
+            optimizer,
+            rate=lambda step: self.lr * self.schedule.factor(step, total),
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            clip_norm=self.clip_norm,
+            precision=self.precision,
+            average=self.average,
+            compiled=self.compile,
+        )
+
+    def _final_weights(self, step: "Step", validate: "Validate") -> None:
+        """The best weights, or the averaged ones, or those that there are."""
+        from drivetrain.train.resume import load_weights, unique
+
+        if validate.weights:
+            load_weights(step.model, validate.weights)
+        elif step.average is not None:
+            with step.evaluated() as served:
+                weights = {name: tensor.clone() for name, tensor in unique(served)}
+            load_weights(step.model, weights)

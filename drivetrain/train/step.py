@@ -1,0 +1,170 @@
+"""One training step: forward, backward and, when enough rows were seen, an update."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+Gradients = Callable[[Sequence[nn.Parameter]], None]
+"""Changes gradients in place between backward and clipping, such as an all-reduce."""
+
+
+class Step:
+    """Forward, backward, update. A strategy that shares gradients gives ``gradients``.
+
+    Args:
+        model: called with the input tensors in order.
+        loss: called with the model's outputs and the targets; answers a scalar.
+        optimizer: over the model's parameters.
+        rate: the learning rate of an update, counted from 0.
+        batch_size: the rows of a full batch.
+        accumulate: batches an update. Their gradients add up to that of one large batch, also
+            where the last one is smaller.
+        clip_norm: the largest norm of all gradients together; None for any.
+        precision: ``float32``, or ``bfloat16`` for products while weights stay float32.
+        average: the decay of the exponential moving average of the weights; None for none.
+        compiled: run the model through ``torch.compile``.
+        gradients: see :data:`Gradients`.
+
+    Attributes:
+        done: updates so far.
+        losses: the loss of each update since they were last read, on the model's device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Mapping[str, Tensor]], Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        rate: Callable[[int], float],
+        batch_size: int,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        precision: str = "float32",
+        average: float | None = None,
+        compiled: bool = False,
+        gradients: Gradients | None = None,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.rate = rate
+        self.full = batch_size * accumulate
+        self.accumulate = accumulate
+        self.clip_norm = clip_norm
+        self.gradients = gradients
+        self.done = 0
+        self.losses: list[Tensor] = []
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.average = None if average is None else [p.detach().clone() for p in self.parameters]
+        self._follow: Any = None if average is None else get_ema_multi_avg_fn(average)
+        device = self.parameters[0].device.type
+        self._autocast = (
+            nullcontext()
+            if precision == "float32"
+            else torch.autocast(device, torch.bfloat16, cache_enabled=accumulate == 1)
+        )
+        self._half = precision != "float32"
+        self._forward = torch.compile(model) if compiled else model
+        self._batches = 0  # since the last update, with their rows and their loss
+        self._rows = 0
+        self._loss: Tensor | None = None
+
+    def __call__(self, inputs: Sequence[Tensor], targets: Mapping[str, Tensor], rows: int) -> bool:
+        """Take one batch; whether the weights were updated."""
+        loss = self.loss(self.outputs(inputs), targets)
+        if self.accumulate == 1:
+            loss.backward()
+            self.losses.append(loss.detach())
+            self._update()
+            return True
+        part = loss * (rows / self.full)
+        part.backward()
+        part = part.detach()
+        self._loss = part if self._loss is None else self._loss + part
+        self._rows += rows
+        self._batches += 1
+        return self.flush() if self._batches == self.accumulate else False
+
+    def outputs(self, inputs: Sequence[Tensor]) -> Any:
+        """The model's outputs, in float32."""
+        if not self._half:
+            return self._forward(*inputs)
+        with self._autocast:
+            return to_float(self._forward(*inputs))
+
+    def flush(self) -> bool:
+        """Update with the batches that wait for one; whether there were any."""
+        if not self._batches:
+            return False
+        assert self._loss is not None
+        if self._rows != self.full:  # the last group of an epoch has fewer rows
+            scale = self.full / self._rows
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+            self._loss = self._loss * scale
+        self.losses.append(self._loss)
+        self._batches, self._rows, self._loss = 0, 0, None
+        self._update()
+        return True
+
+    def _update(self) -> None:
+        rate = self.rate(self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.gradients is not None:
+            self.gradients(self.parameters)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self._follow(self.average, self.parameters, None)
+        self.done += 1
+
+    def read_losses(self) -> list[float]:
+        """The losses of the updates since the last reading: the only wait for the device."""
+        if not self.losses:
+            return []
+        values = torch.stack(self.losses).tolist()
+        self.losses.clear()
+        return values
+
+    @contextmanager
+    def evaluated(self) -> Iterator[nn.Module]:
+        """The model as it would be served: averaged weights, no dropout, no gradients."""
+        held = [p.detach().clone() for p in self.parameters] if self.average else []
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                _copy(self.parameters, self.average or [])
+                yield self.model
+        finally:
+            _copy(self.parameters, held)
+            self.model.train(training)
+
+
+@torch.no_grad()
+def _copy(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Set parameters in place, where there are values for them."""
+    for parameter, value in zip(parameters, values, strict=bool(values)):
+        parameter.copy_(value)
+
+
+def to_float(outputs: Any) -> Any:
+    """Floating tensors in float32, through tuples, lists and mappings."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.is_floating_point() else outputs
+    if isinstance(outputs, Mapping):
+        return {name: to_float(value) for name, value in outputs.items()}
+    if isinstance(outputs, tuple) and hasattr(outputs, "_fields"):
+        return type(outputs)(*map(to_float, outputs))
+    if isinstance(outputs, tuple | list):
+        return type(outputs)(map(to_float, outputs))
+    return outputs
