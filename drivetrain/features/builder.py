@@ -189,8 +189,3 @@ def _rename_last(nodes: "list[onnx.NodeProto]") -> None:
             maker, position = makers[node.input[0]]
             maker.output[position] = node.output[0]
             nodes.remove(node)
-
-
-def signed(value: int) -> int:
-    """The int64 that has the same 64 bits as ``value`` modulo 2^64."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -1,6 +1,7 @@
 """Features and their fitted statistics to one ONNX graph and the schema of what it gives."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.graph import Graph
@@ -74,7 +75,7 @@ def _block(
     order: list[int] = []
     for group in _groups(features, schema, together):
         if hasattr(group[0], "together"):
-            parts.append(type(group[0]).together(graph, group, schema, fitted))
+            parts.append(cast(Any, group[0]).together(graph, group, schema, fitted))
         else:
             parts += [graph.transpose(f.nodes(graph, schema, fitted)) for f in group]
         for feature in group:
