@@ -9,7 +9,7 @@ import numpy as np
 
 from drivetrain.core.batch import Array, Batch, Categorical
 from drivetrain.core.schema import MISSING_INT
-from drivetrain.core.statistic import Distinct, Moments, Quantiles, Statistic, TopK
+from drivetrain.core.statistic import Distinct, Map, Moments, Quantiles, Statistic, TopK
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,35 @@ class MomentsValue:
     m2: float = 0.0
     minimum: float = float("inf")
     maximum: float = float("-inf")
+
+    @classmethod
+    def of(cls, values: Array, counts: Array | None = None) -> "MomentsValue":
+        """The moments of float64 ``[rows]``; what is not finite is counted as missing.
+
+        Args:
+            values: the numbers, in any order.
+            counts: int64 ``[rows]``, how often each of them occurs; None for once.
+        """
+        finite = np.isfinite(values)
+        if counts is not None:
+            return cls._of_counted(values[finite], counts[finite], int(counts[~finite].sum()))
+        numbers = values if finite.all() else values[finite]
+        missing = len(values) - len(numbers)
+        if not len(numbers):
+            return cls(missing=missing)
+        mean = float(numbers.mean())
+        m2 = float(np.square(numbers - mean).sum())
+        return cls(len(numbers), missing, mean, m2, float(numbers.min()), float(numbers.max()))
+
+    @classmethod
+    def _of_counted(cls, numbers: Array, counts: Array, missing: int) -> "MomentsValue":
+        count = int(counts.sum())
+        if not count:
+            return cls(missing=missing)
+        mean = float((numbers * (counts / count)).sum())
+        mean += float(((numbers - mean) * counts).sum()) / count  # what rounding lost above
+        m2 = float((np.square(numbers - mean) * counts).sum())
+        return cls(count, missing, mean, m2, float(numbers.min()), float(numbers.max()))
 
     @property
     def std(self) -> float:
@@ -50,8 +79,8 @@ class MomentsValue:
             "missing": self.missing,
             "mean": self.mean,
             "m2": self.m2,
-            "minimum": self.minimum if self.count else None,
-            "maximum": self.maximum if self.count else None,
+            "minimum": self.minimum + 0.0 if self.count else None,  # the same for -0.0 and 0.0
+            "maximum": self.maximum + 0.0 if self.count else None,
         }
 
     @classmethod
@@ -93,12 +122,21 @@ class QuantileSketch:
     maximum: float
 
     @classmethod
-    def of(cls, values: Array) -> "QuantileSketch":
-        """The sketch of float ``[rows]``; what is not finite is counted as missing."""
-        finite = values[np.isfinite(values)].astype(np.float64)
-        keys, counts = np.unique(_keys(finite), return_counts=True)
+    def of(cls, values: Array, counts: Array | None = None) -> "QuantileSketch":
+        """The sketch of float ``[rows]``; what is not finite is counted as missing.
+
+        Args:
+            values: the numbers, in any order.
+            counts: int64 ``[rows]``, how often each of them occurs; None for once.
+        """
+        good = np.isfinite(values)
+        finite = values[good].astype(np.float64)
         extremes = (float(finite.min()), float(finite.max())) if len(finite) else (np.nan, np.nan)
-        return cls.of_counts(keys, counts, len(values) - len(finite), *extremes)
+        if counts is not None:
+            missing = int(counts[~good].sum())
+            return cls.of_counts(_keys(finite), counts[good], missing, *extremes)
+        keys, times = np.unique(_keys(finite), return_counts=True)
+        return cls.of_counts(keys, times, len(values) - len(finite), *extremes)
 
     @classmethod
     def of_counts(
@@ -129,8 +167,9 @@ class QuantileSketch:
         magnitude = np.abs(self.keys) - 1
         exponent = (magnitude >> self.precision) - _EXPONENTS
         mantissa = magnitude & ((1 << self.precision) - 1)
-        near = np.ldexp(1.0 + mantissa / (1 << self.precision), exponent)
-        far = near + np.ldexp(1.0, exponent - self.precision)
+        near: Array = np.ldexp(1.0 + mantissa / (1 << self.precision), exponent)
+        with np.errstate(over="ignore"):  # the last bucket ends beyond the greatest float
+            far: Array = near + np.ldexp(1.0, exponent - self.precision)
         zero, negative = self.keys == 0, self.keys < 0
         low = np.where(zero, 0.0, np.where(negative, -far, near))
         high = np.where(zero, 0.0, np.where(negative, -near, far))
@@ -138,26 +177,26 @@ class QuantileSketch:
 
     def quantile(self, q: Any) -> Array:
         """The values below which a share ``q`` (in [0, 1], any shape) lies; NaN when empty."""
-        q = np.asarray(q, dtype=np.float64)
+        share: Array = np.asarray(q, dtype=np.float64)
         if not self.count:
-            return np.full(q.shape, np.nan)
-        ends = np.cumsum(self.counts)
-        rank = q * (self.count - 1)
-        at = np.minimum(np.searchsorted(ends, rank, side="right"), len(ends) - 1)
+            return np.full(share.shape, np.nan)
+        ends: Array = np.cumsum(self.counts)
+        rank = share * (self.count - 1)
+        at: Array = np.minimum(np.searchsorted(ends, rank, side="right"), len(ends) - 1)
         low, high = self.edges()
         inside = (rank - (ends[at] - self.counts[at]) + 0.5) / self.counts[at]
         value = low[at] + (high[at] - low[at]) * np.clip(inside, 0.0, 1.0)
-        return np.where(q <= 0, self.minimum, np.where(q >= 1, self.maximum, value))
+        return np.where(share <= 0, self.minimum, np.where(share >= 1, self.maximum, value))
 
     def share_below(self, edges: Any) -> Array:
         """The share of the values at or below each of ``edges``, linear within a bucket."""
-        edges = np.asarray(edges, dtype=np.float64)
+        points: Array = np.asarray(edges, dtype=np.float64)[..., None]
         if not self.count:
-            return np.full(edges.shape, np.nan)
+            return np.full(points.shape[:-1], np.nan)
         low, high = self.edges()
-        width = np.where(high > low, high - low, 1.0)
-        within = (edges[..., None] - low) / width
-        share = np.where(high > low, np.clip(within, 0.0, 1.0), edges[..., None] >= low)
+        width: Array = np.where(high > low, high - low, 1.0)
+        within = np.clip((points - low) / width, 0.0, 1.0)
+        share: Array = np.where(high > low, within, (points >= low).astype(np.float64))
         return (share * self.counts).sum(-1) / self.count
 
     def to_json(self) -> dict[str, Any]:
@@ -167,8 +206,8 @@ class QuantileSketch:
             "keys": self.keys.tolist(),
             "counts": self.counts.tolist(),
             "missing": self.missing,
-            "minimum": self.minimum if self.count else None,
-            "maximum": self.maximum if self.count else None,
+            "minimum": self.minimum + 0.0 if self.count else None,  # the same for -0.0 and 0.0
+            "maximum": self.maximum + 0.0 if self.count else None,
         }
 
     @classmethod
@@ -195,13 +234,16 @@ def _coarser(keys: Array, bits: int) -> Array:
 def _collapse(
     precision: int, keys: Array, counts: Array, missing: int, minimum: float, maximum: float
 ) -> QuantileSketch:
+    order = np.argsort(keys, kind="stable")
+    keys, counts = keys[order], counts[order].astype(np.int64)
     while True:
-        unique, at = np.unique(keys, return_inverse=True)
-        total = np.zeros(len(unique), dtype=np.int64)
-        np.add.at(total, at, counts)
-        if len(unique) <= BUCKETS or precision == 0:
-            return QuantileSketch(precision, unique, total, missing, minimum, maximum)
-        keys, counts = _coarser(unique, 1), total
+        # Coarser keys of ascending keys ascend too: one sort is enough for all rounds.
+        first = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1))
+        keys = keys[first]
+        counts = np.add.reduceat(counts, first) if len(first) else counts
+        if len(keys) <= BUCKETS or precision == 0:
+            return QuantileSketch(precision, keys, counts, missing, minimum, maximum)
+        keys = _coarser(keys, 1)
         precision -= 1
 
 
@@ -319,16 +361,7 @@ def measure(statistic: Statistic, batch: Batch) -> Value:
     column = batch.column(statistic.column)
     match statistic:
         case Moments():
-            numbers = as_numbers(column)
-            finite = numbers[np.isfinite(numbers)]
-            if statistic.of == "signed_log":
-                finite = np.sign(finite) * np.log1p(np.abs(finite))
-            if not len(finite):
-                return MomentsValue(missing=len(numbers))
-            mean = float(finite.mean())
-            m2 = float(np.square(finite - mean).sum())
-            low, high = float(finite.min()), float(finite.max())
-            return MomentsValue(len(finite), len(numbers) - len(finite), mean, m2, low, high)
+            return MomentsValue.of(mapped(as_numbers(column), statistic.of))
         case Quantiles():
             return QuantileSketch.of(as_numbers(column))
         case TopK():
@@ -346,6 +379,11 @@ def merge(left: Fitted, right: Fitted) -> Fitted:
     if left.keys() != right.keys():
         raise ValueError("values merge when they answer the same statistics; found different ones")
     return {s: cast(Any, left[s]).merge(right[s]) for s in left}
+
+
+def mapped(numbers: Array, of: Map) -> Array:
+    """What moments are taken of: the numbers, or their signed logarithm."""
+    return numbers if of == "identity" else np.sign(numbers) * np.log1p(np.abs(numbers))
 
 
 def as_numbers(column: Array | Categorical) -> Array:

@@ -1,0 +1,1 @@
+"""Engines: whoever computes statistics over a source's training rows."""
