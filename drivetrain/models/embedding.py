@@ -21,6 +21,8 @@ class Tables(nn.Module):
         dim: the width of a vector.
         columns: the columns of the block ``index`` to embed; None takes all.
         bags: the names of the bags to embed; None takes all.
+        dropout: the share of whole vectors that is dropped in training, as if a feature were
+            not known; the others are scaled up.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Tables(nn.Module):
         dim: int,
         columns: Sequence[int] | None = None,
         bags: Sequence[str] | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         cardinalities = features.cardinalities
@@ -47,7 +50,9 @@ class Tables(nn.Module):
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.int64), persistent=False)
         self.table = nn.Embedding(total, dim) if self.fields else None
         if self.table is not None:
-            nn.init.uniform_(self.table.weight, -1 / math.sqrt(dim), 1 / math.sqrt(dim))
+            nn.init.normal_(self.table.weight, std=0.05)
+        # Dropout1d drops channels of [rows, channels, length]: here the vectors of fields.
+        self.dropout = nn.Dropout1d(dropout) if dropout else None
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Vectors ``[rows, fields, dim]`` from the named input tensors."""
@@ -63,7 +68,8 @@ class Tables(nn.Module):
             present = (ids != 0).unsqueeze(2).to(self.table.weight.dtype)
             total = (self.table(ids + offset) * present).sum(1, keepdim=True)
             vectors.append(total / present.sum(1, keepdim=True).clamp(min=1))
-        return vectors[0] if len(vectors) == 1 else torch.cat(vectors, 1)
+        joined = vectors[0] if len(vectors) == 1 else torch.cat(vectors, 1)
+        return joined if self.dropout is None else self.dropout(joined)
 
 
 class PeriodicColumns(nn.Module):
@@ -104,6 +110,7 @@ class Inputs(nn.Module):
         numeric: a module for the block ``dense`` that answers ``numeric_width`` columns;
             None passes the numbers on.
         dropout: the share of values dropped in training.
+        field_dropout: the share of whole embeddings dropped in training.
         skip: tensor features that come in another way.
 
     Attributes:
@@ -119,13 +126,14 @@ class Inputs(nn.Module):
         numeric: nn.Module | None = None,
         numeric_width: int = 0,
         dropout: float = 0.0,
+        field_dropout: float = 0.0,
         skip: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.dense = features.dense_width > 0
         self.numeric = numeric if self.dense else None
         tables = [
-            Tables(features, width, columns, bags)
+            Tables(features, width, columns, bags, field_dropout)
             for width, columns, bags in _groups(features, dim, dims or {})
         ]
         self.tables = nn.ModuleList(tables)

@@ -67,6 +67,7 @@ class MLP:
         dims: other widths for the index and bag features named here.
         dropout: the share of hidden activations dropped in training.
         embedding_dropout: the share of input values dropped in training, after embedding.
+        field_dropout: the share of whole embeddings dropped in training.
         norm: ``none``, ``batch`` or ``layer``, before each activation.
         activation: ``relu``, ``gelu``, ``silu`` or ``tanh``.
         numeric: how dense columns enter; None takes them as they are.
@@ -82,6 +83,7 @@ class MLP:
     dims: Mapping[str, int] = field(default_factory=dict[str, int])
     dropout: float = 0.0
     embedding_dropout: float = 0.0
+    field_dropout: float = 0.0
     norm: Literal["none", "batch", "layer"] = "none"
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     numeric: Periodic | None = None
@@ -117,6 +119,7 @@ class WideAndDeep:
     dims: Mapping[str, int] = field(default_factory=dict[str, int])
     dropout: float = 0.0
     embedding_dropout: float = 0.0
+    field_dropout: float = 0.0
     norm: Literal["none", "batch", "layer"] = "none"
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     outputs: int = 1
@@ -181,6 +184,7 @@ class DCNv2:
     dims: Mapping[str, int] = field(default_factory=dict[str, int])
     dropout: float = 0.0
     embedding_dropout: float = 0.0
+    field_dropout: float = 0.0
     norm: Literal["none", "batch", "layer"] = "none"
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
     outputs: int = 1
@@ -261,7 +265,7 @@ def _widths(factory: object, name: str) -> None:
 def _deep(factory: "MLP | WideAndDeep | DeepFM | DCNv2") -> None:
     where = type(factory).__name__
     _widths(factory, "hidden")
-    for name in ("dropout", "embedding_dropout"):
+    for name in ("dropout", "embedding_dropout", "field_dropout"):
         if hasattr(factory, name):
             _share(factory, name)
     for name, width in getattr(factory, "dims", {}).items():

@@ -36,6 +36,7 @@ class MLPModule(nn.Module):
             numeric=numeric,
             numeric_width=width,
             dropout=config.embedding_dropout,
+            field_dropout=config.field_dropout,
         )
         self.members, self.outputs = config.members, config.outputs
         last = config.hidden[-1] if config.hidden else self.inputs.width

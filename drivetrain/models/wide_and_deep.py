@@ -19,7 +19,13 @@ class WideAndDeepModule(nn.Module):
     def __init__(self, features: FeatureSchema, config: WideAndDeep) -> None:
         super().__init__()
         self.wide = Linear(features, config.outputs)
-        self.inputs = Inputs(features, config.dim, config.dims, dropout=config.embedding_dropout)
+        self.inputs = Inputs(
+            features,
+            config.dim,
+            config.dims,
+            dropout=config.embedding_dropout,
+            field_dropout=config.field_dropout,
+        )
         self.hidden = stack(
             self.inputs.width,
             config.hidden,
