@@ -15,32 +15,175 @@ if TYPE_CHECKING:
     from drivetrain.core.graph import Graph
     from drivetrain.core.site import Site
     from drivetrain.core.system import System
+    from drivetrain.events.expression import (
+        coalesce,
+        col,
+        concat,
+        days,
+        hours,
+        lit,
+        make_timestamp,
+        minutes,
+        seconds,
+        when,
+    )
+    from drivetrain.events.files import CSV, Arrow, JSONLines, Parquet
+    from drivetrain.events.split import HashSplit, TimeSplit
+    from drivetrain.features.categorical import Bucket, Id, Index
+    from drivetrain.features.hashing import Cross, Hash
+    from drivetrain.features.image import Image
+    from drivetrain.features.numeric import Clip, Log, Missing, Raw, Scale
+    from drivetrain.features.temporal import Cyclic
+    from drivetrain.features.text import Text
     from drivetrain.pipeline import run
     from drivetrain.registry.registry import Registry
     from drivetrain.train.estimator import Estimator
+    from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+    from drivetrain.train.schedule import Constant, Cosine, StepDecay
+    from drivetrain.train.single import Single
+    from drivetrain.train.stopping import EarlyStopping
+    from drivetrain.watch.probes import AUC, RMSE, Accuracy, Calibration, Drift, Latency, LogLoss
 
 _HOME = {
-    "Batch": "core.batch",
-    "Bundle": "core.bundle",
-    "Graph": "core.graph",
-    "Site": "core.site",
-    "System": "core.system",
-    "Registry": "registry.registry",
-    "Quantize": "compress.quantize",
-    "Optimize": "compress.optimize",
-    "Estimator": "train.estimator",
-    "run": "pipeline",
+    "compress.optimize": ("Optimize",),
+    "compress.quantize": ("Quantize",),
+    "core.batch": ("Batch",),
+    "core.bundle": ("Bundle",),
+    "core.graph": ("Graph",),
+    "core.site": ("Site",),
+    "core.system": ("System",),
+    "events.expression": (
+        "coalesce",
+        "col",
+        "concat",
+        "days",
+        "hours",
+        "lit",
+        "make_timestamp",
+        "minutes",
+        "seconds",
+        "when",
+    ),
+    "events.files": (
+        "CSV",
+        "Arrow",
+        "JSONLines",
+        "Parquet",
+    ),
+    "events.split": (
+        "HashSplit",
+        "TimeSplit",
+    ),
+    "features.categorical": (
+        "Bucket",
+        "Id",
+        "Index",
+    ),
+    "features.hashing": (
+        "Cross",
+        "Hash",
+    ),
+    "features.image": ("Image",),
+    "features.numeric": (
+        "Clip",
+        "Log",
+        "Missing",
+        "Raw",
+        "Scale",
+    ),
+    "features.temporal": ("Cyclic",),
+    "features.text": ("Text",),
+    "pipeline": ("run",),
+    "registry.registry": ("Registry",),
+    "train.estimator": ("Estimator",),
+    "train.loss": (
+        "BinaryCrossEntropy",
+        "CrossEntropy",
+        "MeanSquaredError",
+    ),
+    "train.schedule": (
+        "Constant",
+        "Cosine",
+        "StepDecay",
+    ),
+    "train.single": ("Single",),
+    "train.stopping": ("EarlyStopping",),
+    "watch.probes": (
+        "AUC",
+        "RMSE",
+        "Accuracy",
+        "Calibration",
+        "Drift",
+        "Latency",
+        "LogLoss",
+    ),
 }
+_NAMES = {name: home for home, names in _HOME.items() for name in names}
 
-__all__ = sorted(_HOME)  # noqa: PLE0605 (a list of the keys above)
+__all__ = [
+    "AUC",
+    "CSV",
+    "RMSE",
+    "Accuracy",
+    "Arrow",
+    "Batch",
+    "BinaryCrossEntropy",
+    "Bucket",
+    "Bundle",
+    "Calibration",
+    "Clip",
+    "Constant",
+    "Cosine",
+    "Cross",
+    "CrossEntropy",
+    "Cyclic",
+    "Drift",
+    "EarlyStopping",
+    "Estimator",
+    "Graph",
+    "Hash",
+    "HashSplit",
+    "Id",
+    "Image",
+    "Index",
+    "JSONLines",
+    "Latency",
+    "Log",
+    "LogLoss",
+    "MeanSquaredError",
+    "Missing",
+    "Optimize",
+    "Parquet",
+    "Quantize",
+    "Raw",
+    "Registry",
+    "Scale",
+    "Single",
+    "Site",
+    "StepDecay",
+    "System",
+    "Text",
+    "TimeSplit",
+    "coalesce",
+    "col",
+    "concat",
+    "days",
+    "hours",
+    "lit",
+    "make_timestamp",
+    "minutes",
+    "run",
+    "seconds",
+    "when",
+]
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
+    home = _NAMES.get(name)
     if home is None:
         raise AttributeError(f"module 'drivetrain' has no attribute {name!r}")
     return getattr(import_module(f"drivetrain.{home}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(_HOME)
+    return sorted(_NAMES)

@@ -158,7 +158,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
     from drivetrain.core.job import Job
-    from drivetrain.run.local import Local, this_command
+    from drivetrain.launch.local import Local, this_command
 
     if site.launcher.kind not in ("inline", "local"):
         raise wrong("[launcher] kind", site.launcher.kind, "inline, local")

@@ -39,7 +39,7 @@ from drivetrain.features.examples import Examples
 from drivetrain.features.transform import Transform
 from drivetrain.models.bind import build
 from drivetrain.registry.registry import Registry
-from drivetrain.run.device import resolve
+from drivetrain.launch.device import resolve
 from drivetrain.train.export import export
 from drivetrain.watch.probes import evaluate
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from drivetrain.core.job import Job, Resources
-from drivetrain.run.local import Local
+from drivetrain.launch.local import Local
 
 
 def job(code: str, processes: int = 1, cpus: int = 0, **environment: str) -> Job:
@@ -70,7 +70,7 @@ def test_a_signal_to_the_launcher_reaches_its_processes(tmp_path: Path) -> None:
     launcher = f"""
         import sys
         from drivetrain.core.job import Job
-        from drivetrain.run.local import Local
+        from drivetrain.launch.local import Local
         sys.exit(Local().start(Job(name="j", command=(sys.executable, "-c", {child!r}.strip()))))
     """
     launcher = launcher.replace(repr(child), repr(textwrap.dedent(child)))
