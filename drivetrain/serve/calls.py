@@ -1,0 +1,275 @@
+"""One inference call from its bytes to its answer: identity, time-out, errors, and its records."""
+
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from drivetrain.core.batch import Array
+from drivetrain.core.errors import wrong
+from drivetrain.serve.columns import Values
+from drivetrain.serve.engine import Engine, ExpiredError, OverloadedError, Task
+from drivetrain.serve.exchange import JSON, Exchange, error_body
+from drivetrain.serve.metrics import Counter, Metrics
+from drivetrain.serve.models import Model
+
+log = logging.getLogger("drivetrain.serve")
+
+RETRY = b"Retry-After: 1\r\n"
+_ID = re.compile(r"[\x21-\x7e]{1,256}")
+_ID_LENGTH = 256
+
+
+class Recorder(Protocol):
+    """Takes calls as events; :class:`drivetrain.serve.feedback.Feedback` is one."""
+
+    def offer(
+        self,
+        model: Model,
+        request_id: str,
+        latency: float,
+        inputs: Sequence[Array],
+        outputs: Sequence[Array],
+    ) -> None:
+        """Keep or drop, at once."""
+        ...
+
+
+class RequestIds:
+    """Identities for requests that bring none: unique over processes, cheap to make."""
+
+    def __init__(self) -> None:
+        self._prefix = os.urandom(6).hex()
+        self._count = count(1)
+
+    def make(self) -> str:
+        """The next one."""
+        return f"{self._prefix}-{next(self._count):x}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What every call needs beside its model.
+
+    Attributes:
+        engine: runs it.
+        metrics: counts it.
+        request_ids: names it.
+        recorder: writes it as an event, or None.
+        access: takes one line of JSON for each answer, or None.
+    """
+
+    engine: Engine
+    metrics: Metrics
+    request_ids: RequestIds
+    recorder: Recorder | None = None
+    access: Callable[[str], None] | None = None
+
+
+class Series:
+    """The metrics of one route of one version, looked up once."""
+
+    def __init__(self, service: Service, model: str, version: str, route: str) -> None:
+        self._service = service
+        self._labels = (model, version, route)
+        self._seconds = service.metrics.request_seconds.of(model, route)
+        self._codes: dict[int, Counter] = {}
+
+    def answer(
+        self,
+        exchange: Exchange,
+        status: int,
+        body: bytes,
+        kind: bytes = JSON,
+        extra: bytes = b"",
+        request_id: str = "",
+    ) -> float:
+        """Answer and record it; gives the request's duration in seconds."""
+        exchange.respond(status, body, kind, extra)
+        seconds = time.monotonic() - exchange.received
+        codes = self._codes
+        if status not in codes:
+            codes[status] = self._service.metrics.requests.of(*self._labels, str(status))
+        codes[status].value += 1
+        self._seconds.observe(seconds)
+        if self._service.access is not None:
+            self._service.access(self._line(exchange, status, len(body), seconds, request_id))
+        return seconds
+
+    def _line(
+        self, exchange: Exchange, status: int, size: int, seconds: float, request_id: str
+    ) -> str:
+        model, version, route = self._labels
+        line = {
+            "at": time.time(),
+            "method": exchange.method.decode("latin-1"),
+            "target": exchange.target.decode("latin-1"),
+            "status": status,
+            "bytes": size,
+            "seconds": round(seconds, 6),
+            "model": model,
+            "version": version,
+            "route": route,
+            "request_id": request_id,
+        }
+        return json.dumps(line)
+
+
+class Call(Task):
+    """An inference request; its route decodes it and encodes its answer."""
+
+    __slots__ = ("_exchange", "_identity", "_route", "options", "request_id")
+
+    def __init__(
+        self,
+        route: "Route",
+        exchange: Exchange,
+        columns: Sequence[Values],
+        rows: int,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        options: Any = None,
+    ) -> None:
+        deadline = math.inf if timeout is None else exchange.received + timeout
+        super().__init__(route.model, columns, rows, deadline)
+        self._route = route
+        self._exchange = exchange
+        self.options = options
+        """What the route wants to know again when it encodes the answer."""
+        self.request_id = request_id or header_id(exchange) or route.service.request_ids.make()
+        name = self.request_id
+        shown = name if _ID.fullmatch(name) else quote(name, safe="")
+        self._identity = b"x-request-id: %b\r\n" % shown.encode()
+        exchange.on_gone = self.cancel
+
+    def done(self, inputs: list[Array], outputs: list[Array]) -> None:
+        body, kind, extra = self._route.encode(self, outputs)
+        seconds = self._answer(200, body, kind, extra)
+        recorder = self._route.service.recorder
+        if recorder is not None:
+            recorder.offer(self.model, self.request_id, seconds, inputs, outputs)
+
+    def failed(self, error: Exception) -> None:
+        if isinstance(error, ExpiredError):
+            self._fail(504, "timeout: it was over before the run began; nothing was computed.")
+        elif type(error).__name__ == "InvalidArgument":  # what ONNX Runtime calls bad values
+            self._fail(400, f"the graph refuses these values: {str(error)[:300]}")
+        else:
+            log.error("request %s failed", self.request_id, exc_info=error)
+            self._fail(500, f"the graph failed on request {self.request_id!r}; the log says why.")
+
+    def _fail(self, status: int, message: str) -> None:
+        self._answer(status, error_body(message), JSON, b"")
+
+    def _answer(self, status: int, body: bytes, kind: bytes, extra: bytes) -> float:
+        return self._route.series.answer(
+            self._exchange, status, body, kind, self._identity + extra, self.request_id
+        )
+
+
+class Route:
+    """One way to ask one version for predictions.
+
+    Args:
+        model: the version that answers.
+        service: what every call needs.
+    """
+
+    name = ""
+    """The label ``route`` of the metrics."""
+
+    def __init__(self, model: Model, service: Service) -> None:
+        self.model = model
+        self.service = service
+        self.series = Series(service, model.name, model.version, self.name)
+
+    def decode(self, exchange: Exchange) -> Call:
+        """The call that a request makes.
+
+        Raises:
+            ValueError: it cannot be understood; the message names what, found and allowed.
+        """
+        raise AssertionError("a route decodes its calls")
+
+    def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:
+        """Body, content type and further header lines of the answer."""
+        raise AssertionError("a route encodes its answers")
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Decode a request and queue it, or say what is wrong with it."""
+        try:
+            call = self.decode(exchange)
+            limit = self.service.engine.batching.queue_rows
+            if not 1 <= call.rows <= limit:
+                raise wrong("rows", call.rows, f"1 to {limit} in one request")
+            self.service.engine.submit(call)
+        except ValueError as error:
+            self.refuse(exchange, 400, str(error))
+        except OverloadedError:
+            waiting = int(self.service.engine.queued(self.model.name))
+            self.refuse(exchange, 503, f"the queue is full: {waiting} rows wait.", RETRY)
+
+    def refuse(self, exchange: Exchange, status: int, message: str, extra: bytes = b"") -> None:
+        """Answer an error before anything was computed."""
+        self.series.answer(exchange, status, error_body(message), JSON, extra)
+
+
+def header_id(exchange: Exchange) -> str | None:
+    """The identity in ``x-request-id``.
+
+    Raises:
+        ValueError: it is not visible ASCII, or longer than 256.
+    """
+    value = exchange.headers.get(b"x-request-id")
+    if value is None:
+        return None
+    text = value.decode("latin-1")
+    if not _ID.fullmatch(text):
+        raise wrong("header 'x-request-id'", text, "1 to 256 visible ASCII characters")
+    return text
+
+
+def body_id(value: str | None) -> str | None:
+    """The identity in a request's body: any text, not too long to be given back in a header.
+
+    Raises:
+        ValueError: it is too long.
+    """
+    if value is not None and len(value) > _ID_LENGTH:
+        raise wrong("id", value, f"at most {_ID_LENGTH} characters")
+    return value or None
+
+
+def header_timeout(exchange: Exchange) -> float | None:
+    """Seconds that the client waits at most, from ``x-timeout-ms``.
+
+    Raises:
+        ValueError: it is no positive number.
+    """
+    value = exchange.headers.get(b"x-timeout-ms")
+    if value is None:
+        return None
+    try:
+        return positive(float(value)) / 1e3
+    except ValueError:
+        found = value.decode("latin-1")
+        raise wrong("header 'x-timeout-ms'", found, "a positive number of milliseconds") from None
+
+
+def positive(value: float) -> float:
+    """``value``, which is finite and above zero.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 < value < math.inf:
+        raise ValueError(value)
+    return value

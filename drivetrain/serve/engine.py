@@ -1,0 +1,249 @@
+"""Batches without a timer: what arrives in one turn of the loop, or during a run, runs next."""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+
+import numpy as np
+
+from drivetrain.core.batch import Array
+from drivetrain.serve.columns import Values
+from drivetrain.serve.metrics import Histogram, Metrics, Reading
+from drivetrain.serve.models import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How requests share runs of the graph.
+
+    Attributes:
+        rows: a run takes further requests up to this many rows.
+        queue_rows: rows that may wait for a run; a request that finds more is sent away.
+        inline_seconds: a run that is expected to take less happens on the loop's own thread; a
+            hand-over to another costs about as much as it would hide.
+        threads: for the runs that take longer, all models together.
+    """
+
+    rows: int = 256
+    queue_rows: int = 8192
+    inline_seconds: float = 300e-6
+    threads: int = 2
+
+
+class OverloadedError(Exception):
+    """The queue is full."""
+
+
+class ExpiredError(Exception):
+    """The time that the client gave was over before the run began; nothing was computed."""
+
+
+class Task:
+    """Rows of one request on their way through a run. Subclasses say what becomes of them.
+
+    Args:
+        model: the version that answers, to the end, whatever is loaded meanwhile.
+        columns: the checked columns.
+        rows: how many rows they have.
+        deadline: ``time.monotonic()`` after which nobody wants the answer.
+    """
+
+    __slots__ = ("columns", "deadline", "model", "rows")
+
+    def __init__(
+        self, model: Model, columns: Sequence[Values], rows: int, deadline: float = math.inf
+    ) -> None:
+        self.model = model
+        self.columns = columns
+        self.rows = rows
+        self.deadline = deadline
+
+    def done(self, inputs: list[Array], outputs: list[Array]) -> None:
+        """Called on the loop's thread with the columns and predictions of these rows."""
+        raise AssertionError("a task says what becomes of its answer")
+
+    def failed(self, error: Exception) -> None:
+        """Called on the loop's thread with the reason."""
+        raise AssertionError("a task says what becomes of its failure")
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more."""
+        self.deadline = -math.inf
+
+
+Outcome = tuple[list[Array], list[Array]] | Exception
+
+
+class _Lane:
+    """The queue of one version, and its metrics."""
+
+    def __init__(self, model: Model, metrics: Metrics) -> None:
+        self.model = model
+        self.tasks: deque[Task] = deque()
+        self.rows = 0
+        self.scheduled = False
+        self.running = False
+        self.seconds = metrics.inference_seconds.of(model.name)
+        self.sizes = metrics.batch_rows.of(model.name)
+        fields = model.bundle.manifest.outputs
+        self.predictions: list[tuple[int, Histogram]] = [
+            (number, metrics.prediction.of(model.name, field.name))
+            for number, field in enumerate(fields)
+            if field.dtype.startswith("float") and field.shape in ((), (1,))
+        ]
+
+
+class Engine:
+    """Runs tasks in batches, those of one version together.
+
+    Args:
+        batching: how requests share runs.
+        metrics: where runs are counted.
+        loop: the event loop; every method is called on its thread.
+    """
+
+    def __init__(
+        self, batching: Batching, metrics: Metrics, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.batching = batching
+        self._metrics = metrics
+        self._loop = loop
+        self._lanes: dict[Model, _Lane] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def open(self, model: Model) -> None:
+        """Take tasks for a version."""
+        self._lanes[model] = _Lane(model, self._metrics)
+        name = model.name
+        self._metrics.queue_rows.set(Reading(lambda: self.queued(name)), name)
+
+    def close(self, model: Model) -> None:
+        """Take no more tasks for a version; those that wait are still run."""
+        self._lanes.pop(model)
+
+    def queued(self, name: str) -> float:
+        """Rows that wait for a run of the alias ``name``."""
+        return float(sum(lane.rows for m, lane in self._lanes.items() if m.name == name))
+
+    def submit(self, task: Task) -> None:
+        """Queue a task for the next run.
+
+        Raises:
+            OverloadedError: the queue is full.
+        """
+        lane = self._lanes[task.model]
+        if lane.rows + task.rows > self.batching.queue_rows:
+            raise OverloadedError
+        lane.tasks.append(task)
+        lane.rows += task.rows
+        if not lane.scheduled and not lane.running:
+            lane.scheduled = True
+            self._loop.call_soon(self._turn, lane)
+
+    def shut_down(self) -> None:
+        """End the threads after their present run."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _turn(self, lane: _Lane) -> None:
+        lane.scheduled = False
+        batch, rows = self._take(lane)
+        if not batch:
+            return
+        cost = lane.model.cost
+        if cost.seconds(rows) <= self.batching.inline_seconds:
+            self._land(lane, batch, rows, *_compute(lane.model, batch))
+            return
+        lane.running = True
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.batching.threads, "drivetrain-run")
+        future = self._pool.submit(_compute, lane.model, batch)
+
+        def landed(future: "Future[tuple[list[Outcome], float]]") -> None:
+            self._loop.call_soon_threadsafe(self._land, lane, batch, rows, *future.result())
+
+        future.add_done_callback(landed)
+
+    def _take(self, lane: _Lane) -> tuple[list[Task], int]:
+        """The tasks of the next run: as many as fit and pay, at least one if any is left."""
+        batch: list[Task] = []
+        rows = 0
+        tasks, now = lane.tasks, monotonic()
+        limit = self.batching.rows
+        if not (lane.model.cost.pays and lane.model.columns.stackable):
+            limit = 1
+        while tasks and (not batch or rows + tasks[0].rows <= limit):
+            task = tasks.popleft()
+            lane.rows -= task.rows
+            if task.deadline < now:
+                task.failed(ExpiredError())
+                continue
+            batch.append(task)
+            rows += task.rows
+        return batch, rows
+
+    def _land(
+        self, lane: _Lane, batch: list[Task], rows: int, outcomes: list[Outcome], seconds: float
+    ) -> None:
+        lane.running = False
+        if lane.tasks and not lane.scheduled:
+            lane.scheduled = True
+            self._loop.call_soon(self._turn, lane)
+        lane.model.cost.seen(rows, seconds)
+        lane.seconds.observe(seconds)
+        lane.sizes.observe(rows)
+        for task, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                task.failed(outcome)
+                continue
+            try:
+                for number, histogram in lane.predictions:
+                    _observe(histogram, outcome[1][number])
+                task.done(*outcome)
+            except Exception as error:  # one answer that cannot be written must not take others
+                task.failed(error)
+
+
+def _compute(model: Model, batch: list[Task]) -> tuple[list[Outcome], float]:
+    """Run a batch; when it fails, each task alone, so that only the offender fails."""
+    started = perf_counter()
+    try:
+        inputs, outputs = model.run([task.columns for task in batch])
+    except Exception as error:
+        seconds = perf_counter() - started
+        return [error] if len(batch) == 1 else [_alone(model, task) for task in batch], seconds
+    seconds = perf_counter() - started
+    if len(batch) == 1:
+        return [(inputs, outputs)], seconds
+    outcomes: list[Outcome] = []
+    start = 0
+    for task in batch:
+        stop = start + task.rows
+        outcomes.append(([a[start:stop] for a in inputs], [a[start:stop] for a in outputs]))
+        start = stop
+    return outcomes, seconds
+
+
+def _alone(model: Model, task: Task) -> Outcome:
+    try:
+        return model.run([task.columns])
+    except Exception as error:
+        return error
+
+
+def _observe(histogram: Histogram, array: Array) -> None:
+    if array.size <= 32:
+        for value in array.reshape(-1).tolist():
+            if value - value == 0.0:  # neither NaN nor infinite: such a sum would be lost
+                histogram.observe(value)
+        return
+    values = array.reshape(-1).astype(np.float64)
+    values = values[np.isfinite(values)]
+    places = np.searchsorted(np.asarray(histogram.bounds), values)
+    for place, count in enumerate(np.bincount(places, minlength=len(histogram.counts)).tolist()):
+        histogram.counts[place] += count
+    histogram.sum += float(values.sum())

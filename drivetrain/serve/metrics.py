@@ -1,0 +1,215 @@
+"""The server's own counters and histograms, and their text in Prometheus' exposition format.
+
+Source: https://prometheus.io/docs/instrumenting/exposition_formats/, text format 0.0.4.
+"""
+
+import os
+import resource
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (
+    *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
+    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+"""Bounds of durations: a cheap graph answers in 50 µs, a hopeless request ends at 10 s."""
+ROWS = tuple(float(2**n) for n in range(13))
+"""Bounds of batch sizes, 1 to 4096."""
+DECILES = tuple(n / 10 for n in range(1, 11))
+"""Bounds of predictions: deciles of a probability. Of a prediction that is no probability only
+the mean (sum over count) says something."""
+
+
+class Counter:
+    """A number that grows, or a gauge that is set."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def samples(self, name: str, labels: str) -> Iterator[str]:
+        yield f"{name}{_braced(labels)} {_number(self.value)}"
+
+
+class Reading:
+    """A gauge whose value is asked for when it is read."""
+
+    __slots__ = ("read",)
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self.read = read
+
+    def samples(self, name: str, labels: str) -> Iterator[str]:
+        yield f"{name}{_braced(labels)} {_number(self.read())}"
+
+
+class Histogram:
+    """How often a value fell at or below each bound, and the sum of all values."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def samples(self, name: str, labels: str) -> Iterator[str]:
+        total = 0
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            total += count
+            le = f'le="{_number(bound)}"'
+            yield f"{name}_bucket{_braced(f'{labels},{le}' if labels else le)} {total}"
+        yield f"{name}_sum{_braced(labels)} {_number(self.sum)}"
+        yield f"{name}_count{_braced(labels)} {total}"
+
+
+Child = TypeVar("Child", Counter, Reading, Histogram)
+
+
+class Family(Generic[Child]):
+    """All series of one metric, told apart by the values of their labels."""
+
+    def __init__(
+        self, name: str, kind: str, help: str, labels: Sequence[str], make: Callable[[], Child]
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.help = help
+        self.labels = tuple(labels)
+        self._make = make
+        self._children: dict[tuple[str, ...], Child] = {}
+
+    def of(self, *values: str) -> Child:
+        """The series with these label values, made if need be; hold on to it when speed counts."""
+        assert len(values) == len(self.labels), (self.name, values)
+        child = self._children.get(values)
+        if child is None:
+            child = self._children.setdefault(values, self._make())
+        return child
+
+    def set(self, child: Child, *values: str) -> None:
+        """Put a series in its place."""
+        self._children[values] = child
+
+    def remove(self, *values: str) -> None:
+        """End a series."""
+        self._children.pop(values, None)
+
+    def text(self) -> Iterator[str]:
+        """The lines of this metric."""
+        yield f"# HELP {self.name} {_escape(self.help, quote=False)}"
+        yield f"# TYPE {self.name} {self.kind}"
+        for values, child in list(self._children.items()):
+            pairs = zip(self.labels, values, strict=True)
+            labels = ",".join(f'{label}="{_escape(value)}"' for label, value in pairs)
+            yield from child.samples(self.name, labels)
+
+
+class Metrics:
+    """Every metric of a serving process. The names are a contract with dashboards and alerts."""
+
+    def __init__(self) -> None:
+        self.requests = Family(
+            "drivetrain_requests_total", "counter", "Requests answered.",
+            ("model", "version", "route", "code"), Counter,
+        )  # fmt: skip
+        self.request_seconds = Family(
+            "drivetrain_request_seconds", "histogram", "From a request's arrival to its answer.",
+            ("model", "route"), lambda: Histogram(SECONDS),
+        )  # fmt: skip
+        self.inference_seconds = Family(
+            "drivetrain_inference_seconds", "histogram", "One run of the graph over a batch.",
+            ("model",), lambda: Histogram(SECONDS),
+        )  # fmt: skip
+        self.batch_rows = Family(
+            "drivetrain_batch_rows", "histogram", "Rows of one run of the graph.",
+            ("model",), lambda: Histogram(ROWS),
+        )  # fmt: skip
+        self.queue_rows = Family(
+            "drivetrain_queue_rows", "gauge", "Rows that wait for a run of the graph.",
+            ("model",), lambda: Reading(lambda: 0.0),
+        )  # fmt: skip
+        self.prediction = Family(
+            "drivetrain_prediction", "histogram",
+            "Predicted values, by deciles of a probability.",
+            ("model", "output"), lambda: Histogram(DECILES),
+        )  # fmt: skip
+        self.model_info = Family(
+            "drivetrain_model_info", "gauge", "1 for each version that is being served.",
+            ("model", "version", "digest"), Counter,
+        )  # fmt: skip
+        self.reload_failures = Family(
+            "drivetrain_reload_failures_total", "counter",
+            "New versions that were refused while the old one served on.", ("model",), Counter,
+        )  # fmt: skip
+        self.feedback_rows = Family(
+            "drivetrain_feedback_rows_total", "counter", "Rows written as events.",
+            ("model",), Counter,
+        )  # fmt: skip
+        self.feedback_dropped = Family(
+            "drivetrain_feedback_dropped_total", "counter",
+            "Rows that were not written as events, because the writer was behind or failed.",
+            ("model",), Counter,
+        )  # fmt: skip
+        self.ready = Family(
+            "drivetrain_ready", "gauge", "1 while the server takes requests.", (), Counter
+        )
+        memory = Family(
+            "process_resident_memory_bytes", "gauge", "Resident memory.",
+            (), lambda: Reading(resident_bytes),
+        )  # fmt: skip
+        cpu = Family(
+            "process_cpu_seconds_total", "counter", "CPU time, user and system.",
+            (), lambda: Reading(time.process_time),
+        )  # fmt: skip
+        for family in (memory, cpu, self.ready):
+            family.of()
+        self._families: tuple[Family[Counter] | Family[Reading] | Family[Histogram], ...] = (
+            *(self.requests, self.request_seconds, self.inference_seconds, self.batch_rows),
+            *(self.queue_rows, self.prediction, self.model_info, self.reload_failures),
+            *(self.feedback_rows, self.feedback_dropped, self.ready, memory, cpu),
+        )
+
+    def text(self) -> bytes:
+        """The exposition of all metrics."""
+        lines = (line for family in self._families for line in family.text())
+        return ("\n".join(lines) + "\n").encode()
+
+
+def resident_bytes() -> float:
+    """The resident memory of this process; its peak where the system does not tell the present."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * float(os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _escape(text: str, quote: bool = True) -> str:
+    text = text.replace("\\", r"\\").replace("\n", r"\n")
+    return text.replace('"', r"\"") if quote else text
+
+
+def _braced(labels: str) -> str:
+    return f"{{{labels}}}" if labels else ""
+
+
+def _number(value: float) -> str:
+    if value == float("inf"):
+        return "+Inf"
+    if value == float("-inf"):
+        return "-Inf"
+    if value != value:
+        return "NaN"
+    return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)

@@ -1,0 +1,162 @@
+"""What is served: a verified bundle, loaded and warmed up, under the alias that clients name."""
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from drivetrain.core.batch import Array, Batch, Column
+from drivetrain.core.bundle import GRAPH, Bundle
+from drivetrain.core.errors import wrong
+from drivetrain.core.graph import Session
+from drivetrain.core.schema import MISSING_INT, Field
+from drivetrain.serve.columns import Columns, Values
+
+Resolve = Callable[[], tuple[str, Path]]
+"""Asks what an alias means now: a bundle's digest and the directory that holds it."""
+
+VERSION_DIGITS = 12
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_WARM_ROWS = 8
+_PAYS = 0.8
+"""A batch of eight that takes more than this share of eight runs is not worth waiting for."""
+
+
+def checked_name(name: str) -> str:
+    """A name that is safe in a URL, a path and a label.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not _NAME.fullmatch(name):
+        raise wrong(
+            "model name",
+            name,
+            "1 to 128 letters, digits, '.', '_' and '-', a letter or digit first",
+        )
+    return name
+
+
+def pinned(path: Path) -> Resolve:
+    """An alias that always means the bundle at ``path``."""
+    digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
+    return lambda: (digest, path)
+
+
+class Cost:
+    """How long a run takes, by rows: two numbers from the warm-up, corrected by what is seen.
+
+    Attributes:
+        pays: whether a batch costs clearly less than its requests alone.
+    """
+
+    def __init__(self, one: float, several: float, rows: int) -> None:
+        self.per_row = max(several - one, 0.0) / (rows - 1)
+        self.fixed = max(one - self.per_row, 0.0)
+        self.pays = several < _PAYS * rows * one
+        self.scale = 1.0
+
+    def seconds(self, rows: int) -> float:
+        """The expected time of a run."""
+        return self.scale * (self.fixed + self.per_row * rows)
+
+    def seen(self, rows: int, seconds: float) -> None:
+        """Learn from a run; one slow run moves the expectation by no more than a fifth."""
+        expected = self.seconds(rows)
+        if expected > 0:
+            ratio = min(max(seconds / expected, 0.2), 5.0)
+            self.scale = min(max(self.scale * (0.95 + 0.05 * ratio), 0.1), 100.0)
+
+
+class Model:
+    """One version of one alias, ready to run.
+
+    Attributes:
+        name: the alias.
+        version: the first twelve digits of the bundle's digest.
+        columns: the compiled path from values to feeds.
+        outputs: the names of the predictions.
+        cost: how long a run takes.
+    """
+
+    def __init__(self, name: str, bundle: Bundle) -> None:
+        self.name = checked_name(name)
+        self.bundle = bundle
+        self.digest = bundle.digest
+        self.version = bundle.digest[:VERSION_DIGITS]
+        self.inputs = bundle.manifest.inputs
+        self.outputs = list(bundle.manifest.outputs.names)
+        self._session = Session(self._graph(), threads=1)
+        self.columns = Columns(self.inputs, self._session.inputs)
+        self.cost = self._warm_up()
+
+    @classmethod
+    def load(cls, name: str, digest: str, path: Path) -> "Model":
+        """Verify, load and warm up the bundle at ``path``.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is not the bundle that ``digest`` names, or its graph does not give
+                what its manifest says.
+        """
+        return cls(name, Bundle.open(path, digest))
+
+    def _graph(self) -> bytes:
+        """The graph's bytes, checked again: they are read later than the bundle was verified."""
+        data = (self.bundle.path / GRAPH).read_bytes()
+        expected = self.bundle.manifest.files[GRAPH]["sha256"]
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise ValueError(f"{self.bundle.path / GRAPH} was changed while it was opened.")
+        return data
+
+    def run(self, requests: Sequence[Sequence[Values]]) -> tuple[list[Array], list[Array]]:
+        """The columns' arrays of all requests together, and the outputs for them."""
+        arrays = self.columns.arrays(requests)
+        return arrays, self._session.raw(self.columns.feeds(arrays), self.outputs)
+
+    def _warm_up(self) -> Cost:
+        """Run once for one row and once for several, until the times settle."""
+        times = dict.fromkeys((1, _WARM_ROWS), math.inf)
+        for rows in times:
+            batch = [self.columns.of_batch(_missing_rows(self.inputs.fields, rows))]
+            spent = 0.0
+            for attempt in range(10):
+                started = time.perf_counter()
+                _, outputs = self.run(batch)
+                seconds = time.perf_counter() - started
+                times[rows], spent = min(times[rows], seconds), spent + seconds
+                if attempt == 0:
+                    self._check_outputs(outputs, rows)
+                if spent > 0.05 and attempt:
+                    break
+        return Cost(times[1], times[_WARM_ROWS], _WARM_ROWS)
+
+    def _check_outputs(self, outputs: Sequence[Array], rows: int) -> None:
+        for field, array in zip(self.bundle.manifest.outputs, outputs, strict=True):
+            if not array.shape or array.shape[0] != rows:
+                raise wrong(
+                    f"output {field.name!r} of {self.name} for {rows} rows",
+                    array.shape,
+                    f"a first dimension of {rows}",
+                )
+
+
+def _missing_rows(fields: Sequence[Field], rows: int) -> Batch:
+    """Rows of missing values, which every graph of a bundle takes."""
+    columns: dict[str, Column] = {}
+    for field in fields:
+        columns[field.name] = _missing(field, rows)
+    return Batch(columns)
+
+
+def _missing(field: Field, rows: int) -> Array:
+    shape = (rows, *(1 if n is None else n for n in field.shape))
+    if field.numpy == "object":
+        return np.full(shape, "" if field.dtype == "string" else b"", np.object_)
+    if field.shape:
+        return np.zeros(shape, field.numpy)
+    return np.full(shape, MISSING_INT if field.numpy == "int64" else np.nan, field.numpy)

@@ -1,0 +1,238 @@
+"""The Open Inference Protocol V2 over HTTP: metadata, and inference over a bundle's raw columns."""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+
+from drivetrain.core.batch import Array
+from drivetrain.core.errors import unknown, wrong
+from drivetrain.core.schema import Schema
+from drivetrain.serve.calls import Call, Route, Service, body_id, header_timeout, positive
+from drivetrain.serve.columns import Values
+from drivetrain.serve.exchange import JSON, Exchange
+from drivetrain.serve.models import Model
+from drivetrain.serve.tensors import check, from_binary, from_json, to_binary, to_json
+
+BINARY = b"application/octet-stream"
+
+
+def server_metadata() -> dict[str, Any]:
+    """The answer to ``GET /v2``."""
+    try:
+        found = version("drivetrain")
+    except PackageNotFoundError:
+        found = "unknown"
+    return {"name": "drivetrain", "version": found, "extensions": ["binary_tensor_data"]}
+
+
+def model_metadata(model: Model) -> dict[str, Any]:
+    """The answer to ``GET /v2/models/{name}``."""
+    return {
+        "name": model.name,
+        "versions": [model.version],
+        "platform": "onnxruntime_onnx",
+        "inputs": _tensors(model.inputs),
+        "outputs": _tensors(model.bundle.manifest.outputs),
+    }
+
+
+def _tensors(schema: Schema) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": field.name,
+            "datatype": field.v2,
+            "shape": [-1, *(-1 if n is None else n for n in field.shape)],
+        }
+        for field in schema
+    ]
+
+
+class _Input(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Input]
+    outputs: list[_Output] | None = None
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class _Asked(msgspec.Struct):
+    """What an answer holds: ``(position, binary)`` of each output, and the id to echo."""
+
+    id: str | None
+    outputs: list[tuple[int, bool]]
+
+
+class InferRoute(Route):
+    """``POST /v2/models/{name}[/versions/{version}]/infer``.
+
+    Inputs are the bundle's raw columns, each with the datatype that its metadata names and the
+    shape ``[rows]`` or ``[rows, 1]`` (or ``[rows, …]`` where the column has a shape); null in
+    JSON data is a missing value. The parameter ``timeout`` is in microseconds.
+    """
+
+    name = "v2_infer"
+
+    def __init__(self, model: Model, service: Service) -> None:
+        super().__init__(model, service)
+        self._decode = msgspec.json.Decoder(_Request).decode
+        self._inputs = {field.name: (n, field) for n, field in enumerate(model.inputs)}
+        self._positions = {name: number for number, name in enumerate(model.outputs)}
+        self._all_json = [(number, False) for number in range(len(model.outputs))]
+        self._heads = [
+            f'{{"name":{json.dumps(field.name)},"datatype":"{field.v2}","shape":'
+            for field in model.bundle.manifest.outputs
+        ]
+        self._head = f'{{"model_name":"{model.name}","model_version":"{model.version}",'
+
+    def decode(self, exchange: Exchange) -> Call:
+        text, binary = _split(exchange)
+        try:
+            request = self._decode(text)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise ValueError(f"body: {error}; allowed: an inference request of V2.") from None
+        columns, rows = self._columns(request.inputs, binary)
+        timeout = header_timeout(exchange)
+        asked = _Asked(request.id, self._all_json)
+        if request.outputs or request.parameters:
+            parameters = request.parameters or {}
+            asked.outputs = self._outputs(request.outputs, parameters)
+            timeout = _timeout(parameters) or timeout
+        return Call(
+            self,
+            exchange,
+            columns,
+            rows,
+            request_id=body_id(request.id),
+            timeout=timeout,
+            options=asked,
+        )
+
+    def _columns(self, inputs: list[_Input], binary: memoryview) -> tuple[list[Values], int]:
+        columns: list[Values | None] = [None] * len(self._inputs)
+        rows, start = 0, 0
+        for tensor in inputs:
+            if tensor.name not in self._inputs:
+                raise unknown("input", tensor.name, self._inputs, self.model.name)
+            number, field = self._inputs[tensor.name]
+            if columns[number] is not None:
+                raise ValueError(f"input {tensor.name!r}: found twice, allowed: once.")
+            found = check(field, tensor.datatype, tensor.shape)
+            if rows and found != rows:
+                raise wrong(f"input {tensor.name!r}, rows", found, f"{rows} as the inputs before")
+            rows = found
+            size = _binary_size(tensor)
+            if size is None:
+                assert tensor.data is not None
+                columns[number] = from_json(field, tensor.shape, tensor.data)
+                continue
+            if start + size > len(binary):
+                raise wrong(f"input {tensor.name!r}, binary_data_size", size,
+                            f"at most the {len(binary) - start} bytes that are left")  # fmt: skip
+            columns[number] = from_binary(field, tensor.shape, binary[start : start + size])
+            start += size
+        if start != len(binary):
+            raise wrong("body", f"{len(binary)} bytes of binary data", f"{start} as inputs say")
+        absent = [name for name, (number, _) in self._inputs.items() if columns[number] is None]
+        if absent:
+            raise ValueError(
+                f"inputs: found no {', '.join(map(repr, absent))}, allowed: each of "
+                f"{', '.join(self._inputs)}."
+            )
+        return [column for column in columns if column is not None], rows
+
+    def _outputs(
+        self, outputs: list[_Output] | None, parameters: dict[str, Any]
+    ) -> list[tuple[int, bool]]:
+        default = _flag("parameter 'binary_data_output'", parameters.get("binary_data_output"))
+        if not outputs:
+            return [(number, default) for number in range(len(self._heads))]
+        chosen: list[tuple[int, bool]] = []
+        for output in outputs:
+            if output.name not in self._positions:
+                raise unknown("output", output.name, self._positions, self.model.name)
+            given = output.parameters or {}
+            if "classification" in given:
+                raise wrong(f"output {output.name!r}, parameter", "classification", "binary_data")
+            where = f"output {output.name!r}, parameter 'binary_data'"
+            binary = _flag(where, given["binary_data"]) if "binary_data" in given else default
+            chosen.append((self._positions[output.name], binary))
+        return chosen
+
+    def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:
+        asked: _Asked = call.options
+        parts: list[str] = []
+        blobs: list[bytes] = []
+        for number, binary in asked.outputs:
+            array = outputs[number]
+            head = f"{self._heads[number]}{list(array.shape)},"
+            if binary:
+                blob = to_binary(array)
+                blobs.append(blob)
+                parts.append(f'{head}"parameters":{{"binary_data_size":{len(blob)}}}}}')
+            else:
+                parts.append(f'{head}"data":{to_json(array)}}}')
+        identity = "" if asked.id is None else f'"id":{json.dumps(asked.id)},'
+        text = f'{self._head}{identity}"outputs":[{",".join(parts)}]}}'.encode()
+        if not blobs:
+            return text, JSON, b""
+        extra = b"Inference-Header-Content-Length: %d\r\n" % len(text)
+        return b"".join((text, *blobs)), BINARY, extra
+
+
+def _split(exchange: Exchange) -> tuple[bytes | bytearray | memoryview, memoryview]:
+    """A body's JSON, and the binary data behind it."""
+    value = exchange.headers.get(b"inference-header-content-length")
+    if value is None:
+        return exchange.body, memoryview(b"")
+    body = memoryview(exchange.body)
+    if not (value.isdigit() and len(value) < 12 and int(value) <= len(body)):
+        raise wrong(
+            "header 'inference-header-content-length'",
+            value.decode("latin-1"),
+            f"at most the {len(body)} bytes of the body",
+        )
+    return body[: int(value)], body[int(value) :]
+
+
+def _binary_size(tensor: _Input) -> int | None:
+    size = (tensor.parameters or {}).get("binary_data_size")
+    where = f"input {tensor.name!r}"
+    if size is None:
+        if tensor.data is None:
+            raise ValueError(f"{where}: found no data, allowed: data or binary_data_size.")
+        return None
+    if tensor.data is not None:
+        raise ValueError(f"{where}: found data and binary_data_size, allowed: one of them.")
+    if type(size) is not int or size < 0:
+        raise wrong(f"{where}, binary_data_size", size, "a number of bytes")
+    return size
+
+
+def _flag(where: str, value: Any) -> bool:
+    if value is not None and type(value) is not bool:
+        raise wrong(where, value, "true or false")
+    return bool(value)
+
+
+def _timeout(parameters: dict[str, Any]) -> float | None:
+    value = parameters.get("timeout")
+    if value is None:
+        return None
+    try:
+        return positive(float(value)) / 1e6
+    except (TypeError, ValueError, OverflowError):
+        raise wrong("parameter 'timeout'", value, "a positive number of microseconds") from None

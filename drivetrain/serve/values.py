@@ -1,0 +1,69 @@
+"""Predicted arrays as JSON text: a float32 as the shortest number that reads back to its bits."""
+
+import math
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from drivetrain.core.batch import Array
+
+_pack = struct.Struct("f").pack
+
+
+def float32_text(value: float) -> str:
+    """A float32 as JSON: at most nine digits (IEEE 754-2008 §5.12.2), null where not finite.
+
+    Whoever reads it as a double and rounds to float32 has the same bits: that is checked here,
+    not assumed, for two roundings are not always one.
+    """
+    if not math.isfinite(value):
+        return "null"
+    bits = _pack(value)
+    for digits in ("%.7g", "%.8g", "%.9g"):
+        text = digits % value
+        if _pack(float(text)) == bits:
+            return text
+    return repr(value)
+
+
+def float64_text(value: float) -> str:
+    """A double as JSON: the shortest number with its bits, null where not finite."""
+    return repr(value) if math.isfinite(value) else "null"
+
+
+def _string_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    return msgspec.json.encode(value).decode()
+
+
+def _bool_text(value: bool) -> str:
+    return "true" if value else "false"
+
+
+_TEXT: dict[str, Callable[[Any], str]] = {
+    "float32": float32_text,
+    "float64": float64_text,
+    "float16": float64_text,
+    "bool": _bool_text,
+    "object": _string_text,
+}
+
+
+def texts(array: Array) -> list[str]:
+    """Each element as JSON, row-major."""
+    name = array.dtype.name
+    values = array.reshape(-1).tolist()
+    function = _TEXT.get(name if array.dtype.kind not in "OUS" else "object", str)
+    return [function(value) for value in values]
+
+
+def nested(array: Array) -> list[str]:
+    """Each row as JSON: a number, or lists in lists for rows that have a shape."""
+    flat = texts(array)
+    for axis in range(array.ndim - 1, 0, -1):
+        size, count = array.shape[axis], math.prod(array.shape[:axis])
+        flat = [f"[{','.join(flat[i * size : (i + 1) * size])}]" for i in range(count)]
+    return flat
