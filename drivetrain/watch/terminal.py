@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, cast
 
 from drivetrain.core.metric import Emitted, Metric, Note, Progress
 
@@ -40,10 +40,10 @@ class Terminal:
         bars: whether to draw bars; None finds out.
         clock: gives seconds.
         """
-        stream = sys.stderr if stream is None else stream
+        where = cast(TextIO, sys.stderr) if stream is None else stream
         if bars is None:
-            bars = stream.isatty() and find_spec("rich") is not None
-        self._shown: Bars | Lines = Bars(stream) if bars else Lines(stream, clock)
+            bars = where.isatty() and find_spec("rich") is not None
+        self._shown: Bars | Lines = Bars(where) if bars else Lines(where, clock)
 
     def __call__(self, item: Emitted) -> None:
         """Show one item."""

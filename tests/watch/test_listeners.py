@@ -103,9 +103,13 @@ def test_mlflow_reads_back_metrics_parameters_and_the_end(store):
 
 @pytest.mark.slow
 def test_mlflow_marks_a_run_that_ended_by_an_error_as_failed(store):
-    with pytest.raises(RuntimeError, match="diverged"), Mlflow(store, "flights", "two") as listener:
-        listener(Metric(name="train/loss", value=1.0, step=0))
-        raise RuntimeError("diverged")
+    def diverge() -> None:
+        with Mlflow(store, "flights", "two") as listener:
+            listener(Metric(name="train/loss", value=1.0, step=0))
+            raise RuntimeError("diverged")
+
+    with pytest.raises(RuntimeError, match="diverged"):
+        diverge()
     client = reading(store)
     experiment = client.get_experiment_by_name("flights")
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}

@@ -40,7 +40,7 @@ def test_without_a_terminal_there_are_plain_lines(plain):
 
 def test_a_fast_stage_writes_one_line(plain):
     terminal, stream, clock = plain
-    for done in range(0, 1001):
+    for done in range(1001):
         clock.now += 0.0005
         terminal(Progress(stage="events", done=done, total=1000))
     assert stream.getvalue() == "events: 100%, 1,000/1,000 rows, 2,000 rows/s\n"
@@ -48,7 +48,7 @@ def test_a_fast_stage_writes_one_line(plain):
 
 def test_a_stage_of_a_minute_writes_a_line_every_tenth_with_rate_and_remaining_time(plain):
     terminal, stream, clock = plain
-    for done in range(0, 601):
+    for done in range(601):
         terminal(Progress(stage="train", done=done, total=600, unit="steps"))
         clock.now += 0.05
     lines = stream.getvalue().splitlines()
@@ -59,7 +59,7 @@ def test_a_stage_of_a_minute_writes_a_line_every_tenth_with_rate_and_remaining_t
 
 def test_a_slow_stage_writes_a_line_every_five_seconds(plain):
     terminal, stream, clock = plain
-    for done in range(0, 31):
+    for done in range(31):
         terminal(Progress(stage="train", done=done, total=10_000, unit="steps"))
         clock.now += 1.0
     lines = stream.getvalue().splitlines()

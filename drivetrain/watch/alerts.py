@@ -1,0 +1,137 @@
+"""Prometheus alert rules generated from a bundle's manifest."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from drivetrain.core.bundle import Manifest
+from drivetrain.watch.bounds import drift_bounds, p99_bound
+from drivetrain.watch.exposition import quoted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alerts:
+    """When a person is called, where the system itself declares no bound.
+
+    Attributes:
+        error_share: of answers that are server errors, over five minutes.
+        queue_rows: rows that wait, for two minutes.
+        drift_rows: how many rows must have been compared before drift is believed.
+    """
+
+    error_share: float = 0.01
+    queue_rows: int = 1000
+    drift_rows: int = 1000
+
+    def rules(self, manifest: Manifest, model: str | None = None) -> dict[str, Any]:
+        """The rules as plain data.
+
+        Args:
+            manifest: of the bundle that is served; its bounds of latency and drift are alerts.
+            model: the name that it is served under; None is the system's name.
+        """
+        model = model or manifest.name
+        rules = [*self._service(manifest, model), *self._data(manifest, model)]
+        return {"groups": [{"name": f"drivetrain-{model}", "rules": rules}]}
+
+    def render(self, manifest: Manifest, model: str | None = None) -> str:
+        """The rules as the YAML file that Prometheus loads."""
+        return "\n".join(_yaml(self.rules(manifest, model))) + "\n"
+
+    def _service(self, manifest: Manifest, model: str) -> Iterator[dict[str, Any]]:
+        of = f"model={quoted(model)}"
+        info = f"drivetrain_model_info{{{of}}}"
+        yield _rule(
+            "DrivetrainAbsent",
+            f"absent({info})",
+            wait="2m",
+            severity="critical",
+            summary=f"No server offers {model}",
+        )
+        yield _rule(
+            "DrivetrainNotReady",
+            f"(drivetrain_ready == 0) and on (job, instance) {info}",
+            wait="2m",
+            severity="critical",
+            summary=f"{{{{ $labels.instance }}}} serves {model} and is not ready",
+        )
+        requests = f"drivetrain_requests_total{{{of}}}"
+        failed = f'drivetrain_requests_total{{{of}, code=~"5.."}}'
+        yield _rule(
+            "DrivetrainErrors",
+            f"sum(rate({failed}[5m])) / sum(rate({requests}[5m])) > {self.error_share:g}",
+            wait="5m",
+            severity="critical",
+            summary=f"{{{{ $value | humanizePercentage }}}} of the answers of {model} are errors",
+        )
+        bound = p99_bound(manifest)
+        if bound is not None:
+            seconds = f"rate(drivetrain_request_seconds_bucket{{{of}}}[5m])"
+            yield _rule(
+                "DrivetrainSlow",
+                f"histogram_quantile(0.99, sum by (le) ({seconds})) > {bound / 1000:g}",
+                wait="5m",
+                severity="warning",
+                summary=f"p99 of {model} is {{{{ $value | humanizeDuration }}}}, "
+                f"declared: {bound:g} ms",
+            )
+        yield _rule(
+            "DrivetrainQueue",
+            f"sum(drivetrain_queue_rows{{{of}}}) > {self.queue_rows}",
+            wait="2m",
+            severity="warning",
+            summary=f"{{{{ $value }}}} rows wait for {model}",
+        )
+
+    def _data(self, manifest: Manifest, model: str) -> Iterator[dict[str, Any]]:
+        of = f"model={quoted(model)}"
+        believed = f"and on (model) drivetrain_drift_rows{{{of}}} >= {self.drift_rows}"
+        above: list[str] = []
+        for bound, columns in drift_bounds(manifest).items():
+            names = "|".join(re.escape(column) for column in columns)
+            of_columns = f"{of}, column=~{quoted(names)}" if columns else of
+            above.append(f"drivetrain_drift_psi{{{of_columns}}} > {bound:g}")
+        yield _rule(
+            "DrivetrainDrift",
+            f"({' or '.join(above)}) {believed}",
+            wait="10m",
+            severity="warning",
+            summary=f"{{{{ $labels.column }}}} of {model} has drifted: PSI {{{{ $value }}}} is "
+            "above its bound",
+        )
+        yield _rule(
+            "DrivetrainFeedbackDropped",
+            f"sum(increase(drivetrain_feedback_dropped_total{{{of}}}[10m])) > 0",
+            wait="0m",
+            severity="warning",
+            summary=f"{model} loses feedback: what it saw can't be read again",
+        )
+
+
+def _rule(name: str, expression: str, *, wait: str, severity: str, summary: str) -> dict[str, Any]:
+    return {
+        "alert": name,
+        "expr": expression,
+        "for": wait,
+        "labels": {"severity": severity},
+        "annotations": {"summary": summary},
+    }
+
+
+def _yaml(value: Mapping[str, Any] | Sequence[Any], indent: int = 0) -> Iterator[str]:
+    """Plain data as YAML lines; strings are quoted as JSON does, which is YAML too."""
+    pad = "  " * indent
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if isinstance(item, str | int | float):
+                yield f"{pad}{key}: {json.dumps(item, ensure_ascii=False)}"
+            else:
+                yield f"{pad}{key}:"
+                yield from _yaml(item, indent + 1)
+        return
+    for item in value:
+        first, *rest = _yaml(item, indent + 1)
+        yield f"{pad}- {first.strip()}"
+        yield from rest
