@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import warnings
 
 import torch
+from torch import nn
 
 from drivetrain.core.errors import wrong
 
@@ -36,3 +38,11 @@ def check_compiler(device: str) -> None:
     names = [os.environ.get("CXX", ""), "g++", "clang++"]
     if not any(name and shutil.which(name) for name in names):
         raise wrong("compile", True, "False where no C++ compiler (g++, clang++, $CXX) is found")
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """The model through ``torch.compile``; the two share their weights."""
+    with warnings.catch_warnings():
+        # The compiler's own modules still use what torch itself has deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.compile(model)  # pyright: ignore[reportReturnType]

@@ -62,7 +62,7 @@ class Feed:
                 row = int(np.argwhere(missing)[0][0])
                 raise wrong(
                     f"target {name!r}, row {row} of a batch",
-                    "a missing value",
+                    column[row].item() if column.ndim == 1 else column[row].tolist(),
                     "numbers only; drop the rows that have no outcome from the events",
                 )
 

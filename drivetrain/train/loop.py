@@ -101,6 +101,9 @@ class Loop:
         position = self.position
         while position.epoch < self.epochs and not position.stopped:
             self._epoch()
+            if position.stopped:  # in the middle of an epoch
+                return
+            self.read()  # what is wrong is named by the epoch that it happened in
             position.epoch += 1
             position.batch = 0
             for callback in self.callbacks:
@@ -126,6 +129,8 @@ class Loop:
             if updated:
                 for callback in callbacks:
                     callback.after_update(self)
+                if position.stopped:
+                    return
         if step.flush():
             for callback in callbacks:
                 callback.after_update(self)
@@ -145,10 +150,12 @@ class Loop:
             if not math.isfinite(value):
                 back = len(values) - 1 - number
                 at = step.done - 1 - back
+                group = (position.batch - 1) // step.accumulate - back
+                batch = min((group + 1) * step.accumulate, position.batch) - 1
                 raise ArithmeticError(
-                    f"the loss is {value} at step {at}, epoch {position.epoch}, batch "
-                    f"{position.batch - 1 - back * step.accumulate}, with learning rate "
-                    f"{step.rate(at):g}: try a smaller train.lr, or train.clip_norm=1."
+                    f"the loss is {value} at step {at}, epoch {position.epoch}, batch {batch}, "
+                    f"with learning rate {step.rate(at):g}: try a smaller train.lr, or "
+                    "train.clip_norm=1."
                 )
         window.extend(values)
         return window

@@ -45,6 +45,7 @@ class Single:
         precision: ``bfloat16`` multiplies in bfloat16; weights and losses stay float32.
         compile: run the model through ``torch.compile``.
         accumulate: batches to an update.
+        validate_every: updates between two validations; None validates after each epoch.
         early_stopping: None trains all epochs and keeps the last weights.
         average: the decay of an exponential moving average of the weights, which is then what
             is validated and served; None keeps the weights themselves.
@@ -68,6 +69,7 @@ class Single:
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     accumulate: int = 1
+    validate_every: int | None = None
     early_stopping: EarlyStopping | None = None
     average: float | None = None
     seed: int = 0
@@ -94,7 +96,7 @@ class Single:
                 raise wrong(f"{where}.{name}", getattr(self, name), "a number of 0 or more")
         if self.average is not None and not 0 < self.average < 1:
             raise wrong(f"{where}.average", self.average, "a decay above 0 and below 1, or None")
-        for name in ("clip_norm", "checkpoint_seconds", "checkpoint_steps"):
+        for name in ("clip_norm", "validate_every", "checkpoint_seconds", "checkpoint_steps"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise wrong(f"{where}.{name}", value, "a number above 0, or None")
@@ -149,7 +151,7 @@ class Single:
         scores = getattr(self.loss, "scores", None) or (
             lambda outputs, targets: {"loss": self.loss(outputs, targets)}
         )
-        validate = Validate(scores, self.early_stopping)
+        validate = Validate(scores, self.early_stopping, every=self.validate_every)
         shapes = [(name, list(t.shape)) for name, t in model.state_dict().items()]
         fingerprint = digest(self, shapes, rows, source.rows("validate"))
         keep = Keep(
@@ -203,7 +205,7 @@ class Single:
             clip_norm=self.clip_norm,
             precision=self.precision,
             average=self.average,
-            compiled=self.compile,
+            compile=self.compile,
         )
 
     def _final_weights(self, step: "Step", validate: "Validate") -> None:

@@ -12,7 +12,7 @@ class EarlyStopping:
     """Ends training when a validation figure stops getting better; the best weights are kept.
 
     Attributes:
-        patience: how many epochs in a row may be no better.
+        patience: how many validations in a row may be no better.
         metric: such as ``validate/loss``.
         least: by how much a figure must be better to count.
         larger: whether larger is better.
@@ -25,7 +25,7 @@ class EarlyStopping:
 
     def __post_init__(self) -> None:
         if self.patience < 1:
-            raise wrong("EarlyStopping.patience", self.patience, "at least 1 epoch")
+            raise wrong("EarlyStopping.patience", self.patience, "at least 1 validation")
         if self.least < 0:
             raise wrong("EarlyStopping.least", self.least, "0 or more")
         if not self.metric.startswith("validate/"):

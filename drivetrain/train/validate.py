@@ -1,4 +1,4 @@
-"""Measures the validation split after each epoch, keeps the best weights, and says when to stop."""
+"""Measures the validation split, keeps the best weights, and says when to stop."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,24 +20,38 @@ class Validate:
     Args:
         scores: means over one batch, by name.
         stopping: when to stop; None trains to the end and keeps the last weights.
+        every: updates between two measurements; None measures after each epoch.
         least_rows: batches are at least this large, since no gradients are held.
     """
 
     def __init__(
-        self, scores: Scores, stopping: EarlyStopping | None = None, least_rows: int = 4096
+        self,
+        scores: Scores,
+        stopping: EarlyStopping | None = None,
+        *,
+        every: int | None = None,
+        least_rows: int = 4096,
     ) -> None:
         self.scores = scores
         self.stopping = stopping
+        self.every = every
         self.least_rows = least_rows
         self.best = Best()
         self.weights: dict[str, Tensor] = {}
         """The best weights, buffers included; empty without early stopping."""
 
     def after_update(self, loop: Loop) -> None:
-        """Nothing: validation is by epoch."""
+        """Validate if it is time."""
+        if self.every is not None and loop.step.done % self.every == 0:
+            self.validate(loop)
 
     def after_epoch(self, loop: Loop) -> None:
-        """Measure, emit, and stop if it is time."""
+        """Validate, unless that goes by updates."""
+        if self.every is None:
+            self.validate(loop)
+
+    def validate(self, loop: Loop) -> None:
+        """Measure, emit, keep the best weights, and stop if it is time."""
         figures = self.measure(loop)
         step = loop.step.done
         for name, value in figures.items():
@@ -57,7 +71,7 @@ class Validate:
             loop.emit(
                 Note(
                     stage="train",
-                    text=f"stopped after epoch {loop.position.epoch}: {rule.metric} was best "
+                    text=f"stopped early after {step} steps: {rule.metric} was best "
                     f"({self.best.value:.6g}) at step {self.best.step}",
                 )
             )
