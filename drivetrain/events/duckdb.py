@@ -1,0 +1,134 @@
+"""DuckDB within bounds: a connection of its own, and queries over one chunk of rows at a time."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from drivetrain.core.errors import wrong
+from drivetrain.core.need import need
+
+if TYPE_CHECKING:
+    import duckdb
+
+ROW = "__row__"
+"""The column that numbers the rows of the spine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a run of a plan may use.
+
+    Attributes:
+        memory: DuckDB's memory limit, such as ``"1GB"``; past it, it spills to disk.
+        threads: how many threads; 0 takes the cores that this process may use.
+        chunk: rows of the spine that go through the steps together.
+        directory: where DuckDB spills; None takes the system's temporary directory.
+    """
+
+    memory: str = "1GB"
+    threads: int = 0
+    chunk: int = 131_072
+    directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise wrong("Limits.threads", self.threads, "0 for all cores, or a number of threads")
+        if self.chunk < 1:
+            raise wrong("Limits.chunk", self.chunk, "at least one row")
+
+
+class Engine:
+    """One DuckDB in memory that runs queries over chunks and holds the tables they look up in."""
+
+    def __init__(self, connection: "duckdb.DuckDBPyConnection") -> None:
+        self.connection = connection
+        self._numbers = count()
+
+    def create(self, columns: str) -> str:
+        """Make an empty table; ``columns`` are names and types in SQL. Returns its name."""
+        name = f"held_{next(self._numbers)}"
+        self.connection.execute(f"CREATE TABLE {name} ({columns})")
+        return name
+
+    def insert(self, table: str, query: str, chunk: pa.Table, label: str) -> None:
+        """Append what ``query`` gives for a chunk, which it calls ``{}``, to a table."""
+        with self._seen(chunk) as view, _named(label):
+            self.connection.execute(f"INSERT INTO {table} {query.replace('{}', view)}")
+
+    def run(self, query: str, chunk: pa.Table, label: str) -> pa.Table:
+        """What ``query`` gives for a chunk, which it calls ``{}``, in order of :data:`ROW`.
+
+        Args:
+            query: SQL whose result has the column :data:`ROW`.
+            chunk: Arrow columns under their SQL identifiers.
+            label: the steps that the query does, for errors.
+
+        Raises:
+            ValueError: a value that a step cannot compute with, such as text cast to a number.
+            MemoryError: one chunk needs more than the memory limit.
+            OSError: DuckDB cannot spill.
+        """
+        with self._seen(chunk) as view, _named(label):
+            result = self.connection.sql(query.replace("{}", view)).to_arrow_table()
+        rows = result[ROW].to_numpy()
+        if len(rows) > 1 and not bool((rows[1:] > rows[:-1]).all()):
+            result = result.take(pa.array(np.argsort(rows)))
+        return result
+
+    @contextmanager
+    def _seen(self, chunk: pa.Table) -> Iterator[str]:
+        self.connection.register("chunk", chunk)
+        try:
+            yield "chunk"
+        finally:
+            self.connection.unregister("chunk")
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """DuckDB's errors as Python's own, with the steps that they come from."""
+    duckdb = need("duckdb", "data")
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise MemoryError(f"{label}: raise the memory limit. {error}") from error
+    except duckdb.IOException as error:
+        raise OSError(f"{label}: {error}") from error
+    except duckdb.Error as error:
+        first = str(error).split("\n")[0]
+        raise ValueError(f"{label}: {first}") from error
+
+
+@contextmanager
+def engine(limits: Limits) -> Iterator[Engine]:
+    """A DuckDB of its own, that reads no file, variable or extension by itself.
+
+    Raises:
+        ValueError: DuckDB does not understand the limits.
+    """
+    duckdb = need("duckdb", "data")
+    with tempfile.TemporaryDirectory(prefix="drivetrain-", dir=limits.directory) as spill:
+        settings = {
+            "memory_limit": limits.memory,
+            "threads": limits.threads or len(os.sched_getaffinity(0)),
+            "temp_directory": spill,
+            "python_enable_replacements": False,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+        }
+        try:
+            connection = duckdb.connect(":memory:", config=settings)
+        except duckdb.Error as error:
+            raise wrong("memory", limits.memory, f"an amount such as '1GB' ({error})") from None
+        try:
+            yield Engine(connection)
+        finally:
+            connection.close()

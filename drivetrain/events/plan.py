@@ -1,0 +1,353 @@
+"""Runs the steps of a table: its spine a chunk at a time, what it is joined with held once.
+
+Each chunk of the spine goes through all steps before the next is read, so memory is bounded by
+the chunk, the joined tables and the engine's limit, however many rows there are. What a chunk
+becomes does not depend on where chunks begin; the rows keep the order of the spine.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from drivetrain.core.batch import Batch
+from drivetrain.core.errors import wrong
+from drivetrain.core.need import need
+from drivetrain.core.schema import Field, Schema
+from drivetrain.core.seams import SPLITS, Shard, Split
+from drivetrain.events.arrow import arrow_schema
+from drivetrain.events.asof import LastBefore
+from drivetrain.events.duckdb import ROW, Engine, Limits, engine
+from drivetrain.events.files import Files
+from drivetrain.events.join import AsOfJoin, Join
+from drivetrain.events.read import read
+from drivetrain.events.split import SPLIT, HashSplit
+from drivetrain.events.sql import SQL_TYPE, identifier, quote
+from drivetrain.events.table import Assign, DropDuplicates, RowStep, Step, Table
+
+pc = need("pyarrow.compute", "data")
+
+
+@dataclass
+class Tally:
+    """How many rows came to a step that may leave rows out, and how many it kept."""
+
+    step: str
+    rows: int = 0
+    kept: int = 0
+
+    def count(self, before: pa.Table, after: pa.Table) -> pa.Table:
+        """Count what a step did with a chunk, and pass the result on."""
+        self.rows += len(before)
+        self.kept += len(after)
+        return after
+
+
+class Stage(Protocol):
+    """What a chunk goes through."""
+
+    def __call__(self, chunk: pa.Table) -> pa.Table: ...
+
+
+@dataclass(frozen=True)
+class Query:
+    """Steps that are one SQL query over the chunk."""
+
+    engine: Engine
+    sql: str
+    label: str
+    tally: Tally | None = None
+
+    def __call__(self, chunk: pa.Table) -> pa.Table:
+        result = self.engine.run(self.sql, chunk, self.label)
+        return self.tally.count(chunk, result) if self.tally else result
+
+
+@dataclass(frozen=True)
+class AsOf:
+    """Adds what was last observed before each row's time."""
+
+    search: LastBefore
+    observed: pa.Table
+    by: Sequence[str]
+    time: str
+    keep: Sequence[str]
+
+    def __call__(self, chunk: pa.Table) -> pa.Table:
+        chunk = chunk.combine_chunks()
+        keys = [_one(chunk[name]) for name in self.by]
+        rows = self.search.find(keys, _one(chunk[self.time]))
+        found = self.observed.take(pa.array(rows, mask=rows < 0))
+        columns = {name: chunk[name] for name in (*self.keep, ROW)}
+        return pa.table({**columns, **{name: found[name] for name in found.column_names}})
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """Keeps the first row of each key, over all chunks so far."""
+
+    engine: Engine
+    seen: str
+    by: Sequence[str]
+    tally: Tally
+
+    def __call__(self, chunk: pa.Table) -> pa.Table:
+        keys = ", ".join(self.by)
+        same = " AND ".join(f"c.{name} IS NOT DISTINCT FROM s.{name}" for name in self.by)
+        first = f"row_number() OVER (PARTITION BY {keys} ORDER BY {ROW}) = 1"
+        sql = (
+            f"SELECT * FROM (SELECT * FROM {{}} QUALIFY {first}) c "
+            f"WHERE NOT EXISTS (SELECT 1 FROM {self.seen} s WHERE {same})"
+        )
+        kept = self.engine.run(sql, chunk, self.tally.step)
+        self.engine.insert(self.seen, f"SELECT {keys} FROM {{}}", kept, self.tally.step)
+        return self.tally.count(chunk, kept)
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Drops the rows that belong to no split."""
+
+    tally: Tally
+
+    def __call__(self, chunk: pa.Table) -> pa.Table:
+        return self.tally.count(chunk, chunk.filter(pc.is_valid(chunk[SPLIT])))
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """A table's steps made ready to run on chunks of its spine.
+
+    Attributes:
+        spine: the files that the rows come from.
+        reads: the columns of the spine that the steps need.
+        gives: the columns of the result; its split, an int64, comes beside them as ``SPLIT``.
+        stages: what a chunk goes through, in order.
+        tallies: one for each step that may leave rows out.
+        rows: how many rows of the spine have gone through.
+    """
+
+    spine: Files
+    reads: Schema
+    gives: Schema
+    stages: list[Stage] = field(default_factory=list)
+    tallies: list[Tally] = field(default_factory=list)
+    rows: int = 0
+
+    @property
+    def stateful(self) -> bool:
+        """Whether what a chunk becomes depends on the chunks before it."""
+        return any(isinstance(stage, Distinct) for stage in self.stages)
+
+    def run(self, chunk: pa.Table) -> pa.Table:
+        """What a chunk of the spine becomes, in order."""
+        numbers = np.arange(self.rows, self.rows + len(chunk), dtype=np.int64)
+        self.rows += len(chunk)
+        chunk = chunk.rename_columns([identifier(name) for name in chunk.column_names])
+        chunk = chunk.append_column(ROW, pa.array(numbers))
+        for stage in self.stages:
+            chunk = stage(chunk)
+        fields = list(arrow_schema(self.gives))
+        if SPLIT in chunk.column_names:
+            fields.append(pa.field(SPLIT, pa.int64()))
+        schema = pa.schema(fields)
+        columns = [chunk[identifier(name)].cast(schema.field(name).type) for name in schema.names]
+        return pa.Table.from_arrays(columns, schema=schema)
+
+
+def compile_plan(
+    table: Table, columns: Sequence[str], engine: Engine, limits: Limits, *, split: bool = True
+) -> Plan:
+    """Make a table ready to run: check it, read and hold what it joins with, write its SQL.
+
+    Args:
+        table: the plan.
+        columns: which columns of it are wanted; only what these need is read.
+        engine: where SQL runs and joined tables are held.
+        limits: for reading joined tables.
+        split: whether rows are split; a table that names no split is split by a hash of all its
+            columns.
+
+    Raises:
+        ValueError: a step does not fit the columns, or a key occurs twice in a joined table.
+        OSError: a file is absent or may not be read.
+    """
+    if split and not any(isinstance(step, Assign) for step in table.chain()[1]):
+        table = Assign(table, HashSplit())
+    spine, steps = table.chain()
+    if not isinstance(spine, Files):
+        raise wrong("a table", type(spine).__name__, "one that starts from files")
+    schemas = [spine.schema]
+    for step in steps:
+        schemas.append(step.output(schemas[-1]))
+    for name in (ROW, SPLIT):
+        if any(name in schema for schema in schemas):
+            raise wrong("a column's name", name, "any other; the engine uses this one")
+    gives = schemas[-1].select(columns)
+    needs = [frozenset(gives.names) | ({SPLIT} if split else set())]
+    for step, before in zip(reversed(steps), reversed(schemas[:-1]), strict=True):
+        needs.insert(0, step.required(needs[0], before))
+    live = [name for name in schemas[0].names if name in needs[0]] or [schemas[0].names[0]]
+    plan = Plan(spine=spine, reads=schemas[0].select(live), gives=gives)
+    compiler = _Compiler(plan, engine, limits)
+    for step, before, after, need_after in zip(
+        steps, schemas[:-1], schemas[1:], needs[1:], strict=True
+    ):
+        live = [name for name in (*after.names, SPLIT) if name in need_after]
+        compiler.add(step, before, live)
+    compiler.flush()
+    return plan
+
+
+class _Compiler:
+    """Turns steps into stages: SQL as far as one query goes, then what SQL does not do."""
+
+    def __init__(self, plan: Plan, engine: Engine, limits: Limits) -> None:
+        self.plan, self.engine, self.limits = plan, engine, limits
+        self.sql = "{}"
+        self.labels: list[str] = []
+
+    def add(self, step: Step, before: Schema, live: Sequence[str]) -> None:
+        """Add a step; ``live`` are the columns after it that are needed later."""
+        if isinstance(step, RowStep):
+            self._project(step, before, live)
+        elif isinstance(step, Join):
+            self._join(step, before, live)
+        elif isinstance(step, AsOfJoin):
+            self._asof(step, before, live)
+        else:
+            assert isinstance(step, DropDuplicates), type(step)
+            self._distinct(step, before)
+
+    def flush(self, tally: Tally | None = None) -> None:
+        """Make a stage of the pending query; ``tally`` counts what it drops."""
+        if self.labels:
+            self.plan.stages.append(Query(self.engine, self.sql, "; ".join(self.labels), tally))
+        if tally is not None:
+            self.plan.tallies.append(tally)
+        self.sql, self.labels = "{}", []
+
+    def _query(self, head: str, tail: str, label: str) -> None:
+        source = self.sql if self.sql == "{}" else f"({self.sql})"
+        self.sql = f"SELECT {head} FROM {source} l {tail}"
+        self.labels.append(label)
+
+    def _project(self, step: RowStep, before: Schema, live: Sequence[str]) -> None:
+        projection = step.project(before, live, "duckdb")
+        items = [f"{sql} AS {quote(name)}" for name, sql in projection.columns.items()]
+        where = f"WHERE {projection.where}" if projection.where else ""
+        self._query(", ".join([*items, ROW]), where, step.label)
+        if step.drops:
+            self.flush(Tally(step.label))
+        elif isinstance(step, Assign):
+            self.flush()
+            self.plan.tallies.append(tally := Tally("split, which needs a time"))
+            self.plan.stages.append(Assigned(tally))
+
+    def _join(self, step: Join, before: Schema, live: Sequence[str]) -> None:
+        other = step.other.schema
+        added = {n: f.name for n, f in step.added(before, other).items() if f.name in live}
+        held = self._hold(step, other, list(added))
+        own = [name for name in live if name not in added.values()]
+        items = [f"l.{quote(name)} AS {quote(name)}" for name in own]
+        items += [f"r.{quote(name)} AS {quote(new)}" for name, new in added.items()]
+        match = " AND ".join(f"l.{quote(left)} = r.{quote(right)}" for left, right in step.on)
+        tail = f"{step.how.upper()} JOIN {held} r ON {match}"
+        self._query(", ".join([*items, f"l.{ROW} AS {ROW}"]), tail, step.label)
+        if step.how == "inner":
+            self.flush(Tally(step.label))
+
+    def _hold(self, step: Join, other: Schema, columns: list[str]) -> str:
+        """Fill a table of the engine with what is looked up, each key once; its name."""
+        keys = [right for _, right in step.on]
+        names = list(dict.fromkeys([*keys, *columns]))
+        held = self.engine.create(_columns(other.field(name) for name in names))
+        present = " AND ".join(f"{quote(key)} IS NOT NULL" for key in keys)
+        listed = ", ".join(quote(name) for name in names)
+        for chunk in stream(step.other, names, self.engine, self.limits):
+            chunk = chunk.rename_columns([identifier(name) for name in chunk.column_names])
+            query = f"SELECT {listed} FROM {{}} WHERE {present}"
+            self.engine.insert(held, query, chunk, step.label)
+        by = ", ".join(quote(key) for key in keys)
+        twice = self.engine.connection.sql(
+            f"SELECT {by}, count(*) FROM {held} GROUP BY {by} HAVING count(*) > 1 "
+            f"ORDER BY {by} LIMIT 1"
+        ).fetchall()
+        if twice:
+            *values, times = twice[0]
+            found = ", ".join(f"{key} = {value!r}" for key, value in zip(keys, values, strict=True))
+            raise ValueError(
+                f"{step.label}: found the key {found} {times} times in the other table, allowed: "
+                "each key once, so that a join never multiplies rows; "
+                f".drop_duplicates({', '.join(map(repr, keys))}) keeps the first of each."
+            )
+        return held
+
+    def _asof(self, step: AsOfJoin, before: Schema, live: Sequence[str]) -> None:
+        self.flush()
+        other = step.other.schema
+        added = {n: f.name for n, f in step.added(before, other).items() if f.name in live}
+        keys, time = [right for _, right in step.by], step.on_time[1]
+        names = list(dict.fromkeys([*keys, time, *added]))
+        parts = [arrow_schema(other.select(names)).empty_table()]
+        parts += stream(step.other, names, self.engine, self.limits)
+        held = pa.concat_tables(parts).combine_chunks()
+        search = LastBefore(
+            [_one(held[key]) for key in keys],
+            _one(held[time]),
+            strict=step.strict,
+            tolerance_us=step.tolerance_us,
+        )
+        observed = held.select(list(added)).rename_columns([identifier(n) for n in added.values()])
+        by = [identifier(left) for left, _ in step.by]
+        own = [identifier(name) for name in live if name not in added.values()]
+        self.plan.stages.append(AsOf(search, observed, by, identifier(step.on_time[0]), own))
+
+    def _distinct(self, step: DropDuplicates, before: Schema) -> None:
+        self.flush()
+        by = step.by or before.names
+        seen = self.engine.create(_columns(before.field(name) for name in by))
+        tally = Tally(step.label)
+        self.plan.stages.append(Distinct(self.engine, seen, [quote(n) for n in by], tally))
+        self.plan.tallies.append(tally)
+
+
+def _columns(fields: "Iterator[Field]") -> str:
+    shaped = ((f, "".join(f"[{size}]" for size in f.shape)) for f in fields)
+    return ", ".join(f"{quote(f.name)} {SQL_TYPE['duckdb'][f.dtype]}{shape}" for f, shape in shaped)
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece, also when it has no row."""
+    whole = column.combine_chunks()
+    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
+
+
+def stream(
+    table: Table, columns: Sequence[str], engine: Engine, limits: Limits
+) -> Iterator[pa.Table]:
+    """The rows of a table, unsplit, in order."""
+    plan = compile_plan(table, columns, engine, limits, split=False)
+    for chunk in read(plan.spine, plan.reads, limits.chunk):
+        yield plan.run(chunk)
+
+
+def batches(
+    table: Table, split: Split, shard: Shard = Shard(), limits: Limits | None = None
+) -> Iterator[Batch]:
+    """The rows of one shard of a split: every ``shard.count``-th chunk of the spine."""
+    number = SPLITS.index(split)
+    limits = limits or Limits(chunk=65_536)
+    with engine(limits) as running:
+        schema = table.schema
+        plan = compile_plan(table, schema.names, running, limits)
+        for position, chunk in enumerate(read(plan.spine, plan.reads, limits.chunk)):
+            mine = position % shard.count == shard.index
+            if not mine and not plan.stateful:
+                continue
+            rows = plan.run(chunk)
+            rows = rows.filter(pc.equal(rows[SPLIT], number))
+            if mine and len(rows):
+                yield Batch.from_arrow(rows.select(schema.names), schema)
