@@ -1,0 +1,381 @@
+"""Examples: every row once, in a repeatable order, from a cache that is whole or absent."""
+
+import os
+import resource
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import drivetrain.features.order as order_module
+from drivetrain.core.batch import Batch
+from drivetrain.core.metric import Metric, Progress
+from drivetrain.core.schema import MISSING_INT, FeatureField, FeatureSchema, Field, Schema
+from drivetrain.core.seams import Order, Shard, Split
+from drivetrain.features.examples import Examples
+
+some = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+TARGETS = Schema((Field("late", "int64"), Field("delay", "float64")))
+
+
+@dataclass
+class Numbered:
+    """A source whose row ``i`` is the number ``i``; remembers what was read."""
+
+    length: int
+    at_once: int = 7
+    lacks: tuple[int, ...] = ()
+    read: list[int] = field(default_factory=list)
+    schema: Schema = Schema((Field("row", "int64"), *TARGETS, Field("text", "string")))
+
+    def batches(self, split: Split, shard: Shard = Shard()) -> Iterator[Batch]:
+        rows = np.arange(self.length)[shard.index :: shard.count]
+        for start in range(0, len(rows), self.at_once):
+            part = rows[start : start + self.at_once]
+            self.read.append(len(part))
+            late = np.where(np.isin(part, self.lacks), MISSING_INT, part % 2)
+            text = np.array(["x"] * len(part), dtype=object)
+            yield Batch({"row": part, "late": late, "delay": part / 4, "text": text})
+
+
+@dataclass
+class Twice:
+    """A transform: dense is the row and its double, index the row modulo ten."""
+
+    transformed: int = 0
+    features: FeatureSchema = FeatureSchema(
+        (
+            FeatureField(name="number", kind="dense", width=2),
+            FeatureField(name="digit", kind="index", cardinality=10),
+            FeatureField(name="words", kind="bag", width=3, cardinality=70_000),
+            FeatureField(name="image", kind="tensor", shape=(2, 2)),
+        )
+    )
+
+    def run(self, batch: Batch) -> Batch:
+        self.transformed += len(batch)
+        row = batch["row"]
+        return Batch(
+            {
+                "dense": np.stack([row, 2 * row], axis=1).astype(np.float32),
+                "index": (row % 10)[:, None],
+                "words": np.stack([row % 70_000, row * 0, row % 3], axis=1),
+                "image": np.broadcast_to(row.astype(np.float32)[:, None, None], (len(row), 2, 2)),
+            }
+        )
+
+
+def made(length: int, cache: Path | None = None, **source: Any) -> Examples:
+    return Examples(Numbered(length, **source), Twice(), TARGETS, cache)
+
+
+def numbers(batches: Any) -> list[int]:
+    found: list[int] = []
+    for batch in batches:
+        rows = batch["dense"][:, 0].astype(np.int64)
+        np.testing.assert_array_equal(batch["dense"][:, 1], 2 * rows)
+        np.testing.assert_array_equal(batch["index"][:, 0], rows % 10)
+        np.testing.assert_array_equal(batch["words"][:, 2], rows % 3)
+        np.testing.assert_array_equal(batch["image"][:, 1, 1], rows)
+        np.testing.assert_array_equal(batch["late"], rows % 2)
+        np.testing.assert_array_equal(batch["delay"], rows / 4)
+        found += rows.tolist()
+    return found
+
+
+@pytest.fixture(params=["cached", "streamed"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path / "cache" if request.param == "cached" else None
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of a few dozen rows, so that small tests cross their borders."""
+    monkeypatch.setattr(order_module, "WINDOW_BYTES", 16 * 80 * 3)
+
+
+def test_without_an_order_the_sources_order_stands(cache: Path | None) -> None:
+    assert numbers(made(100, cache).batches("train", size=9)) == list(range(100))
+
+
+def test_batches_have_the_size_but_for_the_last(cache: Path | None, small_windows: None) -> None:
+    for order in (None, Order(1, 2)):
+        sizes = [len(batch) for batch in made(100, cache).batches("train", size=9, order=order)]
+        assert sizes == [9] * 11 + [1]
+
+
+def test_dtypes_and_memory_are_what_a_module_takes(cache: Path | None) -> None:
+    examples = made(50, cache)
+    for order in (None, Order()):
+        for batch in examples.batches("train", size=8, order=order):
+            kinds = {name: (column.dtype.name, column.shape[1:]) for name, column in _plain(batch)}
+            assert kinds == {
+                "dense": ("float32", (2,)),
+                "index": ("int64", (1,)),
+                "words": ("int64", (3,)),
+                "image": ("float32", (2, 2)),
+                "late": ("int64", ()),
+                "delay": ("float64", ()),
+            }
+            assert all(c.flags.c_contiguous and c.flags.writeable for _, c in _plain(batch))
+
+
+def _plain(batch: Batch) -> list[tuple[str, np.ndarray[Any, Any]]]:
+    return [(name, batch[name]) for name in batch.columns]
+
+
+@some
+@given(
+    length=st.integers(0, 300),
+    size=st.integers(1, 50),
+    start=st.integers(0, 12),
+    count=st.integers(1, 5),
+    order=st.one_of(st.none(), st.builds(Order, st.integers(-9, 9), st.integers(0, 3))),
+)
+def test_every_row_comes_once_over_the_shards_and_a_start_skips_batches(
+    tmp_path_factory: pytest.TempPathFactory,
+    small_windows: None,
+    length: int,
+    size: int,
+    start: int,
+    count: int,
+    order: Order | None,
+) -> None:
+    for cache in (None, tmp_path_factory.mktemp("cache")):
+        examples = made(length, cache)
+        whole: list[int] = []
+        for index in range(count):
+            shard = Shard(index, count)
+            batches = list(examples.batches("train", shard, size=size, order=order))
+            later = examples.batches("train", shard, size=size, order=order, start=start)
+            assert numbers(later) == numbers(batches[start:])
+            assert all(len(batch) == size for batch in batches[:-1])
+            whole += numbers(batches)
+        assert sorted(whole) == list(range(length))
+
+
+def test_shards_are_slices_of_the_one_order_and_differ_by_a_row(
+    tmp_path: Path, small_windows: None
+) -> None:
+    examples = made(101, tmp_path)
+    order = Order(3, 4)
+    whole = numbers(examples.batches("train", size=10, order=order))
+    shards = [
+        numbers(examples.batches("train", Shard(i, 4), size=10, order=order)) for i in range(4)
+    ]
+    assert [row for rows in shards for row in rows] == whole
+    assert [len(rows) for rows in shards] == [26, 25, 25, 25]
+
+
+def test_an_order_is_the_same_each_time_and_another_each_epoch(
+    cache: Path | None, small_windows: None
+) -> None:
+    examples = made(500, cache)
+
+    def rows(seed: int, epoch: int) -> list[int]:
+        return numbers(examples.batches("train", size=16, order=Order(seed, epoch)))
+
+    first = rows(1, 0)
+    assert first == rows(1, 0)
+    assert first != rows(1, 1)
+    assert first != rows(2, 0)
+    assert first != sorted(first)
+
+
+def test_one_window_is_shuffled_uniformly(tmp_path: Path) -> None:
+    examples = made(4, tmp_path)
+    seen: dict[tuple[int, ...], int] = {}
+    for epoch in range(2400):
+        rows = tuple(numbers(examples.batches("train", size=4, order=Order(0, epoch))))
+        seen[rows] = seen.get(rows, 0) + 1
+    assert len(seen) == 24
+    chi_squared = sum((count - 100) ** 2 / 100 for count in seen.values())
+    assert chi_squared < 49.7  # 23 degrees of freedom, p = 0.001
+
+
+def test_later_epochs_read_the_cache_alone(tmp_path: Path) -> None:
+    examples = made(30, tmp_path / "a")
+    numbers(examples.batches("train", size=8))
+    again = made(30, tmp_path / "a")
+    assert numbers(again.batches("train", size=8, order=Order())) != list(range(30))
+    assert again.rows("train") == 30
+    assert again.source.read == []
+    assert again.transform.transformed == 0
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [".train.lock", "train"]
+
+
+def test_skipped_windows_are_not_read(
+    tmp_path: Path, small_windows: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = made(500, tmp_path)
+    numbers(examples.batches("train", size=10))
+    asked: list[int] = []
+    read = order_module.Windows._part
+
+    def spy(self: Any, number: int, *rest: Any) -> Any:
+        asked.append(number)
+        return read(self, number, *rest)
+
+    monkeypatch.setattr(order_module.Windows, "_part", spy)
+    numbers(examples.batches("train", size=10, order=Order(), start=45))
+    windows = len(order_module.Windows.of(500, examples._blocks("train").row_bytes, Order())._spans)
+    assert windows > 5
+    assert asked
+    assert min(asked) >= windows - 2
+
+
+def test_skipped_rows_are_not_transformed_without_a_cache() -> None:
+    examples = made(100)
+    numbers(examples.batches("train", size=10, start=8))
+    assert examples.transform.transformed == 20
+
+
+def test_rows_are_known_with_a_cache_only(tmp_path: Path) -> None:
+    assert made(30, tmp_path).rows("validate") == 30
+    assert made(30).rows("validate") is None
+
+
+def test_a_held_batch_does_not_change(tmp_path: Path, small_windows: None) -> None:
+    batches = list(made(300, tmp_path).batches("train", size=16, order=Order()))
+    assert sorted(numbers(batches)) == list(range(300))
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_hardly_any_rows(cache: Path | None, length: int) -> None:
+    assert numbers(made(length, cache).batches("train", size=4, order=Order())) == list(
+        range(length)
+    )
+
+
+def test_missing_targets_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    examples = made(30, tmp_path / "a", lacks=(3, 5, 29))
+    expected = r"target 'late': found 3 missing among 30 rows of split 'train'.*is_not_null"
+    with pytest.raises(ValueError, match=expected):
+        examples.batches("train", size=8)
+    assert not (tmp_path / "a" / "train").exists()
+    with pytest.raises(ValueError, match="target 'late': found 1 missing among 7 rows"):
+        numbers(made(30, lacks=(9,)).batches("train", size=8))
+
+
+def test_targets_must_be_numeric_columns() -> None:
+    with pytest.raises(ValueError, match="Did you mean 'late'"):
+        Examples(Numbered(3), Twice(), Schema((Field("lite", "int64"),)))
+    with pytest.raises(ValueError, match="target 'text': found 'string'"):
+        Examples(Numbered(3), Twice(), Schema((Field("text", "string"),)))
+
+
+def test_arguments_out_of_range_are_refused(cache: Path | None) -> None:
+    examples = made(3, cache)
+    for mistake in ({"size": 0}, {"size": 1, "start": -1}, {"size": 1, "shard": Shard(2, 2)}):
+        with pytest.raises(ValueError, match="allowed"):
+            examples.batches("train", **mistake)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="Did you mean 'train'"):
+        examples.batches("trian", size=1)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+    # A limit on the size of a file stops a write as a full disk does, for this process alone.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    try:
+        with pytest.raises(OSError, match="the examples of split 'train' can't be kept"):
+            made(500, tmp_path).batches("train", size=8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in tmp_path.iterdir()] == [".train.lock"]
+    assert numbers(made(500, tmp_path).batches("train", size=8)) == list(range(500))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_is_said(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="can't be kept"):
+        made(5, tmp_path / "a").batches("train", size=8)
+
+
+def test_a_place_that_is_no_directory_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="can't be kept"):
+        made(5, tmp_path / "file" / "a").batches("train", size=8)
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".train.killed").mkdir()
+    (tmp_path / ".train.killed" / "dense").write_bytes(b"half")
+    (tmp_path / ".trainer").mkdir()
+    numbers(made(5, tmp_path).batches("train", size=8))
+    assert {p.name for p in tmp_path.iterdir()} == {".train.lock", "train", ".trainer"}
+
+
+def test_a_damaged_cache_is_told(tmp_path: Path) -> None:
+    numbers(made(50, tmp_path).batches("train", size=8))
+    file = max((tmp_path / "train").iterdir(), key=lambda path: path.stat().st_size)
+    with file.open("r+b") as opened:
+        opened.truncate(3)
+    with pytest.raises(ValueError, match=r"found 3 bytes.*delete"):
+        made(50, tmp_path).batches("train", size=8)
+
+
+def test_a_cache_of_other_tensors_is_refused(tmp_path: Path) -> None:
+    numbers(made(5, tmp_path).batches("train", size=8))
+    other = Examples(Numbered(5), Twice(), Schema((Field("late", "int64"),)), tmp_path)
+    with pytest.raises(ValueError, match="holds other tensors"):
+        other.batches("train", size=8)
+
+
+def test_several_threads_make_a_split_once(tmp_path: Path) -> None:
+    source = Numbered(200)
+    found: list[list[int]] = []
+
+    def read() -> None:
+        examples = Examples(source, Twice(), TARGETS, tmp_path)
+        found.append(numbers(examples.batches("train", size=8)))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [list(range(200))] * 4
+    assert sum(source.read) == 200
+
+
+def test_a_sources_error_rises_and_leaves_nothing(tmp_path: Path) -> None:
+    class Torn(Numbered):
+        def batches(self, split: Split, shard: Shard = Shard()) -> Iterator[Batch]:
+            yield from super().batches(split, shard)
+            raise ValueError("row group 3 is torn")
+
+    with pytest.raises(ValueError, match="torn"):
+        Examples(Torn(20), Twice(), TARGETS, tmp_path).batches("train", size=8)
+    assert [p.name for p in tmp_path.iterdir()] == [".train.lock"]
+
+
+def test_leaving_an_epoch_early_ends_its_thread(tmp_path: Path, small_windows: None) -> None:
+    before = threading.active_count()
+    batches = made(500, tmp_path).batches("train", size=8, order=Order())
+    next(batches)
+    assert threading.active_count() == before + 1
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert threading.active_count() == before
+
+
+def test_progress_and_figures_are_emitted(tmp_path: Path) -> None:
+    heard: list[Any] = []
+    examples = Examples(Numbered(30), Twice(), TARGETS, tmp_path, emit=heard.append)
+    numbers(examples.batches("train", size=8))
+    assert [i.done for i in heard if isinstance(i, Progress)] == [7, 14, 21, 28, 30]
+    figures = {item.name: item.value for item in heard if isinstance(item, Metric)}
+    assert figures["examples/train_rows"] == 30
+    assert figures["examples/train_seconds"] > 0
