@@ -29,6 +29,7 @@ _KEPT = frozenset(
         b"host",
         b"inference-header-content-length",
         b"transfer-encoding",
+        b"upgrade",
         b"x-request-id",
         b"x-timeout-ms",
     }
@@ -136,7 +137,9 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._head_count = 0
         self._body: bytes | bytearray = b""
+        self._method = b""
         self._keep = True
+        self._upgrading = False
         self._wire_bytes = 0
         self._paused = False
         self._eof = False
@@ -172,11 +175,8 @@ class Connection(asyncio.Protocol):
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
-                # RFC 9110 §7.8: an upgrade may be ignored; the parser stops after that request.
-                self._parser = httptools.HttpRequestParser(self)
-                data = data[upgrade.args[0] :]
-                if data:
-                    continue
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+                continue
             except httptools.HttpParserCallbackError as error:
                 self._callback_failed(error.__context__)
             except httptools.HttpParserError as error:
@@ -187,6 +187,19 @@ class Connection(asyncio.Protocol):
             self._wire_bytes = 0
         elif self.stage < _LAST:
             self._count(len(data))
+
+    def _without_upgrade(self) -> bytes:
+        """The present request's head again, less its wish to upgrade.
+
+        RFC 9110 §7.8 lets a server ignore it. The parser stops behind such a head and would take
+        the body for the next request, so a fresh one reads the request as if nothing was asked.
+        """
+        self._parser = httptools.HttpRequestParser(self)
+        self._upgrading = False
+        if not self._keep:
+            self.headers[b"connection"] = b"close"
+        lines = [b"%b: %b\r\n" % pair for pair in self.headers.items() if pair[0] != b"upgrade"]
+        return b"%b %b HTTP/1.1\r\n%b\r\n" % (self._method, self._target, b"".join(lines))
 
     def _count(self, size: int) -> None:
         """Bound what is no body: half a header, chunk extensions, trailers."""
@@ -250,6 +263,9 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         headers, parser, limits = self.headers, self._parser, self.http.limits
         self._keep = parser.should_keep_alive()
+        self._method = parser.get_method()
+        if self._method == b"CONNECT":
+            raise RefusedError(405, "method: found CONNECT; this is no proxy.")
         version = parser.get_http_version()
         if version != "1.1":
             if version != "1.0":
@@ -259,6 +275,9 @@ class Connection(asyncio.Protocol):
         elif b"host" not in headers:
             raise RefusedError(400, "header 'host': found none, allowed: one.")
         self.stage = _BODY
+        if b"upgrade" in headers and parser.should_upgrade():
+            self._upgrading = True
+            return
         self._check_body(headers, limits)
 
     def _check_body(self, headers: dict[bytes, bytes], limits: HttpLimits) -> None:
@@ -309,7 +328,9 @@ class Connection(asyncio.Protocol):
             raise RefusedError(503, "the server is receiving as many bytes as it holds; try again.")
 
     def on_message_complete(self) -> None:
-        exchange = Exchange(self, self._parser.get_method(), self._target)
+        if self._upgrading:
+            return
+        exchange = Exchange(self, self._method, self._target)
         exchange.keep = self._keep
         if self._body:
             exchange.body = self._body

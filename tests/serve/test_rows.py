@@ -59,6 +59,7 @@ def test_a_whole_float_and_a_bool_pass_as_integers_as_core_has_it(client, tiny):
         ({"carrier": "AA", "distence": 1.0, "hour": 3},
          ["unknown column 'distence'", "Did you mean 'distance'?"]),
         ({"carrier": "AA", "hour": 3}, ["row 0", "found no column 'distance'"]),
+        ({**ROWS[0], "distance": 10**400}, ["row 0, column 'distance'", "a number or null"]),
         ({"rows": [3]}, ["row 0", "found 3", "an object"]),
         ({"rows": []}, ["rows: found 0", "allowed: 1 to"]),
         ([1, 2], ["body", "found [1, 2]", '{"rows": [row, …]}']),

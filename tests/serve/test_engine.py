@@ -1,0 +1,249 @@
+"""Batches: who shares a run, who fails, who is sent away, and that no answer is another's."""
+
+import asyncio
+import json
+import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from drivetrain.core.schema import Field, Schema
+from drivetrain.serve.engine import Batching, Engine, ExpiredError, OverloadedError, Task
+from drivetrain.serve.metrics import Metrics
+from drivetrain.serve.models import Cost
+
+HOST = b"Host: x\r\n"
+
+
+def post(row, close=False):
+    body = json.dumps(row).encode()
+    end = b"Connection: close\r\n" if close else b""
+    head = b"POST /predict/tiny HTTP/1.1\r\n%bContent-Length: %d\r\n%b\r\n"
+    return head % (HOST, len(body), end) + body
+
+
+def row(number):
+    return {"carrier": ("AA", "UA", "DL", None)[number % 4], "distance": 1.5 * number,
+            "hour": number % 24}  # fmt: skip
+
+
+def answers(data):
+    parts = data.split(b"HTTP/1.1 ")[1:]
+    return [(int(part[:3]), json.loads(part.partition(b"\r\n\r\n")[2])) for part in parts]
+
+
+class Doubling:
+    """A stand-in for a model: doubles its one column, fails on 13, and remembers its runs."""
+
+    def __init__(self, pays=True, seconds=1e-6, gate=None):
+        self.name = "doubling"
+        self.columns = SimpleNamespace(stackable=True)
+        self.cost = Cost(seconds, seconds * (1 if pays else 8), 8)
+        outputs = Schema((Field("twice", "float32"),))
+        self.bundle = SimpleNamespace(manifest=SimpleNamespace(outputs=outputs))
+        self.runs = []
+        self.gate = gate
+
+    def run(self, requests):
+        values = np.concatenate([request[0] for request in requests])
+        self.runs.append(values.tolist())
+        if self.gate is not None:
+            assert self.gate.wait(5)
+        if 13 in values:
+            raise RuntimeError("thirteen")
+        return [values], [values * 2]
+
+
+class Noted(Task):
+    """A task that keeps what became of it."""
+
+    __slots__ = ("fate",)
+
+    def __init__(self, model, values, deadline=math.inf):
+        super().__init__(model, [np.array(values, np.float32)], len(values), deadline)
+        self.fate = None
+
+    def done(self, inputs, outputs):
+        assert self.fate is None
+        self.fate = outputs[0].tolist()
+
+    def failed(self, error):
+        assert self.fate is None
+        self.fate = error
+
+
+def drive(model, tasks, **batching):
+    """Submit tasks in one turn of a loop; wait until each has its fate."""
+
+    async def main():
+        engine = Engine(Batching(**batching), Metrics(), asyncio.get_running_loop())
+        engine.open(model)
+        for task in tasks:
+            engine.submit(task)
+        while any(task.fate is None for task in tasks):
+            await asyncio.sleep(0.001)
+        engine.shut_down()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+@pytest.mark.parametrize("inline", [1.0, 0.0])
+def test_what_arrives_in_one_turn_is_one_run(inline):
+    model = Doubling()
+    tasks = [Noted(model, [n, n + 0.5]) for n in range(5)]
+    drive(model, tasks, inline_seconds=inline)
+    assert len(model.runs) == 1
+    assert [task.fate for task in tasks] == [[2 * n, 2 * n + 1] for n in range(5)]
+
+
+def test_a_run_takes_no_more_rows_than_it_may_but_always_one_request():
+    model = Doubling()
+    tasks = [Noted(model, [n] * size) for n, size in enumerate((3, 2, 9, 1))]
+    drive(model, tasks, rows=5)
+    assert [len(run) for run in model.runs] == [5, 9, 1]
+
+
+def test_a_model_that_gains_nothing_by_batches_runs_one_request_at_a_time():
+    model = Doubling(pays=False)
+    tasks = [Noted(model, [n]) for n in range(4)]
+    drive(model, tasks)
+    assert model.runs == [[0], [1], [2], [3]]
+
+
+def test_what_arrives_during_a_run_is_the_next_run():
+    gate = threading.Event()
+    model = Doubling(gate=gate)
+
+    async def main():
+        engine = Engine(Batching(inline_seconds=0), Metrics(), asyncio.get_running_loop())
+        engine.open(model)
+        tasks = [Noted(model, [0])]
+        engine.submit(tasks[0])
+        while not model.runs:
+            await asyncio.sleep(0.001)
+        for n in range(1, 5):
+            tasks.append(Noted(model, [n]))
+            engine.submit(tasks[-1])
+            await asyncio.sleep(0)
+        assert engine.queued("doubling") == 4
+        gate.set()
+        while tasks[-1].fate is None:
+            await asyncio.sleep(0.001)
+        engine.shut_down()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+    assert model.runs == [[0], [1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("inline", [1.0, 0.0])
+def test_a_run_that_fails_is_repeated_for_each_request_and_only_the_offender_fails(inline):
+    model = Doubling()
+    tasks = [Noted(model, [n]) for n in (1, 13, 2)]
+    drive(model, tasks, inline_seconds=inline)
+    assert tasks[0].fate == [2]
+    assert str(tasks[1].fate) == "thirteen"
+    assert tasks[2].fate == [4]
+
+
+def test_what_has_expired_or_lost_its_client_is_never_computed():
+    model = Doubling()
+    late = Noted(model, [1], deadline=time.monotonic() - 1)
+    gone = Noted(model, [2])
+    gone.cancel()
+    good = Noted(model, [3])
+    drive(model, [late, gone, good])
+    assert isinstance(late.fate, ExpiredError)
+    assert isinstance(gone.fate, ExpiredError)
+    assert model.runs == [[3]]
+
+
+def test_a_full_queue_turns_the_next_away():
+    model = Doubling()
+
+    async def main():
+        engine = Engine(Batching(queue_rows=3), Metrics(), asyncio.get_running_loop())
+        engine.open(model)
+        engine.submit(Noted(model, [1, 2]))
+        with pytest.raises(OverloadedError):
+            engine.submit(Noted(model, [3, 4]))
+        engine.submit(Noted(model, [5]))
+        await asyncio.sleep(0.01)
+        assert engine.queued("doubling") == 0
+
+    asyncio.run(main())
+    assert model.runs == [[1, 2, 5]]
+
+
+def test_an_answer_that_cannot_be_written_takes_no_other_with_it():
+    class Broken(Noted):
+        __slots__ = ()
+
+        def done(self, inputs, outputs):
+            raise ValueError("no way to say it")
+
+    model = Doubling()
+    tasks = [Broken(model, [1]), Noted(model, [2])]
+    drive(model, tasks)
+    assert str(tasks[0].fate) == "no way to say it"
+    assert tasks[1].fate == [4]
+
+
+def test_cost_follows_what_it_sees_but_not_one_outlier():
+    cost = Cost(1e-4, 1.7e-4, 8)
+    assert cost.pays
+    assert math.isclose(cost.seconds(8), 1.7e-4)
+    cost.seen(1, 1.0)
+    assert cost.seconds(1) < 1.25e-4
+    for _ in range(200):
+        cost.seen(1, 5e-4)
+    assert math.isclose(cost.seconds(1), 5e-4, rel_tol=0.05)
+
+
+# -- over HTTP -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inline", [1.0, 0.0])
+def test_concurrent_clients_get_their_own_answers_to_the_last_bit(serve, tiny, inline):
+    client = serve(batching=Batching(inline_seconds=inline))
+    expected = tiny.predict([row(n) for n in range(400)])["late"]
+
+    def ask(start):
+        connection = client.connection()
+        wrong = []
+        for n in range(start, 400, 12):
+            reply = client.post("/predict/tiny", row(n), over=connection)
+            if np.float32(reply.json["predictions"][0]["late"]) != expected[n]:
+                wrong.append(n)
+        connection.close()
+        return wrong
+
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(ask, range(12))) == [[]] * 12
+
+
+def test_a_poisoned_request_fails_alone_beside_good_ones_of_the_same_batch(serve, tiny):
+    client = serve()
+    rows = [row(n) for n in range(20)]
+    poison = {"carrier": "AA", "distance": 1.0, "hour": 99}
+    data = b"".join(post(r) for r in rows[:10]) + post(poison)
+    data += b"".join(post(r) for r in rows[10:]) + post(rows[0], close=True)
+    found = answers(client.raw(data))
+    expected = tiny.predict([*rows[:10], rows[0], *rows[10:], rows[0]])["late"]
+    assert [status for status, _ in found] == [*[200] * 10, 400, *[200] * 11]
+    assert "the graph refuses these values" in found[10][1]["error"]
+    for (status, body), value in zip(found, expected, strict=True):
+        assert status == 400 or np.float32(body["predictions"][0]["late"]) == value
+    runs = 'drivetrain_batch_rows_count{model="tiny"}'
+    assert client.metric(runs) < 5  # they did share runs
+
+
+def test_a_full_queue_is_503_with_a_time_to_try_again(serve):
+    client = serve(batching=Batching(queue_rows=4))
+    data = client.raw(post(row(1)) * 9 + post(row(1), close=True))
+    assert [status for status, _ in answers(data)] == [200] * 4 + [503] * 6
+    assert data.count(b"Retry-After: 1\r\n") == 6
+    assert answers(data)[4][1] == {"error": "the queue is full: 4 rows wait."}

@@ -1,0 +1,139 @@
+"""Requests and answers as events: what was sent and said, whole files, bounded memory."""
+
+import time
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from drivetrain.core.schema import MISSING_INT, Field, Schema
+from drivetrain.serve.feedback import Feedback
+from drivetrain.serve.metrics import Metrics
+
+ROWS = [
+    {"carrier": "AA", "distance": 733.5, "hour": 7},
+    {"carrier": None, "distance": None, "hour": None},
+    {"carrier": "β", "distance": 0.25, "hour": 23},
+]
+
+
+def events(directory):
+    files = sorted(directory.glob("*/*.parquet"))
+    return [event for file in files for event in pq.read_table(file).to_pylist()]
+
+
+def wait_for(directory, rows):
+    deadline = time.monotonic() + 10
+    while len(found := events(directory)) < rows and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+class Toy:
+    """What feedback needs to know of a model."""
+
+    name, version = "toy", "v1"
+
+    def __init__(self, *inputs):
+        self.inputs = Schema(inputs)
+        outputs = Schema((Field("late", "float32"),))
+        self.bundle = SimpleNamespace(manifest=SimpleNamespace(outputs=outputs))
+
+
+def test_the_events_are_what_was_sent_and_answered(serve, tiny, tmp_path):
+    client = serve(feedback=tmp_path)
+    before = datetime.now(UTC).replace(tzinfo=None)
+    headers = {"X-Request-Id": "one"}
+    client.post("/predict/tiny", {"rows": ROWS}, headers=headers)
+    tensors = [
+        {"name": "carrier", "datatype": "BYTES", "shape": [1], "data": ["UA"]},
+        {"name": "distance", "datatype": "FP32", "shape": [1], "data": [1.0]},
+        {"name": "hour", "datatype": "INT64", "shape": [1], "data": [3]},
+    ]
+    client.post("/v2/models/tiny/infer", {"id": "two three", "inputs": tensors})
+    client.post("/predict/tiny", {"carrier": "AA"})
+    made = client.post("/predict/tiny", ROWS[0]).headers["x-request-id"]
+    client.server.stop()
+    found = wait_for(tmp_path, 5)
+    late = tiny.predict([*ROWS, {"carrier": "UA", "distance": 1.0, "hour": 3}, ROWS[0]])["late"]
+    assert [event["request_id"] for event in found] == ["one", "one", "one", "two three", made]
+    assert [event["row"] for event in found] == [0, 1, 2, 0, 0]
+    assert [{n: event[n] for n in ROWS[0]} for event in found[:3]] == ROWS
+    assert found[3]["carrier"] == "UA"
+    assert [np.float32(event["prediction.late"]) for event in found] == late.tolist()
+    assert {event["model"] for event in found} == {"tiny"}
+    assert {event["version"] for event in found} == {tiny.digest[:12]}
+    now = datetime.now(UTC).replace(tzinfo=None)
+    assert all(before <= event["at"] <= now for event in found)
+    assert all(0 < event["latency_us"] < 5_000_000 for event in found)
+
+
+def test_the_files_have_declared_types_and_no_half_written_ones_show(tmp_path):
+    feedback = Feedback(tmp_path, Metrics())
+    feedback.offer(
+        Toy(Field("at", "timestamp"), Field("blob", "bytes"), Field("pixels", "float32", (2,))),
+        "r",
+        0.001,
+        [
+            np.array([5, MISSING_INT]),
+            np.array([b"x", b""], object),
+            np.array([[1, 2], [3, 4]], np.float32),
+        ],
+        [np.array([0.5, np.nan], np.float32)],
+    )
+    feedback.close()
+    (file,) = tmp_path.glob("toy/*")
+    table = pq.read_table(file)
+    kinds = {field.name: str(field.type) for field in table.schema}
+    assert kinds == {
+        "request_id": "string", "row": "int64", "served.at": "timestamp[us]", "model": "string",
+        "version": "string", "latency_us": "int64", "at": "timestamp[us]", "blob": "binary",
+        "pixels": "fixed_size_list<element: float>[2]", "prediction.late": "float",
+    }  # fmt: skip
+    assert table["at"].null_count == table["blob"].null_count == 1
+    assert table["prediction.late"].to_pylist() == [0.5, None]
+    assert table["pixels"].to_pylist() == [[1, 2], [3, 4]]
+
+
+def test_a_file_appears_within_its_seconds_while_the_server_runs(tmp_path):
+    metrics = Metrics()
+    feedback = Feedback(tmp_path, metrics, seconds=0.1)
+    try:
+        arrays = [np.array([1])], [np.array([0.5], np.float32)]
+        feedback.offer(Toy(Field("x", "int64")), "r", 0.001, *arrays)
+        assert [event["x"] for event in wait_for(tmp_path, 1)] == [1]
+    finally:
+        feedback.close()
+    assert metrics.feedback_rows.of("toy").value == 1
+
+
+def test_rows_beyond_the_bound_are_dropped_and_counted(tmp_path):
+    metrics = Metrics()
+    feedback = Feedback(tmp_path, metrics, queue_rows=5)
+    toy = Toy(Field("x", "int64"))
+    for start in range(4):
+        arrays = [np.array([start, start])], [np.zeros(2, np.float32)]
+        feedback.offer(toy, "r", 0.001, *arrays)
+    feedback.close()
+    assert [event["x"] for event in events(tmp_path)] == [0, 0, 1, 1]
+    assert metrics.feedback_rows.of("toy").value == 4
+    assert metrics.feedback_dropped.of("toy").value == 4
+
+
+def test_rows_that_cannot_be_written_are_counted_and_the_server_goes_on(tmp_path, caplog):
+    metrics = Metrics()
+    feedback = Feedback(tmp_path, metrics, seconds=0.1)
+    (tmp_path / "toy").write_text("a file where a directory should be")
+    toy = Toy(Field("x", "int64"))
+    feedback.offer(toy, "r", 0.001, [np.array([1])], [np.zeros(1, np.float32)])
+    feedback.close()
+    assert metrics.feedback_dropped.of("toy").value == 1
+    assert "could not be written" in caplog.text
+
+
+def test_no_directory_no_server(serve, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        serve(feedback=tmp_path / "file" / "events")
