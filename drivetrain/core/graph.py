@@ -57,7 +57,9 @@ class Graph:
         onnx = need("onnx", "train")
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        model = _to_our_opset(onnx.inliner.inline_local_functions(copy) if copy.functions else copy)
+        if copy.functions:
+            copy = need("onnx.inliner", "train").inline_local_functions(copy)
+        model = _to_our_opset(copy)
         model.ir_version = IR_VERSION
         del model.graph.value_info[:]  # stale shapes break the quantizer; run time infers its own
         _forget_origin(model)

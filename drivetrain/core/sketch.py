@@ -38,8 +38,9 @@ class MomentsValue:
         missing = len(values) - len(numbers)
         if not len(numbers):
             return cls(missing=missing)
-        mean = float(numbers.mean())
-        m2 = float(np.square(numbers - mean).sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond 1e154 the spread is infinite
+            mean = float(numbers.mean())
+            m2 = float(np.square(numbers - mean).sum())
         return cls(len(numbers), missing, mean, m2, float(numbers.min()), float(numbers.max()))
 
     @classmethod
@@ -47,9 +48,10 @@ class MomentsValue:
         count = int(counts.sum())
         if not count:
             return cls(missing=missing)
-        mean = float((numbers * (counts / count)).sum())
-        mean += float(((numbers - mean) * counts).sum()) / count  # what rounding lost above
-        m2 = float((np.square(numbers - mean) * counts).sum())
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = float((numbers * (counts / count)).sum())
+            mean += float(((numbers - mean) * counts).sum()) / count  # what rounding lost above
+            m2 = float((np.square(numbers - mean) * counts).sum())
         return cls(count, missing, mean, m2, float(numbers.min()), float(numbers.max()))
 
     @property
@@ -195,7 +197,8 @@ class QuantileSketch:
             return np.full(points.shape[:-1], np.nan)
         low, high = self.edges()
         width: Array = np.where(high > low, high - low, 1.0)
-        within = np.clip((points - low) / width, 0.0, 1.0)
+        with np.errstate(over="ignore"):  # far beyond a narrow bucket is beyond it
+            within = np.clip((points - low) / width, 0.0, 1.0)
         share: Array = np.where(high > low, within, (points >= low).astype(np.float64))
         return (share * self.counts).sum(-1) / self.count
 
