@@ -107,6 +107,10 @@ class Application:
         else:
             methods[exchange.method](exchange)
 
+    def count_refusal(self, status: int) -> None:
+        """Count a request that broke off before it was one."""
+        self._service.metrics.requests.of("", "", "http", str(status)).value += 1
+
     def _allowed(self, exchange: Exchange) -> bool:
         if exchange.target.decode("latin-1") in _OPEN:
             return True

@@ -77,10 +77,17 @@ class Http:
     Args:
         application: gets each whole request and sees to it that it is answered.
         limits: what a client may take.
+        refused: told the status of each request that never became one.
     """
 
-    def __init__(self, application: Callable[[Exchange], None], limits: HttpLimits) -> None:
+    def __init__(
+        self,
+        application: Callable[[Exchange], None],
+        limits: HttpLimits,
+        refused: Callable[[int], None] = lambda status: None,
+    ) -> None:
         self.application = application
+        self.refused = refused
         self.limits = limits
         self.connections: set[Connection] = set()
         self.buffered = 0
@@ -393,6 +400,7 @@ class Connection(asyncio.Protocol):
         exchange = Exchange(self, b"", b"")
         exchange.keep = False
         self._waiting.append(exchange)
+        self.http.refused(status)
         exchange.refuse(status, message, extra)
 
     def _linger(self) -> None:

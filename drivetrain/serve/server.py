@@ -24,6 +24,7 @@ from drivetrain.serve.models import Model, Resolve, checked_name, pinned
 
 log = logging.getLogger("drivetrain.serve")
 
+_BACKLOG = 1024
 _TICK_SECONDS = 0.25
 _SETTLE_SECONDS = 0.25
 """How long a draining server waits for requests that were sent before the client could know."""
@@ -127,10 +128,47 @@ class Server:
     async def _serve(self, started: Callable[[], object]) -> int:
         loop = self._loop = asyncio.get_running_loop()
         stopping = self._stopping = asyncio.Event()
-        models = {name: Model.load(name, *ask()) for name, ask in self._resolve.items()}
-        feedback = None if self._feedback is None else Feedback(self._feedback, self.metrics)
+        again = asyncio.Event()
         lines: list[str] = []
-        engine = Engine(self._batching, self.metrics, loop)
+        with contextlib.ExitStack() as stack:
+            # Bound before anything is loaded, for a taken port is better known at once; it
+            # listens only when there is something to serve.
+            listener = stack.enter_context(_listen(self.host, self.port))
+            self.port = listener.getsockname()[1]
+            stack.callback(self._write_access, lines)
+            engine = Engine(self._batching, self.metrics, loop)
+            application = self._application(engine, lines, stack)
+            stack.callback(engine.shut_down)
+            http = Http(application, self._limits, application.count_refusal)
+            stack.callback(http.abort)
+            server = await loop.create_server(
+                lambda: Connection(http), sock=listener, backlog=_BACKLOG
+            )
+            self._heed_signals(loop, stopping, again, http)
+            # What was made until now stays: a full collection need not walk it each time.
+            gc.collect()
+            gc.freeze()
+            stack.callback(gc.unfreeze)
+            for work in (self._tick(http, lines), self._follow(application, engine, again)):
+                stack.callback(loop.create_task(work).cancel)
+            self._set_ready(application, True)
+            started()
+            await stopping.wait()
+            self._set_ready(application, False)
+            await asyncio.sleep(self._drain_seconds)
+            left = await self._drain(http, server, listener)
+        if left:
+            log.error("%d requests had no answer when the grace of the end was over", left)
+        return 1 if left else 0
+
+    def _application(
+        self, engine: Engine, lines: list[str], stack: contextlib.ExitStack
+    ) -> Application:
+        """The application with every alias installed; what must be closed goes on the stack."""
+        feedback = None
+        if self._feedback is not None:
+            feedback = Feedback(self._feedback, self.metrics)
+            stack.callback(feedback.close)
         service = Service(
             engine=engine,
             metrics=self.metrics,
@@ -139,40 +177,13 @@ class Server:
             access=None if self._access_log is None else lines.append,
         )
         application = Application(service, self._token)
-        for model in models.values():
-            self._install(application, engine, model)
-        http = Http(application, self._limits)
-        listener = _listen(self.host, self.port)
-        self.port = listener.getsockname()[1]
-        server = await loop.create_server(lambda: Connection(http), sock=listener, backlog=1024)
-        again = asyncio.Event()
-        self._heed_signals(loop, stopping, again, http)
-        # What was made until now stays: the collector need not walk it on each full collection.
-        gc.collect()
-        gc.freeze()
-        tasks = [
-            loop.create_task(self._tick(http, lines)),
-            loop.create_task(self._follow(application, engine, again)),
-        ]
-        application.ready, self.metrics.ready.of().value = True, 1.0
-        try:
-            started()
-            await stopping.wait()
-            application.ready, self.metrics.ready.of().value = False, 0.0
-            await asyncio.sleep(self._drain_seconds)
-            left = await self._drain(http, server, listener)
-        finally:
-            gc.unfreeze()
-            for task in tasks:
-                task.cancel()
-            http.abort()
-            engine.shut_down()
-            if feedback is not None:
-                await asyncio.to_thread(feedback.close)
-            self._write_access(lines)
-        if left:
-            log.error("%d requests had no answer when the grace of the end was over", left)
-        return 1 if left else 0
+        for name, ask in self._resolve.items():
+            self._install(application, engine, Model.load(name, *ask()))
+        return application
+
+    def _set_ready(self, application: Application, ready: bool) -> None:
+        application.ready = ready
+        self.metrics.ready.of().value = float(ready)
 
     async def _drain(
         self, http: Http, server: asyncio.AbstractServer, listener: socket.socket

@@ -32,6 +32,7 @@ def test_every_promised_metric_is_there_and_counts(serve, tiny):
     client.post("/predict/tiny", {"rows": [ROW, ROW, ROW]})
     client.post("/predict/tiny", {})
     client.get("/nowhere")
+    client.raw(b"nonsense\r\n\r\n")
     reply = client.get("/metrics")
     found = parsed(reply.body.decode())
     version = tiny.digest[:12]
@@ -44,6 +45,7 @@ def test_every_promised_metric_is_there_and_counts(serve, tiny):
     assert requests(model="tiny", version=version, route="rows", code="200") == 1
     assert requests(model="tiny", version=version, route="rows", code="400") == 1
     assert requests(model="", version="", route="other", code="404") == 1
+    assert requests(model="", version="", route="http", code="400") == 1
     seconds = found["drivetrain_request_seconds"]
     name = "drivetrain_request_seconds_count"
     assert value(seconds, name, model="tiny", route="rows") == 2
