@@ -28,19 +28,25 @@ class TensorBoard(Listener):
         """
         super().__init__(tell)
         self._directory = Path(directory) / run
+        self._event: Any = None
+        self._summary: Any = None
         self._writer: Any = None
 
     def hear(self, metric: Metric, at: float) -> None:
         """Write one scalar; a figure without a step is at step 0."""
-        protocol = "tensorboard.compat.proto"
-        if self._writer is None:
-            writing = need("tensorboard.summary.writer.event_file_writer", "tensorboard")
-            self._writer = writing.EventFileWriter(str(self._directory), max_queue_size=1000)
-        event = need(f"{protocol}.event_pb2", "tensorboard").Event
-        summary = need(f"{protocol}.summary_pb2", "tensorboard").Summary
-        value = summary.Value(tag=metric.name, simple_value=metric.value)
+        writer = self._writer or self._open()
+        value = self._summary.Value(tag=metric.name, simple_value=metric.value)
         step = 0 if metric.step is None else metric.step
-        self._writer.add_event(event(wall_time=at, step=step, summary=summary(value=[value])))
+        event = self._event(wall_time=at, step=step, summary=self._summary(value=[value]))
+        writer.add_event(event)
+
+    def _open(self) -> Any:
+        """Make the file: not before there is something to write, nor in the constructor."""
+        writing = need("tensorboard.summary.writer.event_file_writer", "tensorboard")
+        self._event = need("tensorboard.compat.proto.event_pb2", "tensorboard").Event
+        self._summary = need("tensorboard.compat.proto.summary_pb2", "tensorboard").Summary
+        self._writer = writing.EventFileWriter(str(self._directory), max_queue_size=1000)
+        return self._writer
 
     def end(self, failed: bool) -> None:
         """Flush and close the file."""

@@ -1,6 +1,7 @@
 """What ``drivetrain watch`` runs: looks at a server and its feedback until it is told to stop."""
 
 import json
+import math
 import sys
 import time
 from collections import deque
@@ -63,8 +64,8 @@ class Snapshot:
         return tuple(name for _, name in sorted(found, reverse=True))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {**asdict(self), "drifted": list(self.drifted)}
+        """Plain data; a number that JSON can't say, such as a mean of NaN, is None."""
+        return _finite({**asdict(self), "drifted": list(self.drifted)})
 
 
 class Watch:
@@ -217,6 +218,14 @@ class Watch:
         for bound, columns in drift_bounds(self._bundle.manifest).items():
             found.update(dict.fromkeys(columns or self._drifting.columns, bound))
         return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _missing(value: DriftValue) -> float:

@@ -244,6 +244,17 @@ def test_one_look_as_json(bundle, rows, tmp_path):
     assert found["service"] is None
 
 
+def test_a_mean_that_is_not_a_number_is_null_in_json(bundle):
+    histogram = 'drivetrain_prediction_{}{{model="flights",output="late"}} {}\n'
+    stream = io.StringIO()
+    with Endpoint(0) as server:
+        text = metrics(bundle.digest, 1) + histogram.format("sum", "NaN")
+        server.offer(text + histogram.format("count", 3))
+        watch = Watch(server.url.removesuffix("/metrics"), bundle, None, model="flights")
+        assert watch.run(once=True, json=True, stream=stream) == 0
+    assert json.loads(stream.getvalue())["service"]["predictions"] == {"late": None}
+
+
 def test_one_look_at_nothing_fails(bundle):
     with Endpoint(0) as server:
         url = server.url.removesuffix("/metrics")
