@@ -121,11 +121,19 @@ class Registry:
         Raises:
             ValueError: no such bundle or alias, more than one, or a damaged one.
         """
-        digest = self.resolve(ref)
-        path = self._room("bundles") / digest
+        path = self.path(ref)
+        return Bundle.open(path, path.name)
+
+    def path(self, ref: str) -> Path:
+        """Where the bundle that ``ref`` means lies, nothing of it read yet.
+
+        Raises:
+            ValueError: no such bundle or alias, or more than one.
+        """
+        path = self._room("bundles") / self.resolve(ref)
         if not _is_directory(path):
             raise unknown("bundle", ref, (d[:12] for d in self.bundles()), str(self.root))
-        return Bundle.open(path, digest)
+        return path
 
     def bundles(self) -> tuple[str, ...]:
         """The digests of the stored bundles, sorted."""

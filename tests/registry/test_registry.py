@@ -63,6 +63,14 @@ def test_a_prefix_below_eight_characters_is_no_digest(store: Registry, parts: Ma
         store.open(digest[:7])
 
 
+def test_the_path_of_a_bundle_is_where_its_name_says(store: Registry, parts: Make):
+    bundle = store.write(*parts())
+    store.promote(bundle.digest, "prod")
+    assert store.path("prod") == store.path(bundle.digest[:9]) == bundle.path
+    with pytest.raises(ValueError, match="unknown bundle"):
+        store.path("0" * 64)
+
+
 def test_an_ambiguous_prefix_is_refused(store: Registry, parts: Make):
     digest = store.write(*parts()).digest
     twin = digest[:20] + ("0" * 44 if digest[20:] != "0" * 44 else "1" * 44)
