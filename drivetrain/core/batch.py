@@ -11,6 +11,7 @@ import numpy as np
 
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.need import need
+from drivetrain.core.pixels import pixels
 from drivetrain.core.schema import MISSING_INT, Dtype, Field, Schema
 
 ArrowTable = Any
@@ -23,6 +24,8 @@ Array = np.ndarray[Any, Any]
 EPOCH = datetime(1970, 1, 1)
 BYTES_SUFFIX = ".utf8"
 """A graph input ``title.utf8`` takes the column ``title`` as UTF-8 bytes, a padded matrix."""
+PIXELS_SUFFIX = ".pixels"
+"""A graph input ``photo.pixels`` takes the column ``photo`` decoded from its image format."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -443,13 +446,18 @@ def feed(batch: Batch, name: str, shape: Sequence[int | str | None]) -> Array:
     """The array that a graph's input ``name`` takes out of ``batch``.
 
     An input ``title.utf8`` takes the bytes of the column ``title``; a dimension named
-    ``…_max_256`` in its ``shape`` says how many of them it reads.
+    ``…_max_256`` in its ``shape`` says how many of them it reads. An input ``photo.pixels``
+    takes the encoded images of the column ``photo`` as pixels of the size in its ``shape``.
 
     Raises:
-        ValueError: the batch has no such column; the error suggests the nearest.
+        ValueError: the batch has no such column (the error suggests the nearest), or a value is
+            no image.
     """
     if name in batch:
         return batch[name]
+    if name.endswith(PIXELS_SUFFIX):
+        images = name.removesuffix(PIXELS_SUFFIX)
+        return pixels(batch[images], shape, images)
     if not name.endswith(BYTES_SUFFIX):
         raise unknown("column", name, batch.columns)
     last = shape[-1] if shape else None

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from drivetrain.core.batch import BYTES_SUFFIX
+from drivetrain.core.batch import BYTES_SUFFIX, PIXELS_SUFFIX
 from drivetrain.core.graph import IR_VERSION, ML_OPSET, OPSET, Graph
 from drivetrain.core.need import need
 from drivetrain.core.schema import ONNX_TYPE, Dtype, Field, Schema
@@ -68,6 +68,19 @@ class Builder:
         view = self.op("Slice", source, self.ints(0), self.ints(limit), self.ints(1))
         self._views[view] = (source, limit)
         return view
+
+    def pixels(self, name: str, shape: tuple[int, int, int]) -> str:
+        """A column of encoded images, decoded: uint8 ``[rows, height, width, channels]``.
+
+        Raises:
+            ValueError: another feature takes them in another size, which one input can't have.
+        """
+        self.schema.field(name)
+        source = name + PIXELS_SUFFIX
+        value = self._onnx.helper.make_tensor_value_info(source, ONNX_TYPE["uint8"], [ROWS, *shape])
+        if self._inputs.setdefault(source, value) != value:
+            raise ValueError(f"column {name!r}: found two features that take it in other sizes.")
+        return source
 
     # -- constants -----------------------------------------------------------------------------
 

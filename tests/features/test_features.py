@@ -61,12 +61,14 @@ FEATURES = (
     Cyclic("at", period="day_of_year", name="season"),
 )
 
-PROPERTY = settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+
+def examples(most: int) -> settings:
+    return settings(
+        derandomize=True,
+        deadline=None,
+        max_examples=most,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
 
 
 def fit(batch: Batch, features: Any = FEATURES) -> Fitted:
@@ -116,7 +118,7 @@ def one(feature: Any, row: Any, fitted: Fitted) -> Any:
     raise AssertionError(feature)
 
 
-@PROPERTY
+@examples(40)
 @given(train=tables(), batch=tables())
 def test_the_graph_gives_what_the_reference_gives(train: Batch, batch: Batch) -> None:
     fitted = fit(train)
@@ -141,7 +143,7 @@ def test_the_graph_gives_what_the_reference_gives(train: Batch, batch: Batch) ->
         assert want.max() < field.cardinality
 
 
-@PROPERTY
+@examples(15)
 @given(batch=tables(least=1))
 def test_a_row_gives_the_same_alone_and_among_others(batch: Batch) -> None:
     session = compile(FEATURES, SCHEMA, fit(batch))[0].session(1)
@@ -162,7 +164,7 @@ def test_many_ordinary_rows_give_the_same_alone_and_among_others() -> None:
             assert alone[name].tobytes() == whole[name][i : i + 1].tobytes(), name
 
 
-@PROPERTY
+@examples(15)
 @given(train=tables(), batch=tables())
 def test_features_together_give_the_same_bits_as_one_by_one(train: Batch, batch: Batch) -> None:
     fitted = fit(train)
@@ -177,7 +179,7 @@ def test_features_together_give_the_same_bits_as_one_by_one(train: Batch, batch:
 EXACT = tuple(f for f in FEATURES if not any(isinstance(s, Moments) for s in f.statistics()))
 
 
-@PROPERTY
+@examples(60)
 @given(train=tables(), cuts=st.lists(st.integers(0, 7), max_size=3))
 def test_statistics_merged_over_any_partition_compile_to_the_same_graph(
     train: Batch, cuts: list[int]
