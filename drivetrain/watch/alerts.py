@@ -101,9 +101,12 @@ class Alerts:
             summary=f"{{{{ $labels.column }}}} of {model} has drifted: PSI {{{{ $value }}}} is "
             "above its bound",
         )
+        lost = f"drivetrain_feedback_dropped_total{{{of}}}"
+        # A counter that is born above 0 has no increase: that is its first loss.
+        born = f"({lost} > 0 unless {lost} offset 10m)"
         yield _rule(
             "DrivetrainFeedbackDropped",
-            f"sum(increase(drivetrain_feedback_dropped_total{{{of}}}[10m])) > 0",
+            f"sum(increase({lost}[10m]) > 0 or {born}) > 0",
             wait="0m",
             severity="warning",
             summary=f"{model} loses feedback: what it saw can't be read again",

@@ -79,6 +79,7 @@ class Watch:
         *,
         model: str | None = None,
         window: int = 100_000,
+        token: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
@@ -87,9 +88,11 @@ class Watch:
         feedback: the directory that the server writes its events to; None reads none.
         model: the name that it is served under; None is the system's name.
         window: drift is that of about so many of the newest rows.
+        token: what the server asks its clients for, if anything.
         clock: gives seconds.
         """
         self._url = url
+        self._token = token
         self._bundle = bundle
         self._model = model or bundle.manifest.name
         self._clock = clock
@@ -184,7 +187,7 @@ class Watch:
         if self._url is None:
             return None
         try:
-            now = fetch(self._url, self._clock())
+            now = fetch(self._url, self._clock(), token=self._token)
         except (OSError, ValueError) as error:
             self._scrapes.clear()
             problems.append(f"no metrics: {error}")

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from drivetrain.core.errors import wrong
 from drivetrain.watch.exposition import Sample, parse
@@ -43,19 +43,37 @@ class Scrape:
         ]
 
 
-def fetch(url: str, at: float, timeout: float = 2.0) -> Scrape:
+class _Stay(HTTPRedirectHandler):
+    """Follows no redirection: a token is for the address that it was given for."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Nowhere else; urllib then raises the answer as an error."""
+
+
+def fetch(url: str, at: float, timeout: float = 2.0, token: str | None = None) -> Scrape:
     """Scrape ``url`` + ``/metrics``; no proxy stands between.
+
+    Args:
+        url: the server's address.
+        at: the time of the scrape, in seconds of the caller's clock.
+        timeout: in seconds.
+        token: what a server asks for that listens beyond the loopback.
 
     Raises:
         ValueError: the address is no HTTP address, or the answer is not of the format.
-        OSError: no answer.
+        OSError: no answer, or a refusal.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise wrong("url", url, "an address such as http://127.0.0.1:8080")
-    opener = build_opener(ProxyHandler({}))
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = Request(url.rstrip("/") + "/metrics", headers=headers)
+    opener = build_opener(ProxyHandler({}), _Stay)
     try:
-        with opener.open(url.rstrip("/") + "/metrics", timeout=timeout) as answer:
+        with opener.open(request, timeout=timeout) as answer:
             body = answer.read(LARGEST)
+    except HTTPError as error:
+        error.close()
+        raise OSError(f"{url}: {error.code} {error.reason}") from None
     except URLError as error:
         raise OSError(f"{url}: {error.reason}") from None
     return Scrape(at, tuple(parse(body.decode(errors="replace"))))

@@ -150,6 +150,12 @@ CASES: dict[str, dict[str, Any]] = {
         "summary": "flights loses feedback: what it saw can't be read again",
         "firing": [{}],
     },
+    "the first loss of feedback": {
+        "alert": "DrivetrainFeedbackDropped",
+        "series": {f"drivetrain_feedback_dropped_total{{{TARGET}}}": "_x25 40+0x35"},
+        "summary": "flights loses feedback: what it saw can't be read again",
+        "firing": [{}],
+    },
 }
 
 
@@ -163,7 +169,7 @@ def unit_test(case: str) -> dict[str, Any]:
                 "exp_labels": {"severity": of_name[0]["labels"]["severity"], **labels},
                 "exp_annotations": {"summary": wanted["summary"]},
             }
-            for labels in (wanted["firing"] if name == case else ())
+            for labels in (wanted["firing"] if name == wanted.get("alert", case) else ())
         ]
         expected.append({"eval_time": "30m", "alertname": name, "exp_alerts": alerts})
     series = {**wanted.get("served", SERVED), **wanted["series"]}

@@ -1,5 +1,9 @@
 """What is read off two scrapes, against counts by hand and against Prometheus' own rules."""
 
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -146,3 +150,40 @@ def test_a_server_that_is_not_there_is_named():
         url = endpoint.url.removesuffix("/metrics")
     with pytest.raises(OSError, match=url):
         fetch(url, at=0.0)
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    """A server that asks for a token, and sends one path of it elsewhere."""
+
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers.get("Authorization") == "Bearer secret"
+            elsewhere = self.path.startswith("/moved")
+            self.send_response(302 if elsewhere else 200 if allowed else 401)
+            if elsewhere:
+                self.send_header("Location", "/metrics")
+            self.end_headers()
+            if allowed:
+                self.wfile.write(b"drivetrain_ready 1\n")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Guarded) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_token_is_brought_where_one_is_asked_for(guarded):
+    assert fetch(guarded, at=0.0, token="secret").total("drivetrain_ready") == 1
+    with pytest.raises(OSError, match="401 Unauthorized"):
+        fetch(guarded, at=0.0)
+
+
+def test_a_token_does_not_follow_a_redirection(guarded):
+    with pytest.raises(OSError, match="302 Found"):
+        fetch(f"{guarded}/moved", at=0.0, token="secret")
