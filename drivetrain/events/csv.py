@@ -55,21 +55,36 @@ def tables(open_file: Open, leaf: CSV, schema: Schema, name: str) -> Iterator[pa
             the line and the column.
     """
     kinds = {field.name: TYPES[field.dtype] for field in schema}
-    moments = [field.name for field in schema if field.dtype == "timestamp"]
+    declared = dict(leaf.types or ())
     with open_file() as opened:
         names = _header(opened, leaf, name)
         for field in schema:
             if field.name not in names:
                 raise unknown("column", field.name, names, name)
-        if moments:  # with a zone or without: the text of this very file says
-            found = _kinds(opened, leaf, names, moments, name, certain=False)
-            kinds.update({n: kind for n, kind in found.items() if pa.types.is_timestamp(kind)})
+        # times with a zone or without, integers as numbers or as true and false: what the text
+        # of this very file says
+        forms = [f.name for f in schema if f.dtype == "timestamp"]
+        forms += [f.name for f in schema if f.dtype == "int64" and f.name not in declared]
+        found = _kinds(opened, leaf, names, forms, name, certain=False)
+        for column, kind in found.items():
+            due = (
+                pa.types.is_timestamp
+                if kinds[column] == TYPES["timestamp"]
+                else pa.types.is_boolean
+            )
+            kinds[column] = kind if due(kind) else kinds[column]
     with open_file() as opened:
         _header(opened, leaf, name)
         line = 2
         for block in blocks(opened, BLOCK, quotes=True):
             yield _parse(block, leaf, names, kinds, name, line)
             line += block.count(b"\n")
+
+
+def _form_of(kind: pa.DataType, due: pa.DataType) -> bool:
+    """Whether text of type ``kind`` is a way to write a column of type ``due``."""
+    is_form = pa.types.is_timestamp if pa.types.is_timestamp(due) else pa.types.is_boolean
+    return is_form(kind)
 
 
 def blocks(opened: Any, size: int, *, quotes: bool = False) -> Iterator[bytes]:

@@ -233,3 +233,12 @@ def leaves(table: Any) -> Iterator[Any]:
     for step in steps:
         if isinstance(step, Lookup):
             yield from leaves(step.other)
+
+
+def find(room: Path, digest: str) -> Prepared | None:
+    """The rows of this digest among those that were prepared in ``room``, or None."""
+    for manifest in sorted(room.glob(f"*/{MANIFEST}")):
+        prepared = Prepared.open(manifest.parent)
+        if prepared.digest == digest:
+            return prepared
+    return None

@@ -1,6 +1,7 @@
 """Reads files as Arrow tables of bounded size, whatever their format and wherever they lie."""
 
 import io
+import os
 import re
 import zipfile
 import zlib
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from glob import has_magic
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -76,11 +78,19 @@ def files_of(leaf: Files) -> list[File]:
             raise wrong(f"{type(leaf).__name__} path", url, "a file, or a glob such as '…/*'")
         else:
             names = []
+        if not names and "file" in _protocols(system) and _hidden(path):
+            raise PermissionError(f"{url}: no permission to look into its folder")
         if not names:
             what = "matches no file" if has_magic(path) else "there is no such file"
             raise FileNotFoundError(f"{url}: {what}")
         found += [File(system, name, url if name == path else name) for name in names]
     return found
+
+
+def _hidden(path: str) -> bool:
+    """Whether the nearest folder above a local path that is there may not be looked into."""
+    folder = next(folder for folder in Path(path).parents if os.path.lexists(folder))
+    return not os.access(folder, os.X_OK, effective_ids=True)
 
 
 # -- formats ---------------------------------------------------------------------------------------
@@ -160,8 +170,11 @@ class _JSONLines:
         declared = dict(leaf.types or ())
         kinds: dict[str, pa.DataType] = {}
         with file.open() as opened:
+            line = 1
             for block in csv.blocks(opened, csv.SAMPLE):
-                for item in pj.read_json(io.BytesIO(block)).schema:
+                found = _objects(block, pj.ParseOptions(), file, line)
+                line += block.count(b"\n")
+                for item in found.schema:
                     if item.name not in kinds or pa.types.is_null(kinds[item.name]):
                         kinds[item.name] = _no_time(item.type)
                 if not any(pa.types.is_null(k) and n not in declared for n, k in kinds.items()):
@@ -179,26 +192,26 @@ class _JSONLines:
         with file.open() as opened:
             line = 1
             for block in csv.blocks(opened, csv.BLOCK):
-                whole = pj.ReadOptions(block_size=len(block) + 1, use_threads=False)
-                try:
-                    yield pj.read_json(io.BytesIO(block), whole, parse)
-                except pa.ArrowInvalid as error:
-                    raise _wrong_line(file, line, error) from None
+                yield _objects(block, parse, file, line)
                 line += block.count(b"\n")
 
     def rows(self, file: File) -> int | None:
         return None
 
 
-def _wrong_line(file: File, line: int, error: Exception) -> ValueError:
-    """The error of a line that is no object, or holds a value of another type."""
-    row = re.search(r" in row (\d+)", str(error))
-    where = f"line {line + int(row.group(1))}" if row else f"in or after line {line}"
-    what = str(error)[: row.start()] if row else str(error)
-    return ValueError(
-        f"{file.name}, {where}: {what}; allowed: a JSON object a line, each key of one type in "
-        "all lines (declare types={…} if the first lines do not show it)."
-    )
+def _objects(block: bytes, parse: pj.ParseOptions, file: File, line: int) -> pa.Table:
+    """The rows of a block that begins at a line of the file."""
+    read = pj.ReadOptions(block_size=len(block) + 1, use_threads=False)
+    try:
+        return pj.read_json(io.BytesIO(block), read, parse)
+    except pa.ArrowInvalid as error:
+        row = re.search(r" in row (\d+)", str(error))
+        where = f"line {line + int(row.group(1))}" if row else f"in or after line {line}"
+        what = str(error)[: row.start()] if row else str(error)
+        raise ValueError(
+            f"{file.name}, {where}: {what}; allowed: a JSON object a line, each key of one type "
+            "in all lines (declare types={…} if the first lines do not show it)."
+        ) from None
 
 
 def _no_time(kind: pa.DataType) -> pa.DataType:

@@ -91,7 +91,7 @@ class _SplitWriter:
                 use_dictionary=texts,  # pyright: ignore[reportArgumentType]
             )
             self.file_rows = 0
-        self.writer.write_table(group, row_group_size=len(group))
+        self.writer.write_table(group, row_group_size=max(1, len(group)))
         self.file_rows += len(group)
         self.rows += len(group)
         self.held, self.held_rows = [], 0
