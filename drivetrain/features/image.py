@@ -23,9 +23,9 @@ class Image(OneColumn):
     A column of bytes holds BMP, GIF, JPEG, PNG or WebP files, which are decoded and resized on
     the way into the graph (see :mod:`drivetrain.core.pixels`; that needs Pillow). A column of
     numbers holds the pixels themselves, ``[height, width, channels]`` or, for one channel,
-    ``[height, width]``, from 0 to 255, and is resized within the graph: bilinear with
-    half-pixel centres, antialiased where it shrinks: Pillow's filter, without its rounding. Pixels beyond 0 to 255 are held to that
-    range, and missing ones are black.
+    ``[height, width]``, from 0 to 255, and is resized within the graph by the same antialiased
+    bilinear filter, without Pillow's rounding. Pixels beyond 0 to 255 are held to that range,
+    and missing ones are black.
 
     Attributes:
         height: of the tensor ``[channels, height, width]``.

@@ -46,14 +46,14 @@ class Text(OneColumn):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(f"{place(self)}: bins", self.bins, least=2)
-        positive(f"{place(self)}: max_bytes", self.max_bytes)
         if not self.ngrams or len(set(self.ngrams)) < len(self.ngrams):
             raise wrong(f"{place(self)}: ngrams", self.ngrams, "different integers, at least one")
         for n in self.ngrams:
             positive(f"{place(self)}: ngrams", n)
         if self.unit not in ("word", "char"):
             raise wrong(f"{place(self)}: unit", self.unit, "'word' or 'char'")
-        positive(f"{place(self)}: length", self.length, least=min(self.ngrams))
+        positive(f"{place(self)}: length", self.length)
+        positive(f"{place(self)}: max_bytes", self.max_bytes, least=min(self.ngrams))
 
     @property
     def units(self) -> int:

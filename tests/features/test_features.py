@@ -164,7 +164,7 @@ def test_many_ordinary_rows_give_the_same_alone_and_among_others() -> None:
             assert alone[name].tobytes() == whole[name][i : i + 1].tobytes(), name
 
 
-@examples(15)
+@examples(8)
 @given(train=tables(), batch=tables())
 def test_features_together_give_the_same_bits_as_one_by_one(train: Batch, batch: Batch) -> None:
     fitted = fit(train)
@@ -179,7 +179,7 @@ def test_features_together_give_the_same_bits_as_one_by_one(train: Batch, batch:
 EXACT = tuple(f for f in FEATURES if not any(isinstance(s, Moments) for s in f.statistics()))
 
 
-@examples(60)
+@examples(25)
 @given(train=tables(), cuts=st.lists(st.integers(0, 7), max_size=3))
 def test_statistics_merged_over_any_partition_compile_to_the_same_graph(
     train: Batch, cuts: list[int]
