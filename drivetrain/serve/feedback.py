@@ -6,10 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from drivetrain.core.batch import Array
 from drivetrain.core.durable import write
 from drivetrain.core.need import need
 from drivetrain.core.schema import MISSING_INT, Field
-from drivetrain.serve.metrics import Metrics
+from drivetrain.serve.metrics import Counter, Family, Metrics
 from drivetrain.serve.models import Model
 
 log = logging.getLogger("drivetrain.serve")
@@ -27,18 +26,14 @@ RECORD = ("request_id", "row", "at", "model", "version", "latency_us")
 such a name, the record's own column is called ``served.<name>``."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Event:
+class _Event(NamedTuple):
+    rows: int
     model: Model
     request_id: str
     at: int
     latency: float
     inputs: Sequence[Array]
     outputs: Sequence[Array]
-
-    @property
-    def rows(self) -> int:
-        return len(self.outputs[0])
 
 
 class Feedback:
@@ -93,13 +88,14 @@ class Feedback:
         outputs: Sequence[Array],
     ) -> None:
         """Keep one answered request for the next file, or drop it when too many are held."""
-        event = _Event(model, request_id, time.time_ns() // 1000, latency, inputs, outputs)
+        rows = len(outputs[0])
         with self._lock:
-            if self._held + event.rows > self._limit:
-                self._metrics.feedback_dropped.of(model.name).value += event.rows
+            if self._held + rows > self._limit:
+                self._metrics.feedback_dropped.of(model.name).value += rows
                 return
-            self._held += event.rows
-        self._queue.append(event)
+            self._held += rows
+        at = time.time_ns() // 1000
+        self._queue.append(_Event(rows, model, request_id, at, latency, inputs, outputs))
 
     def close(self) -> None:
         """Write what is held, and end."""
@@ -107,40 +103,72 @@ class Feedback:
         self._thread.join()
 
     def _run(self) -> None:
-        held: dict[Model, list[_Event]] = {}
-        opened: dict[Model, float] = {}
+        files: dict[Model, _File] = {}
         ending = False
         while not ending:
-            ending = self._end.wait(min(self._seconds / 4, 0.5))
-            while self._queue:
-                event = self._queue.popleft()
-                held.setdefault(event.model, []).append(event)
-                opened.setdefault(event.model, time.monotonic())
-            for model in list(held):
-                old = time.monotonic() - opened[model] >= self._seconds
-                if ending or old or sum(e.rows for e in held[model]) >= self._file_rows:
-                    self._write(model, held.pop(model))
-                    del opened[model]
+            ending = self._end.wait(min(self._seconds / 4, 0.25))
+            # Each turn makes its table at once: one long conversion at a file's end would hold
+            # the interpreter, and with it the answers.
+            for model, events in self._taken().items():
+                try:
+                    files.setdefault(model, _File(time.monotonic())).add(model, events)
+                except Exception:
+                    log.exception("events of %s could not be made a table", model.name)
+                    lost = sum(event.rows for event in events)
+                    self._count(self._metrics.feedback_dropped, model, lost)
+            for model, file in list(files.items()):
+                old = time.monotonic() - file.opened >= self._seconds
+                if ending or old or file.rows >= self._file_rows:
+                    self._write(model, files.pop(model))
 
-    def _write(self, model: Model, events: list[_Event]) -> None:
-        rows = sum(event.rows for event in events)
+    def _taken(self) -> dict[Model, list[_Event]]:
+        taken: dict[Model, list[_Event]] = {}
+        while self._queue:
+            event = self._queue.popleft()
+            taken.setdefault(event.model, []).append(event)
+        return taken
+
+    def _write(self, model: Model, file: "_File") -> None:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
         self._files += 1
         path = self._directory / model.name / f"part-{now}-{os.getpid()}-{self._files}.parquet"
-        counter = self._metrics.feedback_rows
+        family = self._metrics.feedback_rows
         try:
-            write(path, _parquet(model, events))
+            if file.rows:
+                write(path, file.parquet())
         except Exception:  # the events are lost, and the server goes on
-            log.exception("%d rows of feedback could not be written to %s", rows, path)
-            counter = self._metrics.feedback_dropped
+            log.exception("%d rows of feedback could not be written to %s", file.rows, path)
+            family = self._metrics.feedback_dropped
+        self._count(family, model, file.rows)
+
+    def _count(self, family: Family[Counter], model: Model, rows: int) -> None:
         with self._lock:
             self._held -= rows
-            counter.of(model.name).value += rows
+            family.of(model.name).value += rows
 
 
-def _parquet(model: Model, events: list[_Event]) -> Any:
+class _File:
+    """What the next file of one version will hold."""
+
+    def __init__(self, opened: float) -> None:
+        self.opened = opened
+        self.rows = 0
+        self._tables: list[Any] = []
+
+    def add(self, model: Model, events: list[_Event]) -> None:
+        self._tables.append(_table(model, events))
+        self.rows += sum(event.rows for event in events)
+
+    def parquet(self) -> Any:
+        pa = need("pyarrow", "data")
+        sink = pa.BufferOutputStream()
+        table = pa.concat_tables(self._tables)
+        need("pyarrow.parquet", "data").write_table(table, sink, compression="zstd")
+        return sink.getvalue()
+
+
+def _table(model: Model, events: list[_Event]) -> Any:
     pa = need("pyarrow", "data")
-    parquet = need("pyarrow.parquet", "data")
     sizes = np.array([event.rows for event in events])
     rows = int(sizes.sum())
 
@@ -149,7 +177,7 @@ def _parquet(model: Model, events: list[_Event]) -> Any:
 
     record = {
         "request_id": pa.array(each([e.request_id for e in events], np.object_)),
-        "row": pa.array(np.concatenate([np.arange(size) for size in sizes])),
+        "row": pa.array(np.arange(rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)),
         "at": pa.array(each([e.at for e in events], np.int64)).cast(pa.timestamp("us")),
         "model": pa.repeat(model.name, rows),
         "version": pa.repeat(model.version, rows),
@@ -164,9 +192,7 @@ def _parquet(model: Model, events: list[_Event]) -> Any:
         if field.shape == (1,):
             field, parts = Field(field.name, field.dtype), [part[:, 0] for part in parts]
         columns[f"prediction.{field.name}"] = _column(field, parts)
-    sink = pa.BufferOutputStream()
-    parquet.write_table(pa.table(columns), sink, compression="zstd")
-    return sink.getvalue()
+    return pa.table(columns)
 
 
 def _column(field: Field, parts: Sequence[Array]) -> Any:

@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from drivetrain.serve.models import Model, Resolve, checked_name, pinned
 log = logging.getLogger("drivetrain.serve")
 
 _BACKLOG = 1024
+_SWITCH_SECONDS = 0.0005
 _TICK_SECONDS = 0.25
 _SETTLE_SECONDS = 0.25
 """How long a draining server waits for requests that were sent before the client could know."""
@@ -149,6 +151,9 @@ class Server:
             gc.collect()
             gc.freeze()
             stack.callback(gc.unfreeze)
+            # A thread that computes in Python holds the loop up for this long, 5 ms by default.
+            stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+            sys.setswitchinterval(_SWITCH_SECONDS)
             for work in (self._tick(http, lines), self._follow(application, engine, again)):
                 stack.callback(loop.create_task(work).cancel)
             self._set_ready(application, True)

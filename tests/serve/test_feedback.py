@@ -133,6 +133,18 @@ def test_rows_that_cannot_be_written_are_counted_and_the_server_goes_on(tmp_path
     assert "could not be written" in caplog.text
 
 
+def test_events_that_no_table_can_hold_are_counted_and_the_next_are_written(tmp_path, caplog):
+    metrics = Metrics()
+    feedback = Feedback(tmp_path, metrics, seconds=0.1)
+    good, odd = Toy(Field("x", "int64")), Toy(Field("x", "int64"))
+    feedback.offer(odd, "r", 0.001, [np.array([[1, 2]])], [np.zeros(1, np.float32)])
+    feedback.offer(good, "r", 0.001, [np.array([7])], [np.zeros(1, np.float32)])
+    feedback.close()
+    assert [event["x"] for event in events(tmp_path)] == [7]
+    assert metrics.feedback_dropped.of("toy").value == metrics.feedback_rows.of("toy").value == 1
+    assert "could not be made a table" in caplog.text
+
+
 def test_no_directory_no_server(serve, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
