@@ -45,6 +45,13 @@ class Limits:
             raise wrong("Limits.chunk", self.chunk, "at least one row")
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Engine:
     """One DuckDB in memory that runs queries over chunks and holds the tables they look up in."""
 
@@ -115,10 +122,10 @@ def engine(limits: Limits) -> Iterator[Engine]:
         ValueError: DuckDB does not understand the limits.
     """
     duckdb = need("duckdb", "data")
-    with tempfile.TemporaryDirectory(prefix="drivetrain-", dir=limits.directory) as spill:
+    with tempfile.TemporaryDirectory(prefix=".spill-", dir=limits.directory) as spill:
         settings = {
             "memory_limit": limits.memory,
-            "threads": limits.threads or len(os.sched_getaffinity(0)),
+            "threads": limits.threads or cores(),
             "temp_directory": spill,
             "python_enable_replacements": False,
             "autoinstall_known_extensions": False,
