@@ -44,7 +44,7 @@ clean: ## forget the environment and all that runs kept
 	rm -rf $(VENV) .drivetrain
 
 system-packages: ## servers that some tests talk to, from the system's package manager
-	@sh .ci/system-packages
+	@sh .ci/install-system-packages
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

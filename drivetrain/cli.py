@@ -232,7 +232,7 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from drivetrain.serve.server import serve
+    from drivetrain.serve.server import Server
 
     site = _site(options)
     registry = _registry(site)
@@ -244,7 +244,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     port = site.serve.port if options.port is None else options.port
     feedback = Path(site.serve.feedback) if site.serve.feedback else None
-    return serve({options.alias: current}, host=site.serve.host, port=port, feedback=feedback)
+    server = Server({options.alias: current}, host=site.serve.host, port=port, feedback=feedback)
+    return server.run(lambda: print(f"serving {options.alias} at {server.url}", flush=True))
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -276,14 +277,12 @@ def _rows(options: argparse.Namespace, bundle: "Bundle", site: Site) -> Iterator
         table = Parquet(options.data)
         names = [*bundle.manifest.inputs.names, *bundle.manifest.targets.names]
         return table.select(*names).all_batches()
-    from drivetrain.events.prepared import Prepared
+    from drivetrain.events.prepared import find
 
     wanted = bundle.manifest.parents.get("events", "")
-    for directory in sorted(Path(site.work, "events").glob("*")):
-        if (directory / Prepared.META).exists():
-            prepared = Prepared.open(directory)
-            if prepared.digest == wanted:
-                return prepared.batches("test")
+    kept = find(Path(site.work, "events"), wanted)
+    if kept is not None:
+        return kept.batches("test")
     raise ValueError(
         f"the events {wanted[:12]} that this bundle was made of are not in {site.work}: give the "
         "rows to test with by --data."

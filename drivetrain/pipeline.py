@@ -31,16 +31,18 @@ from drivetrain.core.site import Site
 from drivetrain.core.sketch import Counts, Fitted
 from drivetrain.core.statistic import Quantiles, Statistic, TopK
 from drivetrain.core.system import System
+from drivetrain.events import prepared as laid
 from drivetrain.events.prepared import Prepared, fingerprint, prepare
 from drivetrain.events.table import Table
 from drivetrain.features.compile import compile
 from drivetrain.features.engines.duckdb import DuckDB
 from drivetrain.features.examples import Examples
 from drivetrain.features.transform import Transform
+from drivetrain.launch.device import resolve
 from drivetrain.models.bind import build
 from drivetrain.registry.registry import Registry
-from drivetrain.launch.device import resolve
 from drivetrain.train.export import export
+from drivetrain.watch.drift import prediction_statistics
 from drivetrain.watch.probes import evaluate
 
 Stage = Literal["events", "features", "train", "compress", "test", "register"]
@@ -125,13 +127,15 @@ def run(
         return None
     with _stage("test", emit):
         candidate = _bundle(system, data, features, graph, work)
-        probes = evaluate(candidate, system.probes, data.batches("test"), prefix="test/")
-        metrics = [*report, *probes]
-        _emit_all(probes, emit)
+        found = _measured(system, candidate, data, emit)
     if until == "test":
         return None
     with _stage("register", emit):
-        return _register(site, candidate, features.fitted, metrics, emit)
+        fitted = candidate.fitted
+        if isinstance(data.source, Tabular):
+            seen = prediction_statistics(candidate, data.batches("validate"))
+            fitted = {**fitted, **seen}
+        return _register(site, candidate, fitted, [*report, *found], emit)
 
 
 # -- events ----------------------------------------------------------------------------------------
@@ -145,7 +149,7 @@ def make_events(system: System, site: Site, emit: Emit = silent) -> Data:
     data_digest = digest(describe(source))
     if isinstance(source, Table):
         directory = Path(site.work) / "events" / digest(fingerprint(source), names)
-        if (directory / Prepared.META).exists():
+        if (directory / laid.MANIFEST).exists():
             source = Prepared.open(directory)
             emit(Note(stage="events", text=f"nothing changed: read from {directory}"))
         else:
@@ -231,7 +235,8 @@ def make_model(
         if made.exists():
             emit(Note(stage="train", text=f"nothing changed: read from {made}"))
             return features.graph.join(Graph.load(made))
-        model = build(system.model, features.schema, seed=getattr(system.train, "seed", 0))
+        make = getattr(system.train, "build", build)
+        model = make(system.model, features.schema, seed=getattr(system.train, "seed", 0))
         lent = Run(directory=directory, emit=emit, device=resolve(site.device))
         fitted = system.train.fit(model, examples, lent)
         if isinstance(fitted, Graph):  # a strategy may fit what is no torch module
@@ -266,13 +271,14 @@ def make_smaller(
         candidate = step(graph, lambda: data.batches("validate"))
         after = quality(candidate)
         broken = [m for name, m in after.items() if not m.holds and before[name].holds]
-        figures = [*compare(graph, candidate, [sample]), *_both(before, after)]
-        kept = Metric(name="kept", value=float(not broken))
-        named = [
-            dataclasses.replace(m, name=f"compress/{step.name}/{m.name}") for m in (*figures, kept)
+        name = f"compress/{step.name}"
+        found = [
+            *compare(graph, candidate, [sample], name),
+            *_both(name, before, after),
+            Metric(name=f"{name}/kept", value=float(not broken)),
         ]
-        report += named
-        _emit_all(named, emit)
+        report += found
+        _emit_all(found, emit)
         if broken:
             why = "; ".join(str(metric) for metric in broken)
             text = f"{step.name} is refused, the graph before it stays: {why}"
@@ -282,10 +288,22 @@ def make_smaller(
     return graph, report
 
 
-def _both(before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Iterable[Metric]:
-    for name, metric in after.items():
-        for when, value in (("before", before[name].value), ("after", metric.value)):
-            yield Metric(name=f"{name}_{when}", value=value, repeatable=metric.repeatable)
+def _both(name: str, before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Iterable[Metric]:
+    for key, metric in after.items():
+        for when, value in (("before", before[key].value), ("after", metric.value)):
+            yield Metric(name=f"{name}/{when}_{key}", value=value, repeatable=metric.repeatable)
+
+
+# -- test ------------------------------------------------------------------------------------------
+
+
+def _measured(system: System, candidate: Bundle, data: Data, emit: Emit) -> list[Metric]:
+    """The probes' figures on the test split; a source is not asked for rows that nobody reads."""
+    if not system.probes:
+        return []
+    found = evaluate(candidate, system.probes, data.batches("test"), prefix="test/")
+    _emit_all(found, emit)
+    return found
 
 
 # -- bundle ----------------------------------------------------------------------------------------
@@ -338,7 +356,8 @@ def _register(
 ) -> Bundle:
     manifest = dataclasses.replace(
         candidate.manifest,
-        metrics={m.name: m.value for m in metrics if m.repeatable},
+        # A figure that is not a number (an AUC of one class) is absent, and its bound then broken.
+        metrics={m.name: m.value for m in metrics if m.repeatable and m.value == m.value},
         bounds={
             m.name: (m.at_least, m.at_most)
             for m in metrics
@@ -347,7 +366,7 @@ def _register(
         files={},
     )
     registry = Registry(site.store)
-    bundle = registry.write(candidate.graph, manifest, trimmed(fitted))
+    bundle = registry.write(candidate.graph, manifest, fitted)
     registry.record(bundle.digest, [m for m in metrics if not m.repeatable])
     emit(Note(stage="register", text=f"bundle {bundle.digest} in {site.store}"))
     return bundle

@@ -118,17 +118,16 @@ def predict(url: str) -> None:
 
 def flights(count: int) -> tuple[list[dict[str, object]], list[bool]]:
     """Raw rows that the model never saw, and whether each was late."""
-    from drivetrain.events.prepared import Prepared
-
     from drivetrain.core.bundle import Bundle
     from drivetrain.core.schema import MISSING_INT
     from drivetrain.core.site import Site
+    from drivetrain.events.prepared import find
 
     site = Site.load(SITE)
     bundle = Bundle.open(Path(site.store) / "bundles" / newest())
     wanted = bundle.manifest.parents["events"]
-    kept = (p.parent for p in Path(site.work, "events").glob(f"*/{Prepared.META}"))
-    prepared = next(p for p in map(Prepared.open, kept) if p.digest == wanted)
+    prepared = find(Path(site.work, "events"), wanted)
+    assert prepared is not None, "the run that came before left its events"
     batch = next(iter(prepared.batches("test")))
     step = len(batch) // count
     rows = list(batch.slice(0, step * count).rows())[::step]

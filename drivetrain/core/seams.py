@@ -169,10 +169,17 @@ class Run:
 
 
 class Strategy(Protocol):
-    """Fits a model on examples: Single, AllReduce, FedAvg, PPO."""
+    """Fits a model on examples: Single, AllReduce, FedAvg, PPO.
 
-    def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module":
-        """The fitted model (the one given, or another of the same inputs and outputs)."""
+    A strategy whose models are no torch modules also has ``build(factory, features, seed)``, which
+    makes what ``fit`` is given, and answers a ``Graph``.
+    """
+
+    def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module | Graph":
+        """The fitted model (the one given, or another of the same inputs and outputs).
+
+        A graph instead takes ``source.features.tensors`` and gives named predictions.
+        """
         ...
 
     def predictions(self, outputs: Any) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from drivetrain.core.errors import wrong
 from drivetrain.core.graph import Graph
 from drivetrain.core.metric import Metric, Progress
 from drivetrain.core.need import need
+from drivetrain.core.schema import FeatureSchema
 from drivetrain.core.seams import Examples, Run, Split
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ class Estimator:
     convert: Convert
     target: str | None = None
     fit_arguments: Callable[[Any, Any], Mapping[str, Any]] | None = None
+
+    def build(self, factory: Callable[[], Any], features: FeatureSchema, seed: int = 0) -> Any:
+        """What the factory makes; a seed is its own business."""
+        return factory()
 
     def fit(self, model: Any, source: Examples, run: Run) -> Graph:
         """Fit the estimator that the factory made, and convert it."""

@@ -176,9 +176,11 @@ def html(drawn: Plain) -> str:
         bounds = drawn.get("bounds", {})
         rows = [(k, _number(v), _bound(bounds.get(k))) for k, v in drawn["metrics"].items()]
         parts.append(_table("metrics", ("metric", "value", "bound"), rows))
-    for title in ("parents", "packages"):
-        if drawn.get(title):
-            parts.append(_table(title, (title, ""), drawn[title].items()))
+    parts += [
+        _table(title, (title, ""), drawn[title].items())
+        for title in ("parents", "packages")
+        if drawn.get(title)
+    ]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
