@@ -146,14 +146,13 @@ class Builder:
         """
         helper = self._onnx.helper
         nodes = self._without_full_slices()
-        for field, tensor in outputs:
+        for field, _ in outputs:
             if field.name in self._inputs:
                 raise ValueError(
                     f"{field.name!r} is both a raw column and an output of the feature graph: "
                     "give the column or the feature another name."
                 )
-            nodes.append(helper.make_node("Identity", [tensor], [field.name], name=field.name))
-        _rename_last(nodes)
+        nodes += self._named(nodes, [(field.name, tensor) for field, tensor in outputs])
         for name, limit in self._limits.items():
             dimension = f"{name.removesuffix(BYTES_SUFFIX)}_bytes_max_{limit}"
             value = helper.make_tensor_value_info(name, ONNX_TYPE["uint8"], [ROWS, dimension])
@@ -187,18 +186,22 @@ class Builder:
             nodes.append(node)
         return nodes
 
+    def _named(
+        self, nodes: "list[onnx.NodeProto]", outputs: Sequence[tuple[str, str]]
+    ) -> "list[onnx.NodeProto]":
+        """Give outputs their names; returns a node for each that has to be a copy.
 
-def _rename_last(nodes: "list[onnx.NodeProto]") -> None:
-    """Let a node that only an Identity at the end reads give the final name itself."""
-    readers: dict[str, int] = {}
-    makers: dict[str, tuple[onnx.NodeProto, int]] = {}
-    for node in nodes:
-        for name in node.input:
-            readers[name] = readers.get(name, 0) + 1
-        for position, name in enumerate(node.output):
-            makers[name] = (node, position)
-    for node in [node for node in nodes if node.op_type == "Identity"]:
-        if readers[node.input[0]] == 1 and node.input[0] in makers:
-            maker, position = makers[node.input[0]]
-            maker.output[position] = node.output[0]
-            nodes.remove(node)
+        A tensor that nothing else reads is given the name where it is made.
+        """
+        readers = [name for node in nodes for name in node.input]
+        readers += [tensor for _, tensor in outputs]
+        makers = {name: (node, i) for node in nodes for i, name in enumerate(node.output)}
+        copies: list[onnx.NodeProto] = []
+        for name, tensor in outputs:
+            if tensor in makers and readers.count(tensor) == 1:
+                node, position = makers[tensor]
+                node.output[position] = name
+            else:
+                source = self._views.get(tensor, (tensor, 0))[0] if tensor not in makers else tensor
+                copies.append(self._onnx.helper.make_node("Identity", [source], [name], name=name))
+        return copies
