@@ -27,6 +27,32 @@ _ALLOWED: Mapping[str, tuple[frozenset[type], str]] = {
 _WIRE: Mapping[str, str] = {"INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
 
 
+_AS_THEY_ARE: Mapping[str, frozenset[type]] = {
+    "string": frozenset({str, _NONE}),
+    "int64": frozenset({int, _NONE}),
+    "timestamp": frozenset({int, _NONE}),
+    "float32": frozenset({float, _NONE}),
+    "float64": frozenset({float, _NONE}),
+}
+_INT_BOUND = 2**63
+
+
+def as_they_are(field: Field) -> frozenset[type]:
+    """The types of JSON values that a column takes unchanged; none if it takes no such."""
+    return frozenset() if field.shape else _AS_THEY_ARE.get(field.dtype, frozenset())
+
+
+def plain(kinds: frozenset[type], shape: Sequence[int], data: Sequence[Any] | None) -> bool:
+    """Whether JSON data is a column as it stands: the usual case, told in a microsecond."""
+    if not data:
+        return False
+    return (
+        shape == [len(data)]
+        and kinds.issuperset(map(type, data))
+        and (int not in kinds or all(v is None or -_INT_BOUND <= v < _INT_BOUND for v in data))
+    )
+
+
 def check(field: Field, datatype: str, shape: Sequence[int]) -> int:
     """The rows of an input, whose datatype and shape are checked.
 

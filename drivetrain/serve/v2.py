@@ -13,7 +13,15 @@ from drivetrain.serve.calls import Call, Route, Service, body_id, header_timeout
 from drivetrain.serve.columns import Values
 from drivetrain.serve.exchange import JSON, Exchange
 from drivetrain.serve.models import Model
-from drivetrain.serve.tensors import check, from_binary, from_json, to_binary, to_json
+from drivetrain.serve.tensors import (
+    as_they_are,
+    check,
+    from_binary,
+    from_json,
+    plain,
+    to_binary,
+    to_json,
+)
 
 BINARY = b"application/octet-stream"
 
@@ -90,6 +98,9 @@ class InferRoute(Route):
         super().__init__(model, service)
         self._decode = msgspec.json.Decoder(_Request).decode
         self._inputs = {field.name: (n, field) for n, field in enumerate(model.inputs)}
+        self._quick = {
+            field.name: (n, field.v2, as_they_are(field)) for n, field in enumerate(model.inputs)
+        }
         self._positions = {name: number for number, name in enumerate(model.outputs)}
         self._all_json = [(number, False) for number in range(len(model.outputs))]
         self._heads = [
@@ -125,6 +136,17 @@ class InferRoute(Route):
         columns: list[Values | None] = [None] * len(self._inputs)
         rows, start = 0, 0
         for tensor in inputs:
+            quick = self._quick.get(tensor.name)
+            if (
+                quick is not None
+                and tensor.parameters is None
+                and tensor.datatype == quick[1]
+                and columns[quick[0]] is None
+                and plain(quick[2], tensor.shape, tensor.data)
+                and rows in (0, tensor.shape[0])
+            ):
+                columns[quick[0]], rows = tensor.data, tensor.shape[0]
+                continue
             if tensor.name not in self._inputs:
                 raise unknown("input", tensor.name, self._inputs, self.model.name)
             number, field = self._inputs[tensor.name]
