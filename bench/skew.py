@@ -4,8 +4,8 @@
 
 Training's path reads the prepared Parquet files and runs the bundle's graph over 1,000 rows at a
 time; the other sends the same rows as JSON, as a person would write them, to a running server. Both
-run the same graph, so the difference must be 0. (The rows of a request share a matrix product, whose
-rounding may depend on how many they are: so both sides take 1,000 at a time.)
+run the same graph, so the difference must be 0. (The rows of a request share a matrix product,
+whose rounding may depend on how many they are: so both sides take 1,000 at a time.)
 """
 
 import http.client

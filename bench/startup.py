@@ -58,7 +58,8 @@ class Flights(litserve.LitAPI):
 
 if __name__ == "__main__":
     server = litserve.LitServer(Flights(), accelerator="cpu", api_path="/predict/startup")
-    server.run(host="127.0.0.1", port=int(sys.argv[2]), log_level="error", generate_client_file=False)
+    where = {"host": "127.0.0.1", "port": int(sys.argv[2])}
+    server.run(**where, log_level="error", generate_client_file=False)
 """
 
 
