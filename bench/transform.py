@@ -58,7 +58,7 @@ def ours(source: Prepared) -> Tensors:
 
 def figures(quick: bool) -> Iterator[Figure]:
     """Speed over speed of the same work; above 1 we are faster."""
-    rows, rounds = (1_000_000, 5) if quick else (4_000_000, 7)
+    rows, rounds = (2_000_000, 5) if quick else (4_000_000, 7)
     with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as directory:
         source = _prepared(Path(directory), rows)
         files = list(source.files("train"))

@@ -77,8 +77,9 @@ def duckdb(files: Sequence[str]) -> Tensors:
         for name in TEXT:
             limit = f"LIMIT {ROUTES}" if name == "route" else ""
             connection.execute(
-                f"CREATE TEMP TABLE {name}_values AS SELECT value, row_number() OVER () + 1 AS position "
-                f"FROM (SELECT {name} AS value FROM {source} WHERE {name} IS NOT NULL "
+                f"CREATE TEMP TABLE {name}_values AS "
+                f"SELECT value, row_number() OVER () + 1 AS position FROM "
+                f"(SELECT {name} AS value FROM {source} WHERE {name} IS NOT NULL "
                 f"GROUP BY {name} ORDER BY count(*) DESC, {name} {limit})"
             )
         dense = [

@@ -1,10 +1,13 @@
-"""An iterator that makes its next item in a thread while the caller uses the last one."""
+"""Iterators that make their next items in threads while the caller uses the last one."""
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
@@ -22,6 +25,30 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
                 pending = thread.submit(next, source, nothing)
                 yield item  # pyright: ignore[reportReturnType]
     finally:
-        close = getattr(source, "close", None)
-        if close is not None:
-            close()
+        _close(source)
+
+
+def in_parallel(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """``function`` of each item, in order, some at a time; it should leave the interpreter's lock.
+
+    At most ``threads + 1`` items are held. Errors and the end of the threads are as with
+    :func:`ahead`.
+    """
+    source = ahead(items)
+    held: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="drivetrain-map")
+    try:
+        for item in source:
+            held.append(pool.submit(function, item))
+            if len(held) > threads:
+                yield held.popleft().result()
+        while held:
+            yield held.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _close(source)
+
+
+def _close(source: Iterator[object]) -> None:
+    with suppress(AttributeError):  # only generators have one
+        source.close()  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,6 +8,7 @@ from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class Block:
     @property
     def file(self) -> str:
         """The file's name: a column may be called what no file system takes."""
-        return f"{self.name.encode().hex()}.{self.stored}"
+        return f"{quote(self.name, safe='')}.{self.stored}"
 
     @property
     def little(self) -> "np.dtype[Any]":

@@ -5,6 +5,7 @@ epoch then costs plain reads and one gather. Without one every epoch reads the s
 """
 
 import fcntl
+import os
 import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Emit, Metric, Progress, silent
 from drivetrain.core.schema import MISSING_INT, FeatureSchema, Schema
 from drivetrain.core.seams import SPLITS, Order, Shard, Source, Split
-from drivetrain.features.ahead import ahead
+from drivetrain.features.ahead import ahead, in_parallel
 from drivetrain.features.blocks import Block, Blocks, blocks_of, fill
 from drivetrain.features.order import CHUNKS, Windows, generator, slice_of
 
@@ -167,10 +168,10 @@ class Examples:
         missing = _Missing(self.targets, split)
         began = time.perf_counter()
         with fill(path, self._layout) as writer:
-            for batch in ahead(self.source.batches(split)):
-                if not missing.count(batch):  # one is enough: the rest is only counted
-                    writer.append(self._tensors(batch))
-                    self.emit(Progress(stage="examples", done=writer.rows))
+            batches = missing.before(self.source.batches(split))
+            for tensors in in_parallel(self._tensors, batches, len(os.sched_getaffinity(0))):
+                writer.append(tensors)
+                self.emit(Progress(stage="examples", done=writer.rows))
             missing.refuse()
         seconds = time.perf_counter() - began
         self.emit(Metric(name=f"examples/{split}_rows", value=writer.rows))
@@ -281,6 +282,12 @@ class _Missing:
             self._counts[name] += int(missing.reshape(len(column), -1).any(axis=1).sum())
         self._rows += len(batch)
         return any(self._counts.values())
+
+    def before(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches up to the first that lacks a target; the rest are only counted."""
+        for batch in batches:
+            if not self.count(batch):
+                yield batch
 
     def refuse(self) -> None:
         """Raises ValueError if a target was missing in any row."""

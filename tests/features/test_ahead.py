@@ -1,11 +1,11 @@
-"""One item made ahead, in order, with errors where they are due and no thread left over."""
+"""Items made ahead, in order, with errors where they are due and no thread left over."""
 
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from drivetrain.features.ahead import ahead
+from drivetrain.features.ahead import ahead, in_parallel
 
 
 def test_items_come_in_order() -> None:
@@ -55,3 +55,46 @@ def test_closing_ends_the_thread_and_closes_the_source() -> None:
     found.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert closed.is_set()
     assert threading.active_count() == before
+
+
+def test_results_come_in_order_and_some_are_made_at_a_time() -> None:
+    both = threading.Barrier(2)
+
+    def meet(number: int) -> int:
+        both.wait(10)
+        return number * number
+
+    assert list(in_parallel(meet, range(20), 2)) == [n * n for n in range(20)]
+    assert list(in_parallel(str, [], 2)) == []
+
+
+def test_no_more_items_are_read_than_are_worked_on() -> None:
+    read: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            read.append(number)
+            yield number
+
+    found = in_parallel(str, items(), 2)
+    assert next(found) == "0"
+    assert len(read) <= 5
+    found.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_an_error_of_the_function_rises_where_its_result_was_due() -> None:
+    before = threading.active_count()
+    found = in_parallel(lambda number: 1 // number, [1, 1, 0, 1], 2)
+    assert [next(found), next(found)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+    assert threading.active_count() == before
+
+
+def test_an_error_of_the_items_rises_too() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("torn")
+
+    with pytest.raises(OSError, match="torn"):
+        list(in_parallel(str, items(), 2))

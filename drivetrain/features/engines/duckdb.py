@@ -177,7 +177,7 @@ class _Table:
             f"ORDER BY n DESC, value LIMIT {int(statistic.capacity)}"
         ).fetchall()
         others = int(present) - sum(count for _, count in pairs)
-        return Counts.of(pairs, int(missing), statistic.capacity, others)
+        return Counts(tuple(pairs), int(missing), others, statistic.capacity)
 
     def _registers(self) -> "Value":
         from drivetrain.core.sketch import REGISTERS, DistinctSketch
