@@ -125,7 +125,8 @@ class Step:
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm, foreach=True)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        for parameter in self.parameters:  # what zero_grad does, without its hooks and records
+            parameter.grad = None
         if self.average is not None:
             assert self.decay is not None
             decay = min(self.decay, (1 + self.done) / (10 + self.done))
