@@ -60,6 +60,9 @@ class Checkpoints:
         head = "final" if final else f"step-{step:012d}"
         path = self.directory / f"{head}-{hashlib.sha256(data).hexdigest()}.safetensors"
         write(path, data)
+        for other in self.directory.glob(f"{head}-*.safetensors"):
+            if other != path:  # the same step, from before its validation
+                other.unlink(missing_ok=True)
         for old in list(self._files())[1 if final else KEPT :]:
             old.unlink(missing_ok=True)
         return path

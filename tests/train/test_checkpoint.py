@@ -33,6 +33,16 @@ def test_the_newest_is_read_and_the_last_few_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == KEPT == 2
 
 
+def test_a_step_that_is_saved_again_replaces_itself(tmp_path: Path) -> None:
+    fill(tmp_path)
+    again = Checkpoint({"at": 3, "best": 1.0}, some(3).tensors)
+    Checkpoints(tmp_path, "one").save(again, 3)
+    assert len(list(tmp_path.iterdir())) == KEPT
+    found = Checkpoints(tmp_path, "one").latest()
+    assert found is not None
+    assert found[0].state["best"] == 1.0
+
+
 def test_nothing_there_is_nothing(tmp_path: Path) -> None:
     assert at(tmp_path / "absent") is None
 
@@ -92,9 +102,7 @@ def test_what_a_killed_write_left_is_removed(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_no_permission_leaves_what_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
 
