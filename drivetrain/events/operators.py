@@ -60,10 +60,20 @@ def _shift(terms: Sequence[Term], sign: str) -> Term | None:
     return None
 
 
+def _times(terms: Sequence[Term], sign: str) -> Term | None:
+    """A length of time as often as an integer says."""
+    kinds = [term.kind for term in terms]
+    if sign != "*" or "duration" not in kinds:
+        return None
+    if sorted(kinds) != ["duration", "int64"]:
+        raise MismatchError("a length of time and an integer")
+    return Term(f"({terms[0].sql} * {terms[1].sql})", "duration")
+
+
 def _arithmetic(sign: str) -> Render:
     def render(terms: Sequence[Term], options: Sequence[str]) -> Term:
-        if shifted := _shift(terms, sign):
-            return shifted
+        if timed := _shift(terms, sign) or _times(terms, sign):
+            return timed
         if "string" in (terms[0].kind, terms[1].kind):
             raise MismatchError("numbers; concat(a, b) joins text")
         a, b = (number(term) for term in terms)
