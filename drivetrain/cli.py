@@ -2,14 +2,18 @@
 
 import argparse
 import json
+import math
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.metric import Emit, Emitted, Metric, fan_out
+from drivetrain.core.schema import Schema
 from drivetrain.core.site import Site
 from drivetrain.declaration import load, with_settings
 
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from drivetrain.core.bundle import Bundle
     from drivetrain.core.system import System
     from drivetrain.registry.registry import Registry
+
+ROWS = 65_536
+"""Rows that are measured at a time."""
 
 STAGES = ("events", "features", "train", "compress", "test", "register")
 
@@ -29,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return options.verb(options)
+        status = options.verb(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read our output has read enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError, ImportError) as error:
         if options.traceback:
             raise
@@ -108,7 +120,20 @@ def _registry(site: Site) -> "Registry":
 
 
 def _print(options: argparse.Namespace, data: Any, text: str) -> None:
-    print(json.dumps(data, ensure_ascii=False) if options.json else text)
+    print(_json(data) if options.json else text)
+
+
+def _json(data: Any) -> str:
+    """One line of JSON, which has no word for a figure that is not a number but ``null``."""
+
+    def known(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: known(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [known(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(known(data), ensure_ascii=False)
 
 
 # -- verbs -----------------------------------------------------------------------------------------
@@ -143,7 +168,7 @@ def _run(options: argparse.Namespace) -> int:
         bundle = run(system, site, until=options.until, emit=emit)
     if bundle is None:
         return 0
-    broken = [m for m in _bounded(bundle, site) if not m.holds]
+    broken = _registry(site).broken_bounds(bundle)
     _print(
         options,
         {"bundle": bundle.digest, "metrics": dict(bundle.manifest.metrics)},
@@ -151,8 +176,8 @@ def _run(options: argparse.Namespace) -> int:
         + "".join(f"  {m.name:32} {m.value:.5g}\n" for m in _tested(bundle))
         + f"next: drivetrain promote {bundle.digest[:12]} {system.name}",
     )
-    for metric in broken:
-        print(f"drivetrain: a bound is broken: {metric}", file=sys.stderr)
+    for bound in broken:
+        print(f"drivetrain: a bound is broken: {bound}", file=sys.stderr)
     return 1 if broken else 0
 
 
@@ -188,7 +213,7 @@ def _show(options: argparse.Namespace) -> int:
         bundle = _open(options.what, _site(options))
         drawn = plain(bundle.manifest.system, manifest=bundle.manifest, digest=bundle.digest)
     if options.html:
-        Path(options.html).write_text(html(drawn))
+        Path(options.html).write_text(html(drawn), encoding="utf-8")
     _print(options, drawn, f"wrote {options.html}" if options.html else text(drawn))
     return 0
 
@@ -203,7 +228,7 @@ def _test(options: argparse.Namespace) -> int:
     known = bundle.manifest.metrics
     for metric in found:
         if options.json:
-            print(json.dumps({**vars(metric), "holds": metric.holds}))
+            print(_json({**vars(metric), "holds": metric.holds}))
             continue
         same = metric.repeatable and known.get(metric.name) == metric.value
         mark = "" if metric.holds else "  BROKEN"
@@ -239,7 +264,7 @@ def _serve(options: argparse.Namespace) -> int:
     registry.open(options.alias)  # fail before a port is taken
 
     def current() -> tuple[str, Path]:
-        digest = registry.aliases()[options.alias]
+        digest = registry.resolve(options.alias)
         return digest, registry.path(digest)
 
     port = site.serve.port if options.port is None else options.port
@@ -272,11 +297,13 @@ def _open(reference: str, site: Site) -> "Bundle":
 def _rows(options: argparse.Namespace, bundle: "Bundle", site: Site) -> Iterator[Any]:
     """The rows to test with: those named, or the test split that the bundle came from."""
     if options.data:
-        from drivetrain.events.table import Parquet
+        from drivetrain.core.batch import Batch
+        from drivetrain.events.files import Parquet
+        from drivetrain.events.read import read
 
-        table = Parquet(options.data)
-        names = [*bundle.manifest.inputs.names, *bundle.manifest.targets.names]
-        return table.select(*names).all_batches()
+        wanted = Schema((*bundle.manifest.inputs, *bundle.manifest.targets))
+        tables = read(Parquet(options.data), wanted, ROWS)
+        return (Batch.from_arrow(table, wanted) for table in tables)
     from drivetrain.events.prepared import find
 
     wanted = bundle.manifest.parents.get("events", "")
@@ -293,13 +320,6 @@ def _tested(bundle: "Bundle") -> Iterator[Metric]:
     for name, value in bundle.manifest.metrics.items():
         if name.startswith("test/"):
             yield Metric(name=name, value=value)
-
-
-def _bounded(bundle: "Bundle", site: Site) -> Iterator[Metric]:
-    measured = _registry(site).measurements(bundle.digest)
-    values = {**bundle.manifest.metrics, **{m.name: m.value for m in measured}}
-    for name, (at_least, at_most) in bundle.manifest.bounds.items():
-        yield Metric(name=name, value=values[name], at_least=at_least, at_most=at_most)
 
 
 @contextmanager

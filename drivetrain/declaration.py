@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ def load(file: Path) -> System:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it declares no system, or several and none called ``system``.
+        ValueError: it declares no system, or several and none called ``system``; or it is no
+            valid Python, or ends in an error.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
@@ -33,6 +35,10 @@ def load(file: Path) -> System:
     sys.path.insert(0, str(file.parent.resolve()))
     try:
         spec.loader.exec_module(module)
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{_place(file, error)}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
     found = {key: value for key, value in vars(module).items() if isinstance(value, System)}
@@ -42,6 +48,18 @@ def load(file: Path) -> System:
         allowed = "one System, or one of them called 'system'"
         raise wrong(f"{file}", sorted(found) or "no System", allowed)
     return next(iter(found.values()))
+
+
+def _place(file: Path, error: Exception) -> str:
+    """The line of the file that an error came from."""
+    if isinstance(error, SyntaxError):
+        return f"{file}, line {error.lineno}" if error.filename == str(file) else str(file)
+    lines = [
+        number
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == str(file)
+    ]
+    return f"{file}, line {lines[-1]}" if lines else str(file)
 
 
 def with_settings(

@@ -64,6 +64,10 @@ class System:
                         f"feature {feature.name!r} reads {column!r}, which is a target: the "
                         "server would not have it."
                     )
+        for part in (self.train, getattr(self.train, "loss", None)):
+            target = getattr(part, "target", None)
+            if isinstance(target, str) and target not in self.targets:
+                raise unknown("target", target, self.targets, type(part).__name__)
         check_forward(self.model, names)
 
     @property

@@ -2,14 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.schema import FeatureSchema, Schema
+from drivetrain.watch.plan import constructor, steps
 
 if TYPE_CHECKING:
     from drivetrain.core.bundle import Manifest
 
 Plain = Mapping[str, Any]
+
+WIDTH = 100
+"""Characters of a terminal's line."""
 
 
 def plain(
@@ -29,12 +34,12 @@ def plain(
     """
     features = manifest.features if manifest else None
     stages = [
-        {"stage": "events", "lines": _plan(system.get("events"))},
-        {"stage": "features", "lines": [_line(f) for f in system.get("features", ())]},
-        {"stage": "model", "lines": [_line(system.get("model"))]},
-        {"stage": "train", "lines": [_line(system.get("train"))]},
-        {"stage": "compress", "lines": [_line(p) for p in system.get("compress", ())]},
-        {"stage": "probes", "lines": [_line(p) for p in system.get("probes", ())]},
+        {"stage": "events", "lines": steps(system.get("events"))},
+        {"stage": "features", "lines": [constructor(f) for f in system.get("features", ())]},
+        {"stage": "model", "lines": [constructor(system.get("model"))]},
+        {"stage": "train", "lines": [constructor(system.get("train"))]},
+        {"stage": "compress", "lines": [constructor(p) for p in system.get("compress", ())]},
+        {"stage": "probes", "lines": [constructor(p) for p in system.get("probes", ())]},
     ]
     drawn: dict[str, Any] = {
         "name": system.get("name", ""),
@@ -57,46 +62,14 @@ def plain(
     return drawn
 
 
-def _plan(events: Any) -> list[str]:
-    """A described table, a line for each step, the first one first."""
-    lines: list[str] = []
-    while isinstance(events, Mapping):
-        inner = next((k for k in ("source", "parent", "left") if _described(events.get(k))), None)
-        lines.append(_line({k: v for k, v in events.items() if k != inner}))
-        events = events[inner] if inner else None
-    return lines[::-1]
-
-
-def _described(value: Any) -> bool:
-    return isinstance(value, Mapping) and "type" in value
-
-
-def _line(value: Any) -> str:
-    """A described value as its constructor would be written, what is empty left out."""
-    if isinstance(value, Mapping):
-        if value.get("type") == "code":
-            return str(value["name"])
-        kind = value.get("type", "")
-        fields = [
-            f"{key}={_line(item)}"
-            for key, item in value.items()
-            if key != "type" and item not in (None, "", [], {})
-        ]
-        return f"{kind}({', '.join(fields)})"
-    if isinstance(value, str):
-        return repr(value)
-    if isinstance(value, Sequence):
-        return f"[{', '.join(_line(item) for item in value)}]"
-    return str(value)
-
-
 def text(drawn: Plain) -> str:
     """The drawing for a terminal."""
     lines = [f"{drawn['name']}  {drawn['digest'][:12]}".rstrip(), ""]
-    for stage in drawn["stages"]:
+    for position, stage in enumerate(drawn["stages"]):
+        lines += ["    ↓"] if position else []
         for number, line in enumerate(stage["lines"]):
-            lines.append(f"{stage['stage'] if not number else '':10}{_short(line, 120)}")
-        lines.append("         ↓" if stage["stage"] in ("events", "features", "model") else "")
+            lines += _wrapped(stage["stage"] if not number else "", line)
+    lines += [f"{'targets':10}{', '.join(drawn['targets'])}", ""]
     lines += _columns("columns", drawn.get("columns"))
     lines += _columns("raw inputs", drawn.get("inputs"))
     lines += _columns("predictions", drawn.get("outputs"))
@@ -107,7 +80,7 @@ def text(drawn: Plain) -> str:
         if drawn.get(title):
             lines += ["", title]
             lines += [f"  {key:40}{_number(item)}" for key, item in drawn[title].items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(_printable, lines)) + "\n"
 
 
 def _columns(title: str, fields: Any) -> list[str]:
@@ -130,8 +103,21 @@ def _number(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _short(line: str, width: int) -> str:
-    return line if len(line) <= width else line[: width - 1] + "…"
+def _wrapped(title: str, line: str) -> list[str]:
+    """A line of a stage over as many lines of a terminal as it takes; a path stays whole."""
+    indent = " " * (14 + len(line) - len(line.lstrip()))
+    return wrap(
+        f"{title:10}{line}",
+        WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _printable(line: str) -> str:
+    """A line in which no name can steer the terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
 
 
 STYLE = """
@@ -143,7 +129,7 @@ h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.05rem; margin: 2rem 0 .4re
 .stage { border: 1px solid #c9d1d9; border-radius: 8px; padding: .6rem .8rem; flex: 1 1 15rem;
          background: #f6f8fa; min-width: 0 }
 .stage b { display: block; color: #0b5cad } .stage code { display: block; font-size: 12px;
-         overflow-wrap: anywhere; margin-top: .2rem }
+         overflow-wrap: anywhere; margin-top: .2rem; white-space: pre-wrap }
 table { border-collapse: collapse; width: 100% }
 td, th { text-align: left; border-bottom: 1px solid #e3e8ec; padding: .25rem .6rem .25rem 0 }
 td.n { font-family: ui-monospace, monospace; font-size: 13px; overflow-wrap: anywhere }
