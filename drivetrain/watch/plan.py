@@ -171,9 +171,10 @@ def constructor(value: Any) -> str:
         fields = {k: v for k, v in value.items() if k != "type" and v not in EMPTY}
         if "name" in fields and fields["name"] == _default_name(value):
             del fields["name"]
-        first = [constructor(fields.pop("column"))] if _leads(value, "column") else []
-        if _leads(value, "features"):
-            first = [constructor(item) for item in fields.pop("features")]
+        first = []
+        if "name" in value:  # a feature, which names its columns first
+            column = [fields.pop("column")] if "column" in fields else []
+            first = [constructor(item) for item in (*column, *fields.pop("features", ()))]
         rest = [f"{key}={constructor(item)}" for key, item in fields.items()]
         return f"{kind}({', '.join([*first, *rest])})"
     if isinstance(value, str):
@@ -181,11 +182,6 @@ def constructor(value: Any) -> str:
     if isinstance(value, Sequence):
         return f"[{', '.join(constructor(item) for item in value)}]"
     return str(value)
-
-
-def _leads(value: Mapping[str, Any], key: str) -> bool:
-    """Whether a field is the constructor's first, and so written without its name."""
-    return next((k for k in value if k != "type"), None) == key
 
 
 def _default_name(value: Mapping[str, Any]) -> str | None:

@@ -78,8 +78,12 @@ def text(drawn: Plain) -> str:
         lines += [f"  {name:28}{size:24}from {of}" for name, size, of in _inputs(drawn)]
     for title in ("metrics", "parents", "packages"):
         if drawn.get(title):
+            bounds = drawn["bounds"] if title == "metrics" else {}
             lines += ["", title]
-            lines += [f"  {key:40}{_number(item)}" for key, item in drawn[title].items()]
+            lines += [
+                f"  {key:40}{_number(item):12}{_bound(bounds.get(key))}".rstrip()
+                for key, item in drawn[title].items()
+            ]
     return "\n".join(map(_printable, lines)) + "\n"
 
 
