@@ -1,5 +1,9 @@
 """The server's own counters and histograms, and their text in Prometheus' exposition format.
 
+Every process counts for itself, in plain numbers, which costs a request next to nothing; where
+several serve together, each tells the others what it has counted, and a scrape of any one of them
+shows the sum of all.
+
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/, text format 0.0.4.
 """
 
@@ -8,7 +12,7 @@ import resource
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -24,6 +28,12 @@ DECILES = tuple(n / 10 for n in range(1, 11))
 the mean (sum over count) says something."""
 
 
+Numbers = Sequence[float]
+"""What a series has counted: one number, or a histogram's counts and then its sum."""
+Figures = Mapping[str, Sequence[tuple[Sequence[str], Numbers]]]
+"""What a process has counted: for each metric, the labels' values and numbers of each series."""
+
+
 class Counter:
     """A number that grows, or a gauge that is set."""
 
@@ -32,20 +42,33 @@ class Counter:
     def __init__(self) -> None:
         self.value = 0.0
 
-    def samples(self, name: str, labels: str) -> Iterator[str]:
-        yield f"{name}{_braced(labels)} {_number(self.value)}"
+    def numbers(self) -> Numbers:
+        return (self.value,)
+
+    def add(self, numbers: Numbers) -> None:
+        self.value += numbers[0]
+
+    def samples(self, name: str, labels: str, numbers: Numbers) -> Iterator[str]:
+        yield f"{name}{_braced(labels)} {_number(numbers[0])}"
 
 
 class Reading:
-    """A gauge whose value is asked for when it is read."""
+    """A number that is asked for when it is read."""
 
-    __slots__ = ("read",)
+    __slots__ = ("before", "read")
 
     def __init__(self, read: Callable[[], float]) -> None:
         self.read = read
+        self.before = 0.0
 
-    def samples(self, name: str, labels: str) -> Iterator[str]:
-        yield f"{name}{_braced(labels)} {_number(self.read())}"
+    def numbers(self) -> Numbers:
+        return (self.before + self.read(),)
+
+    def add(self, numbers: Numbers) -> None:
+        self.before += numbers[0]
+
+    def samples(self, name: str, labels: str, numbers: Numbers) -> Iterator[str]:
+        yield f"{name}{_braced(labels)} {_number(numbers[0])}"
 
 
 class Histogram:
@@ -63,13 +86,21 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
-    def samples(self, name: str, labels: str) -> Iterator[str]:
+    def numbers(self) -> Numbers:
+        return (*self.counts, self.sum)
+
+    def add(self, numbers: Numbers) -> None:
+        for place, count in enumerate(numbers[:-1]):
+            self.counts[place] += int(count)
+        self.sum += numbers[-1]
+
+    def samples(self, name: str, labels: str, numbers: Numbers) -> Iterator[str]:
         total = 0
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            total += count
+        for bound, count in zip((*self.bounds, float("inf")), numbers[:-1], strict=True):
+            total += int(count)
             le = f'le="{_number(bound)}"'
             yield f"{name}_bucket{_braced(f'{labels},{le}' if labels else le)} {total}"
-        yield f"{name}_sum{_braced(labels)} {_number(self.sum)}"
+        yield f"{name}_sum{_braced(labels)} {_number(numbers[-1])}"
         yield f"{name}_count{_braced(labels)} {total}"
 
 
@@ -77,16 +108,34 @@ Child = TypeVar("Child", Counter, Reading, Histogram)
 
 
 class Family(Generic[Child]):
-    """All series of one metric, told apart by the values of their labels."""
+    """All series of one metric, told apart by the values of their labels.
+
+    Args:
+        name: the metric's name.
+        kind: ``counter``, ``gauge`` or ``histogram``.
+        help: what it says.
+        labels: their names.
+        make: a new series.
+        fold: one number out of those that several processes give.
+    """
 
     def __init__(
-        self, name: str, kind: str, help: str, labels: Sequence[str], make: Callable[[], Child]
+        self,
+        name: str,
+        kind: str,
+        help: str,
+        labels: Sequence[str],
+        make: Callable[[], Child],
+        fold: Callable[[Iterable[float]], float] = sum,
     ) -> None:
         self.name = name
         self.kind = kind
         self.help = help
         self.labels = tuple(labels)
+        self.lasting = kind != "gauge"
+        """Whether it still counts when the process that counted has ended."""
         self._make = make
+        self._fold = fold
         self._children: dict[tuple[str, ...], Child] = {}
 
     def of(self, *values: str) -> Child:
@@ -105,14 +154,28 @@ class Family(Generic[Child]):
         """End a series."""
         self._children.pop(values, None)
 
-    def text(self) -> Iterator[str]:
-        """The lines of this metric."""
+    def numbers(self) -> dict[tuple[str, ...], Numbers]:
+        """What each series has counted."""
+        return {values: child.numbers() for values, child in list(self._children.items())}
+
+    def text(self, others: Sequence[Figures] = ()) -> Iterator[str]:
+        """The lines of this metric, together with what other processes have counted."""
         yield f"# HELP {self.name} {_escape(self.help, quote=False)}"
         yield f"# TYPE {self.name} {self.kind}"
-        for values, child in list(self._children.items()):
+        numbers = self.numbers()
+        for figures in others:
+            for key, theirs in figures.get(self.name, ()):
+                ours = numbers.get(tuple(key))
+                numbers[tuple(key)] = (
+                    theirs
+                    if ours is None
+                    else [self._fold(both) for both in zip(ours, theirs, strict=True)]
+                )
+        form = self._make()
+        for values, found in numbers.items():
             pairs = zip(self.labels, values, strict=True)
             labels = ",".join(f'{label}="{_escape(value)}"' for label, value in pairs)
-            yield from child.samples(self.name, labels)
+            yield from form.samples(self.name, labels, found)
 
 
 class Metrics:
@@ -146,7 +209,7 @@ class Metrics:
         )  # fmt: skip
         self.model_info = Family(
             "drivetrain_model_info", "gauge", "1 for each version that is being served.",
-            ("model", "version", "digest"), Counter,
+            ("model", "version", "digest"), Counter, max,
         )  # fmt: skip
         self.reload_failures = Family(
             "drivetrain_reload_failures_total", "counter",
@@ -162,10 +225,12 @@ class Metrics:
             ("model",), Counter,
         )  # fmt: skip
         self.ready = Family(
-            "drivetrain_ready", "gauge", "1 while the server takes requests.", (), Counter
-        )
+            "drivetrain_ready", "gauge", "1 while every process of the server takes requests.",
+            (), Counter, min,
+        )  # fmt: skip
         memory = Family(
-            "process_resident_memory_bytes", "gauge", "Resident memory.",
+            "process_resident_memory_bytes", "gauge",
+            "Resident memory, all processes that serve; pages that they share count for each.",
             (), lambda: Reading(resident_bytes),
         )  # fmt: skip
         cpu = Family(
@@ -180,10 +245,31 @@ class Metrics:
             *(self.feedback_rows, self.feedback_dropped, self.ready, memory, cpu),
         )
 
+        self.others: Callable[[], Sequence[Figures]] = tuple
+        """Gives what the other processes of this server have counted."""
+
     def text(self) -> bytes:
-        """The exposition of all metrics."""
-        lines = (line for family in self._families for line in family.text())
+        """The exposition of all metrics, of all processes."""
+        others = self.others()
+        lines = (line for family in self._families for line in family.text(others))
         return ("\n".join(lines) + "\n").encode()
+
+    def figures(self) -> Figures:
+        """What this process has counted."""
+        return {family.name: list(family.numbers().items()) for family in self._families}
+
+    def inherit(self, figures: Figures) -> None:
+        """Count on from where a process that has ended stopped."""
+        for family in self._families:
+            if family.lasting:
+                for values, numbers in figures.get(family.name, ()):
+                    family.of(*values).add(numbers)
+
+    def of_ended(self, figures: Figures) -> Figures:
+        """What still counts of a process that has ended, or has not begun: it is not ready."""
+        lasting = {family.name for family in self._families if family.lasting}
+        kept = {name: series for name, series in figures.items() if name in lasting}
+        return {**kept, self.ready.name: [((), (0.0,))]}
 
 
 def resident_bytes() -> float:

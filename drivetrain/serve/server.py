@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
@@ -12,7 +12,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TextIO
+
+import msgspec
 
 from drivetrain.core.errors import wrong
 from drivetrain.serve.application import Application
@@ -20,14 +23,17 @@ from drivetrain.serve.calls import RequestIds, Service
 from drivetrain.serve.engine import Batching, Engine
 from drivetrain.serve.feedback import Feedback
 from drivetrain.serve.http import Connection, Http, HttpLimits
-from drivetrain.serve.metrics import Counter, Metrics
+from drivetrain.serve.listen import BACKLOG, bind, bind_shared, is_loopback, silence
+from drivetrain.serve.metrics import Counter, Figures, Metrics
 from drivetrain.serve.models import Model, Resolve, checked_name, pinned
+from drivetrain.serve.supervisor import Seat, Supervisor
 
 log = logging.getLogger("drivetrain.serve")
 
-_BACKLOG = 1024
 _SWITCH_SECONDS = 0.0005
 _TICK_SECONDS = 0.25
+_END_SECONDS = 2.0
+"""Beyond its grace, until a worker that does not end is killed."""
 _SETTLE_SECONDS = 0.25
 """How long a draining server waits for requests that were sent before the client could know."""
 
@@ -49,9 +55,12 @@ class Server:
         drain_seconds: how long a server that was told to end still takes connections, for load
             balancers that need to see its readiness go first.
         grace_seconds: after that, how long it goes on answering what it has accepted.
+        workers: processes that share the port, 0 for one a core. More than one need Linux, whose
+            kernel spreads connections over them; limits and queues are each process's own.
 
     Raises:
-        ValueError: an alias is no allowed name, or the address is not loopback and no token is set.
+        ValueError: an alias is no allowed name, the address is not loopback and no token is set,
+            or there cannot be so many workers.
     """
 
     def __init__(
@@ -68,6 +77,7 @@ class Server:
         reload_seconds: float = 1.0,
         drain_seconds: float = 0.0,
         grace_seconds: float = 20.0,
+        workers: int = 1,
     ) -> None:
         if not models:
             raise ValueError("models: found none, allowed: one or more to serve.")
@@ -75,7 +85,7 @@ class Server:
             checked_name(name): pinned(given) if isinstance(given, Path) else given
             for name, given in models.items()
         }
-        if not _is_loopback(host) and not token:
+        if not is_loopback(host) and not token:
             raise wrong(
                 "host", host, "a loopback address, or any with a token that clients must bring"
             )
@@ -90,7 +100,10 @@ class Server:
         self._reload_seconds = reload_seconds
         self._drain_seconds = drain_seconds
         self._grace_seconds = grace_seconds
+        self._workers = _count(workers)
         self._refused: dict[str, str] = {}
+        self._seat: Seat | None = None
+        self._supervisor: Supervisor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
 
@@ -103,10 +116,11 @@ class Server:
     def run(self, started: Callable[[], object] = lambda: None) -> int:
         """Serve until :meth:`stop`, SIGTERM or SIGINT, then answer what was accepted and end.
 
-        SIGHUP asks the aliases at once. Signals are heeded on the main thread only.
+        SIGHUP asks the aliases at once. Signals are heeded on the main thread only, and several
+        workers can be started from there only.
 
         Args:
-            started: called when requests are taken.
+            started: called when requests are taken; by every worker, if there are several.
 
         Returns:
             0, or 1 if the grace ended before all requests were answered.
@@ -115,11 +129,35 @@ class Server:
             OSError: the address is taken, or a bundle cannot be read.
             ValueError: a bundle is damaged.
         """
+        if self._workers > 1:
+            return self._supervise(started)
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             return runner.run(self._serve(started))
 
+    def _supervise(self, started: Callable[[], object]) -> int:
+        if threading.current_thread() is not threading.main_thread():
+            raise wrong("workers", self._workers, "1 on a thread that is not the main one")
+        _import_loop()  # before the fork, so that its pages are shared
+        listeners = bind_shared(self.host, self.port, self._workers)
+        self.port = listeners[0].getsockname()[1]
+        if self._access_log is not None:
+            self._access_log.flush()  # or every fork would write again what it holds
+        end_seconds = self._drain_seconds + self._grace_seconds + _END_SECONDS
+        self._supervisor = Supervisor(self._work, listeners, end_seconds)
+        return self._supervisor.run(started)
+
+    def _work(self, seat: Seat) -> int:
+        """Serve in the forked process of a seat."""
+        self._seat, self._supervisor = seat, None
+        end_seconds = self._drain_seconds + self._grace_seconds + _END_SECONDS
+        seat.follow(self.stop, end_seconds)
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            return runner.run(self._serve(seat.ready))
+
     def stop(self) -> None:
         """End as on SIGTERM; from any thread."""
+        if self._supervisor is not None:
+            self._supervisor.stop()
         loop, stopping = self._loop, self._stopping
         if loop is not None and stopping is not None:
             with contextlib.suppress(RuntimeError):  # it has ended already
@@ -135,8 +173,13 @@ class Server:
         with contextlib.ExitStack() as stack:
             # Bound before anything is loaded, for a taken port is better known at once; it
             # listens only when there is something to serve.
-            listener = stack.enter_context(_listen(self.host, self.port))
+            seat = self._seat
+            listener = stack.enter_context(seat.listener if seat else bind(self.host, self.port))
             self.port = listener.getsockname()[1]
+            if seat is not None:
+                self.metrics.inherit(_figures(seat, seat.number))
+                self.metrics.others = self._others
+                stack.callback(self._publish)
             stack.callback(self._write_access, lines)
             engine = Engine(self._batching, self.metrics, loop)
             application = self._application(engine, lines, stack)
@@ -144,7 +187,7 @@ class Server:
             http = Http(application, self._limits, application.count_refusal)
             stack.callback(http.abort)
             server = await loop.create_server(
-                lambda: Connection(http), sock=listener, backlog=_BACKLOG
+                lambda: Connection(http), sock=listener, backlog=BACKLOG
             )
             self._heed_signals(loop, stopping, again, http)
             # What was made until now stays: a full collection need not walk it each time.
@@ -183,8 +226,19 @@ class Server:
         )
         application = Application(service, self._token)
         for name, ask in self._resolve.items():
-            self._install(application, engine, Model.load(name, *ask()))
+            self._install(application, engine, self._first(name, ask))
         return application
+
+    def _first(self, name: str, ask: Resolve) -> Model:
+        """What an alias means; in a worker that is replaced, at worst what it meant before."""
+        try:
+            return Model.load(name, *ask())
+        except Exception as error:
+            if self._seat is None or name not in self._seat.known:
+                raise
+            digest, path = self._seat.known[name]
+            log.error("%s begins as version %s: %s", name, digest[:12], error)
+            return Model.load(name, digest, Path(path))
 
     def _set_ready(self, application: Application, ready: bool) -> None:
         application.ready = ready
@@ -196,10 +250,13 @@ class Server:
         """Answer what was accepted; gives how many requests were left when the grace was over."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._grace_seconds
-        listener.listen(0)  # what has connected is still taken, and hardly anything joins it
-        await asyncio.sleep(0.02)
         http.draining = True
-        server.close()
+        with listener.dup() as last:
+            server.close()
+            accepted = silence(last)
+        for connection in accepted:
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(lambda: Connection(http), connection)
         settled = loop.time() + min(_SETTLE_SECONDS, self._grace_seconds / 2)
         while loop.time() < end and (http.unanswered or loop.time() < settled):
             await asyncio.sleep(0.01)
@@ -224,8 +281,12 @@ class Server:
                 http.abort()
             stopping.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, end)
+        if self._seat is None:
+            loop.add_signal_handler(signal.SIGTERM, end)
+            loop.add_signal_handler(signal.SIGINT, end)
+        else:
+            loop.add_signal_handler(signal.SIGTERM, stopping.set)
+            loop.add_signal_handler(signal.SIGQUIT, lambda: (stopping.set(), http.abort()))
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, again.set)
 
@@ -236,6 +297,7 @@ class Server:
             await asyncio.sleep(min(_TICK_SECONDS, shortest / 4))
             http.tick()
             self._write_access(lines)
+            self._publish()
 
     def _write_access(self, lines: list[str]) -> None:
         if self._access_log is None or not lines:
@@ -247,6 +309,32 @@ class Server:
             self._access_log.flush()
         except (OSError, ValueError):
             log.exception("the access log could not be written")
+
+    # -- several processes ---------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        """Let the other workers know what this one has counted: a few times a second, so that
+        what is lost when it is killed is what it counted since."""
+        if self._seat is None:
+            return
+        try:
+            text = msgspec.msgpack.encode(self.metrics.figures())
+            self._seat.board.write(self._seat.number, text)
+        except ValueError:
+            log.exception("worker %d has more metrics than it can share", self._seat.number)
+
+    def _others(self) -> list[Figures]:
+        """What the other workers have counted; never less than they saw at their last look."""
+        seat = self._seat
+        assert seat is not None
+        self._publish()
+        found: list[Figures] = []
+        for number in range(seat.board.seats):
+            if number != seat.number:
+                figures = _figures(seat, number)
+                live = seat.board.live(number)
+                found.append(figures if live else self.metrics.of_ended(figures))
+        return found
 
     # -- models --------------------------------------------------------------------------------
 
@@ -262,6 +350,8 @@ class Server:
         present = Counter()
         present.value = 1.0
         info.set(present, model.name, model.version, model.digest)
+        if self._seat is not None:
+            self._seat.tell(serves=(model.name, model.digest, str(model.bundle.path)))
 
     async def _follow(self, application: Application, engine: Engine, again: asyncio.Event) -> None:
         """Ask what each alias means, about once a second, and load what is new."""
@@ -299,36 +389,33 @@ class Server:
             return None
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def _figures(seat: Seat, number: int) -> Figures:
+    """What the last process in a seat had counted."""
+    text = seat.board.read(number)
+    return msgspec.msgpack.decode(text) if text else {}
+
+
+def _count(workers: int) -> int:
+    if workers < 0:
+        raise wrong("workers", workers, "a number of processes, or 0 for one a core")
+    if workers == 1 or sys.platform != "linux":
+        if workers > 1:
+            raise wrong("workers", workers, f"1 on {sys.platform}")
+        return 1
+    return workers or len(os.sched_getaffinity(0))
+
+
+def _import_loop() -> ModuleType | None:
     try:
         import uvloop
     except ImportError:  # a platform that it does not know
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+        return None
+    return uvloop
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"{host}:{port}: {error.strerror}") from None
-    return listener
+def _new_loop() -> asyncio.AbstractEventLoop:
+    uvloop = _import_loop()
+    return asyncio.new_event_loop() if uvloop is None else uvloop.new_event_loop()
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def test_buckets_hold_what_is_at_or_below_their_bound():
     histogram = Histogram(SECONDS)
     for seconds in (0.00005, 0.00006, 11.0):
         histogram.observe(seconds)
-    lines = list(histogram.samples("t", ""))
+    lines = list(histogram.samples("t", "", histogram.numbers()))
     assert lines[0] == 't_bucket{le="5e-05"} 1'
     assert lines[1] == 't_bucket{le="0.0001"} 2'
     assert lines[-3:] == ['t_bucket{le="+Inf"} 3', "t_sum 11.00011", "t_count 3"]

@@ -1,0 +1,358 @@
+"""Several processes on one port: start, sums, replacement, load while one is killed, the end."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from drivetrain.serve.listen import bind, bind_shared, silence
+from drivetrain.serve.server import Server
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers share a port on Linux")
+
+ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
+SERVE = """
+import json, sys
+from pathlib import Path
+from drivetrain.serve.server import Server
+alias = Path(sys.argv[1])
+def ask():
+    digest, path = json.loads(alias.read_text())
+    return digest, Path(path)
+server = Server({"tiny": ask}, port=0, workers=2, grace_seconds=5, **json.loads(sys.argv[2]))
+sys.exit(server.run(lambda: print(server.port, "onnxruntime" in sys.modules, flush=True)))
+"""
+
+
+def wait_until(condition, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+class Several:
+    """A supervisor in a process of its own."""
+
+    def __init__(self, alias, options):
+        self.alias = alias
+        self.child = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", SERVE, alias, json.dumps(options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        line = self.child.stdout.readline().split()
+        self.port, self.loaded = (int(line[0]), line[1]) if line else (0, "")
+
+    @property
+    def workers(self):
+        path = Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    def connection(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+
+    def ask(self, method="POST", target="/predict/tiny", over=None):
+        connection = over or self.connection()
+        connection.request(method, target, json.dumps(ROW) if method == "POST" else None)
+        reply = connection.getresponse()
+        body = reply.read()
+        if over is None:
+            connection.close()
+        return reply.status, body
+
+    def metric(self, name):
+        """The sum of the series whose name and labels match."""
+        text = self.ask("GET", "/metrics")[1].decode()
+        lines = [line.rpartition(" ") for line in text.splitlines() if re.match(name, line)]
+        return sum(float(value) for _, _, value in lines)
+
+
+def point(alias, bundle):
+    temporary = alias.with_suffix(".new")
+    temporary.write_text(json.dumps([bundle.digest, str(bundle.path)]))
+    temporary.rename(alias)
+
+
+@pytest.fixture
+def several(tiny, tmp_path):
+    """Starts supervisors that end with the test."""
+    started = []
+
+    def start(**options):
+        alias = tmp_path / "alias"
+        point(alias, tiny)
+        started.append(Several(alias, options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.child.kill()
+        one.child.communicate()
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_workers_answer_side_by_side_and_the_supervisor_loads_no_model(several):
+    server = several()
+    assert server.loaded == "False"
+    assert len(server.workers) == 2
+    assert [server.ask()[0] for _ in range(8)] == [200] * 8
+    server.child.send_signal(signal.SIGTERM)
+    assert server.child.wait(10) == 0
+
+
+def test_any_worker_tells_what_all_have_counted_and_never_less_than_before(several):
+    server = several()
+    counts = []
+    for _ in range(12):
+        for _ in range(3):
+            server.ask()
+        counts.append(server.metric(r"drivetrain_requests_total\{.*rows"))
+    assert counts == sorted(counts)
+    wait_until(lambda: server.metric(r"drivetrain_requests_total\{.*rows") == 36)
+    assert server.metric("drivetrain_request_seconds_count.*rows") == 36
+    assert server.metric('drivetrain_request_seconds_bucket.*rows.*le="10"') == 36
+    assert server.metric("drivetrain_model_info") == 1
+    assert server.metric("drivetrain_ready") == 1
+    own = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.workers]
+    found = server.metric("process_resident_memory_bytes") / os.sysconf("SC_PAGE_SIZE")
+    assert found == pytest.approx(sum(own), rel=0.2)
+
+
+def test_a_killed_worker_is_replaced_within_a_second_and_what_it_counted_stays(several):
+    server = several()
+    for _ in range(20):
+        server.ask()
+    time.sleep(0.6)  # a worker tells the others four times a second
+    victim = server.workers[0]
+    os.kill(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    wait_until(lambda: victim not in server.workers and len(server.workers) == 2)
+    assert time.monotonic() - killed < 1.0
+    wait_until(lambda: server.metric("drivetrain_ready") == 1)
+    assert server.metric(r"drivetrain_requests_total\{.*rows") == 20
+    assert [server.ask()[0] for _ in range(8)] == [200] * 8
+    server.child.send_signal(signal.SIGTERM)
+    assert server.child.wait(10) == 0
+    assert "ended by signal 9; it is replaced" in server.child.stderr.read()
+
+
+def test_connections_that_wait_for_a_killed_worker_are_answered_by_the_next(several):
+    server = several()
+    for pid in server.workers:
+        os.kill(pid, signal.SIGSTOP)
+    waiting = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(12)]
+    for connection in waiting:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    for pid in server.workers:
+        os.kill(pid, signal.SIGKILL)
+    for connection in waiting:
+        assert connection.recv(1024).startswith(b"HTTP/1.1 200 ")
+        connection.close()
+
+
+def test_no_worker_outlives_a_supervisor_that_is_killed(several):
+    server = several()
+    workers = server.workers
+    server.child.kill()
+    wait_until(lambda: all(map(gone, workers)))
+
+
+def test_a_worker_that_dies_again_and_again_is_replaced_after_longer_and_longer(several):
+    server = several()
+    survivor = server.workers[1]
+    for _ in range(3):
+        wait_until(lambda: len(server.workers) == 2)
+        victim = next(pid for pid in server.workers if pid != survivor)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: victim not in server.workers)  # noqa: B023
+        assert [server.ask()[0] for _ in range(6)] == [200] * 6
+    server.child.send_signal(signal.SIGTERM)
+    assert server.child.wait(10) == 0
+    pauses = re.findall(r"it is replaced(?: in (\S+) s)?\n", server.child.stderr.read())
+    assert pauses == ["", "0.5", "1"]
+
+
+def test_a_worker_is_replaced_by_the_version_that_the_others_serve(several, write_bundle, tmp_path):
+    server = several(reload_seconds=0.1)
+    bad = write_bundle(tmp_path / "bad", weight=2.0)
+    (bad.path / "model.onnx").unlink()
+    point(server.alias, bad)
+    wait_until(lambda: server.metric("drivetrain_reload_failures_total") == 2)
+    victim = server.workers[0]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: victim not in server.workers and len(server.workers) == 2)
+    wait_until(lambda: server.metric("drivetrain_ready") == 1)
+    assert server.metric("drivetrain_model_info") == 1
+
+
+def test_every_worker_follows_the_alias_when_one_has(several, write_bundle, tmp_path):
+    server = several(reload_seconds=0.3)
+    new = write_bundle(tmp_path / "new", weight=2.0)
+    point(server.alias, new)
+
+    def versions():
+        return {json.loads(server.ask()[1])["version"] for _ in range(8)}
+
+    wait_until(lambda: versions() == {new.digest[:12]})
+
+
+def test_a_bundle_that_cannot_be_served_is_the_supervisors_error(several, tiny, tmp_path):
+    alias = tmp_path / "other"
+    alias.write_text(json.dumps(["0" * 64, str(tiny.path)]))
+    server = Several(alias, {})
+    assert server.child.wait(15) == 1
+    _, error = server.child.communicate()
+    assert "ValueError" in error
+    assert "found digest" in error
+
+
+def test_a_port_that_is_taken_is_the_supervisors_error(tiny):
+    one, two = bind_shared("127.0.0.1", 0, 2)
+    with one, two:
+        port = one.getsockname()[1]
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            bind_shared("127.0.0.1", port, 2)
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            Server({"tiny": tiny.path}, port=port, workers=2).run()
+    with bind("127.0.0.1", 0) as alone:
+        alone.listen()
+        with pytest.raises(OSError, match="in use"):
+            bind_shared("127.0.0.1", alone.getsockname()[1], 2)
+
+
+def test_a_silenced_listener_gives_what_had_connected_and_the_others_take_the_rest():
+    one, two = bind_shared("127.0.0.1", 0, 2)
+    two.listen(64)
+    with one, two:
+        address = two.getsockname()
+        first = [socket.create_connection(address) for _ in range(16)]
+        taken = silence(two)
+        more = [socket.create_connection(address) for _ in range(8)]
+        rest = silence(one)
+        assert len(taken) + len(rest) == 24
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        for connection in (*first, *more, *taken, *rest):
+            connection.close()
+
+
+@pytest.mark.parametrize("workers", [-1, -8])
+def test_a_count_of_workers_that_cannot_be_is_refused(tiny, workers):
+    with pytest.raises(ValueError, match="workers: found"):
+        Server({"tiny": tiny.path}, workers=workers)
+
+
+def test_several_workers_start_on_the_main_thread_only(tiny):
+    server = Server({"tiny": tiny.path}, port=0, workers=2)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="not the main one"):
+        pool.submit(server.run).result()
+
+
+# -- under load ------------------------------------------------------------------------------------
+
+
+class Load:
+    """Clients that ask without a pause and try nothing twice."""
+
+    def __init__(self, server, clients=8, keep=True):
+        self.server = server
+        self.keep = keep
+        self.stop = threading.Event()
+        self.pool = ThreadPoolExecutor(clients)
+        self.results = [self.pool.submit(self.run) for _ in range(clients)]
+
+    def run(self):
+        good = bad = refused = 0
+        connection = self.server.connection()
+        while not self.stop.is_set():
+            try:
+                if connection.sock is None:
+                    connection.connect()
+            except OSError:
+                refused += 1
+                time.sleep(0.01)
+                continue
+            try:
+                connection.request("POST", "/predict/tiny", json.dumps(ROW))
+                reply = connection.getresponse()
+                body = reply.read()
+                good += reply.status == 200 and b"predictions" in body
+                bad += reply.status != 200
+                if reply.getheader("Connection") == "close" or not self.keep:
+                    connection.close()
+            except (OSError, http.client.HTTPException):
+                bad += 1
+                connection.close()
+        connection.close()
+        return good, bad, refused
+
+    def end(self):
+        self.stop.set()
+        found = [result.result(20) for result in self.results]
+        self.pool.shutdown()
+        return [sum(each) for each in zip(*found, strict=True)]
+
+
+@pytest.mark.slow
+def test_a_worker_killed_under_load_costs_what_it_had_in_hand_and_nothing_else(several):
+    server = several()
+    load = Load(server)
+    time.sleep(3.0)
+    os.kill(server.workers[0], signal.SIGKILL)
+    time.sleep(3.0)
+    good, bad, refused = load.end()
+    assert refused == 0
+    assert bad <= 8  # one client has one request in flight
+    assert good > 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_worker_that_is_told_to_end_under_load_costs_nothing(several, keep):
+    server = several()
+    load = Load(server, keep=keep)
+    time.sleep(1.0)
+    victim = server.workers[0]
+    os.kill(victim, signal.SIGTERM)
+    wait_until(lambda: victim not in server.workers and len(server.workers) == 2)
+    time.sleep(0.5)
+    good, bad, refused = load.end()
+    assert (bad, refused) == (0, 0)
+    assert good > 100
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_whole_group_twice_loses_no_accepted_request(several):
+    server = several()
+    load = Load(server)
+    time.sleep(1.0)
+    workers = server.workers
+    for pid in (*workers, server.child.pid):  # as a platform does that signals every process
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    assert server.child.wait(10) == 0
+    good, bad, refused = load.end()
+    assert bad == 0
+    assert refused > 0
+    assert good > 100
+    assert all(map(gone, workers))
