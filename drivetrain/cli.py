@@ -269,7 +269,14 @@ def _serve(options: argparse.Namespace) -> int:
 
     port = site.serve.port if options.port is None else options.port
     feedback = Path(site.serve.feedback) if site.serve.feedback else None
-    server = Server({options.alias: current}, host=site.serve.host, port=port, feedback=feedback)
+    server = Server(
+        {options.alias: current},
+        host=site.serve.host,
+        port=port,
+        token=site.serve.token(),
+        feedback=feedback,
+        workers=site.serve.workers,
+    )
     return server.run(lambda: print(f"serving {options.alias} at {server.url}", flush=True))
 
 
@@ -280,7 +287,7 @@ def _watch(options: argparse.Namespace) -> int:
     bundle = _registry(site).open(options.alias)
     url = options.url or f"http://{site.serve.host}:{site.serve.port}"
     feedback = Path(site.serve.feedback) / options.alias if site.serve.feedback else None
-    watch = Watch(url, bundle, feedback, model=options.alias)
+    watch = Watch(url, bundle, feedback, model=options.alias, token=site.serve.token())
     return watch.run(once=options.once, json=options.json, port=options.port)
 
 

@@ -40,11 +40,33 @@ class ServeSite:
         host: loopback by default.
         port: 0 takes a free one.
         feedback: a directory for requests and answers as events; empty keeps none.
+        workers: processes that share the port; 0 for one a core.
+        token_file: a file that holds what clients must bring as ``Authorization: Bearer``; empty
+            asks for nothing, on loopback only. The secret itself never stands in a site.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     feedback: str = ""
+    workers: int = 1
+    token_file: str = ""
+
+    def token(self) -> str | None:
+        """What ``token_file`` holds, less white space around it; None if there is none.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it does not hold one word of visible ASCII; the error does not show it.
+        """
+        if not self.token_file:
+            return None
+        token = Path(self.token_file).read_bytes().strip()
+        if not token or not all(0x21 <= byte <= 0x7E for byte in token):
+            found = f"{len(token)} bytes that are no such word" if token else "nothing"
+            raise ValueError(
+                f"token_file {self.token_file}: found {found}, allowed: one word of visible ASCII."
+            )
+        return token.decode()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from drivetrain.core.site import Site
+from drivetrain.core.site import ServeSite, Site
 
 
 def load(tmp_path: Path, text: str | bytes) -> Site:
@@ -48,3 +48,24 @@ def test_a_mistake_names_the_key_and_what_is_allowed(
 def test_an_absent_site_is_said_to_be_absent(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         Site.load(tmp_path / "none.toml")
+
+
+def test_a_token_is_what_its_file_holds_and_none_where_there_is_no_file(tmp_path):
+    file = tmp_path / "token"
+    file.write_text("  sesame-7\n")
+    assert ServeSite().token() is None
+    assert ServeSite(token_file=str(file)).token() == "sesame-7"
+
+
+@pytest.mark.parametrize("text", ["", " \n", "two words", "tab\there", "pässword"])
+def test_a_file_that_holds_no_token_is_refused_and_not_shown(tmp_path, text):
+    file = tmp_path / "token"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="allowed: one word of visible ASCII") as raised:
+        ServeSite(token_file=str(file)).token()
+    assert not text.strip() or text.strip() not in str(raised.value)
+
+
+def test_a_token_file_that_is_absent_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        ServeSite(token_file=str(tmp_path / "none")).token()
