@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
-from drivetrain.serve.columns import Values
+from drivetrain.serve.columns import UnfitError, Values
 from drivetrain.serve.engine import Engine, ExpiredError, OverloadedError, Task
 from drivetrain.serve.exchange import JSON, Exchange, error_body
 from drivetrain.serve.metrics import Counter, Metrics
@@ -160,6 +160,8 @@ class Call(Task):
     def failed(self, error: Exception) -> None:
         if isinstance(error, ExpiredError):
             self._fail(504, "timeout: it was over before the run began; nothing was computed.")
+        elif isinstance(error, UnfitError):
+            self._fail(400, str(error))
         elif type(error).__name__ == "InvalidArgument":  # what ONNX Runtime calls bad values
             self._fail(400, f"the graph refuses these values: {str(error)[:300]}")
         else:

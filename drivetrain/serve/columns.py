@@ -6,7 +6,15 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from drivetrain.core.batch import BYTES_SUFFIX, Array, Batch, column_of, feed, microseconds
+from drivetrain.core.batch import (
+    BYTES_SUFFIX,
+    PIXELS_SUFFIX,
+    Array,
+    Batch,
+    column_of,
+    feed,
+    microseconds,
+)
 from drivetrain.core.errors import unknown
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 
@@ -16,12 +24,16 @@ Values = list[Any] | Array
 _INT64: Any = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _JSON_TYPE: Mapping[str, Any] = {
     "string": str | None,
-    "bytes": str | None,
+    "bytes": bytes | None,  # base64, as JSON has no bytes
     "int64": _INT64 | None,
     "float32": float | None,
     "float64": float | None,
     "timestamp": _INT64 | str | None,
 }
+
+
+class UnfitError(ValueError):
+    """A value of the right type that cannot be fed, such as bytes that are no image."""
 
 
 class Columns:
@@ -50,7 +62,7 @@ class Columns:
         self._plain: list[tuple[str, int]] = []
         self._bytes: list[tuple[str, str, int, tuple[int | str | None, ...]]] = []
         for name, shape in graph_inputs:
-            column = name.removesuffix(BYTES_SUFFIX)
+            column = name.removesuffix(BYTES_SUFFIX).removesuffix(PIXELS_SUFFIX)
             if name in position:
                 self._plain.append((name, position[name]))
             elif column in position:
@@ -60,9 +72,8 @@ class Columns:
         self.row = _row_type(inputs)
         """A msgspec Struct that holds one row, its fields in the order of the columns."""
         self._moments = [i for i, field in enumerate(self.fields) if field.dtype == "timestamp"]
-        self._blobs = [i for i, field in enumerate(self.fields) if field.dtype == "bytes"]
         self._shaped = [i for i, field in enumerate(self.fields) if field.shape]
-        self._converted = bool(self._moments or self._blobs or self._shaped)
+        self._converted = bool(self._moments or self._shaped)
 
     def of_rows(self, rows: Sequence[msgspec.Struct]) -> list[Values]:
         """The columns of decoded rows.
@@ -83,8 +94,6 @@ class Columns:
     def _convert(self, columns: list[Values]) -> None:
         for i in self._moments:
             columns[i] = [None if v is None else microseconds(v) for v in columns[i]]
-        for i in self._blobs:
-            columns[i] = [None if v is None else v.encode() for v in columns[i]]
         for i in self._shaped:
             columns[i] = column_of(columns[i], self.fields[i])  # pyright: ignore[reportArgumentType]
 
@@ -110,10 +119,17 @@ class Columns:
         return merged
 
     def feeds(self, arrays: Sequence[Array]) -> dict[str, Array]:
-        """What the graph takes, out of the columns' arrays."""
+        """What the graph takes, out of the columns' arrays.
+
+        Raises:
+            UnfitError: a value is no image where the graph takes one; names row and column.
+        """
         feeds = {name: arrays[i] for name, i in self._plain}
-        for name, column, i, shape in self._bytes:
-            feeds[name] = feed(Batch({column: arrays[i]}), name, shape)
+        try:
+            for name, column, i, shape in self._bytes:
+                feeds[name] = feed(Batch({column: arrays[i]}), name, shape)
+        except ValueError as error:
+            raise UnfitError(str(error)) from None
         return feeds
 
 

@@ -1,6 +1,8 @@
 """The plain JSON route: rows as a person writes them in, named predictions out."""
 
+import base64
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -20,14 +22,15 @@ class RowsRoute(Route):
     """``POST /predict/{name}`` with ``{"rows": [{column: value, …}, …]}`` or one row by itself.
 
     It answers ``{"model": …, "version": …, "predictions": [{output: value, …}, …]}``. A missing
-    value is null; a time is ISO 8601 or integer microseconds. ``x-request-id`` names the request
-    and ``x-timeout-ms`` says how long the client waits.
+    value is null; a time is ISO 8601 or integer microseconds; bytes are base64. ``x-request-id``
+    names the request and ``x-timeout-ms`` says how long the client waits.
     """
 
     name = "rows"
 
     def __init__(self, model: Model, service: Service) -> None:
         super().__init__(model, service)
+        self._blobs = [field.name for field in model.inputs if field.dtype == "bytes"]
         row = model.columns.row
         many: Any = msgspec.defstruct("Rows", [("rows", list[row])], forbid_unknown_fields=True)
         self._decode_one = msgspec.json.Decoder(row).decode
@@ -63,7 +66,21 @@ class RowsRoute(Route):
         for number, row in enumerate(data):
             if not isinstance(row, dict):
                 raise wrong(f"row {number}", row, "an object {column: value, …}")
+        if self._blobs:
+            data = [{**row, **self._bytes(number, row)} for number, row in enumerate(data)]
         return Batch.from_rows(data, self.model.inputs)
+
+    def _bytes(self, number: int, row: Mapping[str, Any]) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        for name in self._blobs:
+            value = row.get(name)
+            if value is None:
+                continue
+            try:
+                found[name] = base64.b64decode(value, validate=True)
+            except (TypeError, ValueError):
+                raise wrong(f"row {number}, column {name!r}", value, "base64 or null") from None
+        return found
 
     def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:
         rows = zip(*(nested(array) for array in outputs), strict=True)
