@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.errors import wrong
-from drivetrain.core.graph import Graph
 from drivetrain.core.metric import Metric, Progress
 from drivetrain.core.need import need
 from drivetrain.core.schema import FeatureSchema
@@ -14,6 +13,8 @@ from drivetrain.core.seams import Examples, Run, Split
 if TYPE_CHECKING:
     import numpy as np
     import onnx
+
+    from drivetrain.core.graph import Graph
 
     Arrays = tuple["np.ndarray[Any, Any]", Mapping[str, "np.ndarray[Any, Any]"]]
 
@@ -45,7 +46,7 @@ class Estimator:
         """What the factory makes; a seed is its own business."""
         return factory()
 
-    def fit(self, model: Any, source: Examples, run: Run) -> Graph:
+    def fit(self, model: Any, source: Examples, run: Run) -> "Graph":
         """Fit the estimator that the factory made, and convert it."""
         name = self._target(source)
         x, targets = _arrays(source, "train", run)
@@ -87,8 +88,10 @@ def _blocks(source: Examples) -> Iterator[str]:
         yield field.name
 
 
-def _behind_blocks(model: "onnx.ModelProto", source: Examples, target: str) -> Graph:
+def _behind_blocks(model: "onnx.ModelProto", source: Examples, target: str) -> "Graph":
     """The converted model behind a concatenation of the blocks, with one named prediction."""
+    from drivetrain.core.graph import Graph
+
     onnx = need("onnx", "train")
     helper, numbers = onnx.helper, onnx.TensorProto
     graph = model.graph
@@ -143,5 +146,35 @@ def lightgbm(model: Any, width: int) -> "onnx.ModelProto":
     """Convert a fitted LightGBM classifier or regressor of float32 ``[rows, width]``."""
     onnxmltools = need("onnxmltools", "sklearn")
     types = need("onnxmltools.convert.common.data_types", "sklearn")
+    booster = _with_float32_thresholds(getattr(model, "booster_", model))
     inputs = [("x", types.FloatTensorType([None, width]))]
-    return onnxmltools.convert_lightgbm(model, initial_types=inputs, zipmap=False, target_opset=15)
+    return onnxmltools.convert_lightgbm(
+        booster, initial_types=inputs, zipmap=False, target_opset=15
+    )
+
+
+def _with_float32_thresholds(booster: Any) -> Any:
+    """The same trees with thresholds that float32 can hold.
+
+    LightGBM splits by ``x <= t`` with ``t`` a float64 between two values of the feature, and ONNX
+    has float32 thresholds. Rounded to the nearest, ``t`` may become the upper one of two
+    neighbouring values, and rows go the wrong way; rounded down, ``x <= t`` stays what it was for
+    every float32 ``x``.
+    """
+    kept: list[str] = []
+    for line in booster.model_to_string().split("\n"):
+        key, _, values = line.partition("=")
+        if key == "threshold":
+            kept.append(f"threshold={' '.join(map(_rounded_down, values.split()))}")
+        elif key != "tree_sizes":  # bytes of each tree's text, which have changed; it is optional
+            kept.append(line)
+    return need("lightgbm", "sklearn").Booster(model_str="\n".join(kept))
+
+
+def _rounded_down(number: str) -> str:
+    import numpy as np
+
+    exact = float(number)
+    nearest = np.float32(exact)
+    below = np.nextafter(nearest, np.float32(-np.inf)) if float(nearest) > exact else nearest
+    return repr(float(below))

@@ -149,10 +149,16 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.words: list[str] = []
+        self.open: list[str] = []
         self.feed(page)
+        assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append(tag)
+        self.open += [] if tag == "meta" else [tag]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
@@ -217,9 +223,6 @@ def test_a_page_shows_hostile_names_as_text(new_bundle: Any) -> None:
     )
     assert "at least 0.6" in words
     assert bundle.digest in words
-    # every element that is opened is closed, but for those that never are
-    for tag in set(page.tags) - {"meta"}:
-        assert source.count(f"<{tag}") - source.count(f"</{tag}>") in (0, source.count(f"<{tag}-"))
 
 
 def test_the_plain_form_is_json_and_draws_the_same(new_bundle: Any) -> None:
