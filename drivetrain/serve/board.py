@@ -9,6 +9,8 @@ _HEAD = struct.Struct("<QQI")
 _BYTES = 2 << 20
 """Of one text; of a mapping that nobody has written to, no page exists."""
 
+_LOOKS = 100
+
 
 class Board:
     """One text for each seat, which survives the process that wrote it.
@@ -55,7 +57,16 @@ class Board:
         return self._newest(seat)[1]
 
     def _newest(self, seat: int) -> tuple[int, bytes]:
-        return max((self._half(seat, half) for half in (0, 1)), key=lambda found: found[0])
+        # Both halves are torn only to a reader that the writer overtook twice, who looks again.
+        for _ in range(_LOOKS):
+            halves = [self._half(seat, half) for half in (0, 1)]
+            number, text = max(halves, key=lambda found: found[0])
+            if number or not any(self._begun(seat, half) for half in (0, 1)):
+                return number, text
+        return 0, b""
+
+    def _begun(self, seat: int, half: int) -> bool:
+        return _HEAD.unpack_from(self._map, self._start(seat, half)) != (0, 0, 0)
 
     def _half(self, seat: int, half: int) -> tuple[int, bytes]:
         start = self._start(seat, half)
