@@ -178,3 +178,42 @@ def test_a_source_that_is_no_table_goes_the_whole_way(site: Site) -> None:
     said = [h.text for h in heard if isinstance(h, Note) and h.stage == "train"]
     assert any("nothing changed" in text for text in said)
     assert Registry(site.store).promote(bundle.digest, "clicks").digest == bundle.digest
+
+
+def test_a_source_whose_code_was_changed_is_read_anew(tmp_path: Path, site: Site) -> None:
+    text = """
+from tests_rows import rows
+from dataclasses import dataclass
+import drivetrain as dt
+from drivetrain.core.schema import Field, Schema
+from drivetrain.models import MLP
+
+@dataclass(frozen=True)
+class Own:
+    @property
+    def schema(self):
+        return Schema((Field("x", "float64"), Field("y", "int64")))
+
+    def batches(self, split, shard=None):
+        yield rows(THRESHOLD)
+
+system = dt.System(
+    name="own",
+    events=Own(),
+    features=(dt.Scale("x"),),
+    model=MLP(hidden=(4,)),
+    targets=("y",),
+    train=dt.Single(loss=dt.BinaryCrossEntropy("y"), batch_size=50),
+)
+"""
+    rows = "import numpy as np\nfrom drivetrain.core.batch import Batch\n\ndef rows(threshold):\n"
+    rows += "    x = np.random.default_rng(0).normal(size=200)\n"
+    rows += "    return Batch({'x': x, 'y': (x > threshold).astype(np.int64)})\n"
+    (tmp_path / "tests_rows.py").write_text(rows)
+    digests: list[str] = []
+    for number, threshold in enumerate(("0.0", "0.5", "0.5")):
+        file = tmp_path / f"own_{number and 1}.py"
+        file.write_text(text.replace("THRESHOLD", threshold))
+        digests.append(finished(load(file), site).digest)
+    assert digests[0] != digests[1] == digests[2]
+    assert len(list(Path(site.work, "train").iterdir())) == 2

@@ -14,7 +14,8 @@ from typing import Any, cast
 def describe(value: object) -> Any:
     """``value`` as JSON-like data that changes when what it declares changes.
 
-    Dataclasses become ``{"type": …, field: …}``; a function or a class that is not a dataclass
+    Dataclasses become ``{"type": …, field: …}``, those of other packages with the digest of their
+    class's source as ``code``; a function or a class that is not a dataclass
     is described by its name, the digest of its source and what it holds: defaults, the variables
     that it closes over, the arguments of a ``functools.partial``, the object of a bound method.
     Globals that a function reads are not followed.
@@ -51,7 +52,7 @@ def _describe(value: object, inside: tuple[int, ...]) -> Any:
             for field in dataclasses.fields(value)
             if field.metadata.get("declared", True)
         }
-        return {"type": type(value).__name__, **fields}
+        return {"type": type(value).__name__, **fields, **_own_code(type(value))}
     if isinstance(value, type) or callable(value):
         return _describe_code(value, inside)
     return _describe_object(value, inside)
@@ -88,13 +89,24 @@ def _describe_code(value: Any, inside: tuple[int, ...]) -> dict[str, Any]:
         held = {"class": cast("object", type(value)), "holds": vars(value)}
         return {"type": "callable", **_describe(held, inside)}
     name = getattr(value, "__qualname__", type(value).__qualname__)
+    code = {"type": "code", "name": name, "sha256": _source_digest(value, name)}
+    held = _held(value) if isinstance(value, FunctionType) else {}
+    return {**code, "holds": _describe(held, inside)} if held else code
+
+
+def _own_code(kind: type) -> dict[str, str]:
+    """What a user's own dataclass does; that of this package is known by the package's version."""
+    if kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return {}
+    return {"code": _source_digest(kind, kind.__qualname__)}
+
+
+def _source_digest(value: Any, name: str) -> str:
     try:
         source = inspect.getsource(value)
     except (OSError, TypeError):
         source = name  # a builtin or a compiled function: its name is all there is
-    code = {"type": "code", "name": name, "sha256": hashlib.sha256(source.encode()).hexdigest()}
-    held = _held(value) if isinstance(value, FunctionType) else {}
-    return {**code, "holds": _describe(held, inside)} if held else code
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def _held(function: FunctionType) -> dict[str, object]:

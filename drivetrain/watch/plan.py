@@ -23,6 +23,7 @@ PREFIX = {"not": "~", "negate": "-"}
 FUNCTIONS = ("case", "coalesce", "concat", "make_timestamp", "hash")
 UNITS = ((86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "min"), (1_000_000, "s"))
 EMPTY = (None, "", [], {})
+HIDDEN = ("type", "code")  # what kind of value it is, and the digest of its class
 
 
 def steps(events: Any) -> list[str]:
@@ -168,7 +169,7 @@ def constructor(value: Any) -> str:
         if value.get("type") in ("code", "module"):
             return str(value["name"])
         kind = value.get("type", "")
-        fields = {k: v for k, v in value.items() if k != "type" and v not in EMPTY}
+        fields = {k: v for k, v in value.items() if k not in HIDDEN and v not in EMPTY}
         if "name" in fields and fields["name"] == _default_name(value):
             del fields["name"]
         first = []

@@ -93,4 +93,4 @@ def test_the_digest_is_the_declarations():
     assert system.digest == made(train=Fit(), events=None).digest
     assert system.digest != replace(system, train=Fit(lr=0.2)).digest  # type: ignore[arg-type]
     assert system.digest != replace(system, model=partial(Model, 1)).digest
-    assert system.describe()["train"] == {"type": "Fit", "lr": 0.1}
+    assert system.describe()["train"].items() >= {"type": "Fit", "lr": 0.1}.items()

@@ -96,7 +96,7 @@ def test_expressions_read_as_they_were_written(value: Any, due: str) -> None:
 
 
 def test_a_source_that_is_no_table_is_drawn_by_its_fields() -> None:
-    described = {"type": "Clicks", "rows": 5, "seed": 0, "topic": None}
+    described = {"type": "Clicks", "rows": 5, "seed": 0, "topic": None, "code": "ab" * 32}
     assert plan.steps(described) == ["Clicks(rows=5, seed=0)"]
     assert plan.steps(None) == []
 
