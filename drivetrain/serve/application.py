@@ -1,4 +1,4 @@
-"""Which request goes where: the table of targets, the token, health, metadata and metrics."""
+"""Which request goes where: the table of targets, the token, health, metadata, docs, metrics."""
 
 import hmac
 import json
@@ -12,12 +12,14 @@ from drivetrain.serve.calls import Series, Service
 from drivetrain.serve.exchange import JSON, Exchange, error_body
 from drivetrain.serve.metrics import CONTENT_TYPE
 from drivetrain.serve.models import Model
+from drivetrain.serve.openapi import PAGE_HEADERS, document, page
 from drivetrain.serve.rows import RowsRoute
 from drivetrain.serve.v2 import InferRoute, model_metadata, server_metadata
 
 Answer = Callable[[Exchange], object]
 Methods = Mapping[bytes, Answer]
 
+HTML = b"text/html; charset=utf-8"
 _LIVE, _READY = "/v2/health/live", "/v2/health/ready"
 _OPEN = frozenset({_LIVE, _READY})
 """Targets that need no token: a platform's health checks carry none, and they say nothing else."""
@@ -42,6 +44,7 @@ class Application:
         metadata = self._constant("v2", server_metadata())
         health = Series(service, "", "", "health")
         metrics = Series(service, "", "", "metrics")
+        docs = Series(service, "", "", "docs")
         self._fixed: dict[str, Methods] = {
             "/v2": _reading(metadata),
             "/v2/": _reading(metadata),
@@ -49,6 +52,14 @@ class Application:
             _READY: _reading(lambda exchange: self._readiness(health, exchange)),
             "/metrics": _reading(
                 lambda exchange: metrics.answer(exchange, 200, service.metrics.text(), CONTENT_TYPE)
+            ),
+            "/openapi.json": _reading(
+                lambda exchange: docs.answer(exchange, 200, json.dumps(self._document()).encode())
+            ),
+            "/docs": _reading(
+                lambda exchange: docs.answer(
+                    exchange, 200, page(self._document()), HTML, PAGE_HEADERS
+                )
             ),
         }
         self._table: dict[bytes, Methods] = {}
@@ -128,6 +139,10 @@ class Application:
         if version is not None and version != self.models[name].version:
             return str(unknown("version", version, [self.models[name].version], f"model {name!r}"))
         return str(unknown("target", path, self._of_model[name]))
+
+    def _document(self) -> dict[str, Any]:
+        version = server_metadata()["version"]
+        return document(self.models.values(), version, token=self._token is not None)
 
     def _readiness(self, series: Series, exchange: Exchange) -> None:
         body = b'{"ready":true}' if self.ready else b'{"ready":false}'
