@@ -14,6 +14,7 @@ from drivetrain.serve.metrics import CONTENT_TYPE
 from drivetrain.serve.models import Model
 from drivetrain.serve.openapi import PAGE_HEADERS, document, page
 from drivetrain.serve.rows import RowsRoute
+from drivetrain.serve.tfserving import PredictRoute, status
 from drivetrain.serve.v2 import InferRoute, model_metadata, server_metadata
 
 Answer = Callable[[Exchange], object]
@@ -23,7 +24,7 @@ HTML = b"text/html; charset=utf-8"
 _LIVE, _READY = "/v2/health/live", "/v2/health/ready"
 _OPEN = frozenset({_LIVE, _READY})
 """Targets that need no token: a platform's health checks carry none, and they say nothing else."""
-_MODEL = re.compile(r"/(?:v2/models|predict)/([^/]+)(?:/versions/([^/]+))?(?:/[a-z]+)?")
+_MODEL = re.compile(r"/(?:v[12]/models|predict)/([^/:]+)(?:/versions/([^/:]+))?(?:[/:][a-z]+)?")
 
 
 class Application:
@@ -71,6 +72,8 @@ class Application:
         infer = {b"POST": InferRoute(model, service)}
         metadata = self._constant("v2", model_metadata(model), model)
         ready = self._constant("v2", {"name": model.name, "ready": True}, model)
+        predict = {b"POST": PredictRoute(model, service)}
+        state = self._constant("tfs", status(model), model)
         targets: dict[str, Methods] = {
             f"/predict/{model.name}": {b"POST": RowsRoute(model, service)}
         }
@@ -81,6 +84,12 @@ class Application:
             targets[base] = _reading(metadata)
             targets[f"{base}/ready"] = _reading(ready)
             targets[f"{base}/infer"] = infer
+        for base in (
+            f"/v1/models/{model.name}",
+            f"/v1/models/{model.name}/versions/{model.version}",
+        ):
+            targets[base] = _reading(state)
+            targets[f"{base}:predict"] = predict
         self.models[model.name] = model
         self._of_model[model.name] = targets
         self._fill()

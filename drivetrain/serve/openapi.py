@@ -88,7 +88,25 @@ def document(models: Iterable[Model], version: str, token: bool) -> Json:
             "type": "object",
             "required": ["error"],
             "properties": {"error": {"type": "string"}},
-        }
+        },
+        "PredictRequest": {
+            "type": "object",
+            "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],
+            "properties": {
+                "signature_name": {"enum": ["serving_default", "", None]},
+                "instances": {"type": "array", "minItems": 1},
+                "inputs": {"type": ["array", "object"]},
+            },
+            "additionalProperties": False,
+        },
+        "PredictAnswer": {
+            "type": "object",
+            "oneOf": [{"required": ["predictions"]}, {"required": ["outputs"]}],
+            "properties": {
+                "predictions": {"type": "array"},
+                "outputs": {"type": ["array", "object"]},
+            },
+        },
     }
     for model in models:
         paths.update(_paths(model))
@@ -130,6 +148,18 @@ def _paths(model: Model) -> Json:
                 name,
                 {"$ref": f"{reference}InferRequest"},
                 f"{reference}InferAnswer",
+            )
+        }
+    base = f"/v1/models/{name}"
+    for path, suffix in ((base, ""), (f"{base}/versions/{model.version}", ".version")):
+        paths[path] = {"get": _get(f"{name}{suffix}.status", "Which version is served", name)}
+        paths[f"{path}:predict"] = {
+            "post": _post(
+                f"{name}{suffix}.tfsPredict",
+                "TensorFlow Serving's predict, by rows or by columns",
+                name,
+                {"$ref": "#/components/schemas/PredictRequest"},
+                "#/components/schemas/PredictAnswer",
             )
         }
     return paths

@@ -88,6 +88,15 @@ def test_v2_requests_and_answers_are_as_the_document_says(client, document):
     assert not allowed({"inputs": inputs[:2]})
 
 
+def test_tensorflow_serving_requests_and_answers_are_as_the_document_says(client, document):
+    for body in ({"instances": [ROW]}, {"inputs": {name: [ROW[name]] for name in ROW}}):
+        reply = client.post("/v1/models/tiny:predict", body)
+        assert reply.status == 200
+        assert checker(document, "PredictRequest")(body)
+        assert checker(document, "PredictAnswer")(reply.json)
+    assert not checker(document, "PredictRequest")({"instances": [ROW], "inputs": {}})
+
+
 def test_columns_of_every_kind_have_a_schema():
     assert _value(Field("a", "bytes"))["contentEncoding"] == "base64"
     assert _value(Field("a", "timestamp"))["type"] == ["string", "integer", "null"]
