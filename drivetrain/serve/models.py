@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -90,7 +91,7 @@ class Model:
         self.version = bundle.digest[:VERSION_DIGITS]
         self.inputs = bundle.manifest.inputs
         self.outputs = list(bundle.manifest.outputs.names)
-        self._session = Session(self._graph(), threads=1)
+        self._session = self._load()
         self.columns = Columns(self.inputs, self._session.inputs)
         self.cost = self._warm_up()
 
@@ -104,6 +105,19 @@ class Model:
                 what its manifest says.
         """
         return cls(name, Bundle.open(path, digest))
+
+    def _load(self) -> Session:
+        """ONNX Runtime keeps the bytes that it is given as long as the session, beside the weights
+        that it makes of them; of a file it keeps the weights only. So the bytes that were checked
+        become a file that nobody else can reach."""
+        data = self._graph()
+        if not hasattr(os, "memfd_create"):
+            return Session(data, threads=1)
+        with open(os.memfd_create("model.onnx"), "wb") as file:
+            file.write(data)
+            file.flush()
+            del data
+            return Session(f"/proc/self/fd/{file.fileno()}", threads=1)
 
     def _graph(self) -> bytes:
         """The graph's bytes, checked again: they are read later than the bundle was verified."""
