@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when all is well, 1 when a probe's bound is broken, 2 for a mistake in what was asked.
     """
     options = _parser().parse_args(arguments)
+    # Threads that wait for each other sleep instead of spinning: on a machine that others use too,
+    # two spinning threads train at a third of the speed of one. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         status = options.verb(options)
         sys.stdout.flush()
@@ -81,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print what the launcher would start")
     show = verb("show", _show, "draw a system or a bundle", "WHAT")
     show.add_argument("--html", metavar="PATH", help="write one self-contained page")
+    show.add_argument("--dashboard", metavar="PATH", help="write a bundle's Grafana dashboard")
+    show.add_argument("--alerts", metavar="PATH", help="write a bundle's Prometheus alert rules")
     test = verb("test", _test, "verify a bundle and measure its probes again", "BUNDLE")
     test.add_argument("--data", metavar="FILE", help="Parquet rows with targets; default: its own")
     verb("promote", _promote, "point an alias at a bundle whose bounds hold", "BUNDLE", "ALIAS")
@@ -140,8 +145,10 @@ def _json(data: Any) -> str:
 
 
 def _check(options: argparse.Namespace) -> int:
-    system, _ = _read(options, options.file)
-    schema = system.events.schema
+    from drivetrain.events.known import known_schema
+
+    system, site = _read(options, options.file)
+    schema = known_schema(system.events, Path(site.work, "schemas"))
     system.check(schema)
     found = {
         "system": system.name,
@@ -205,17 +212,39 @@ def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
 def _show(options: argparse.Namespace) -> int:
     from drivetrain.watch.show import html, plain, text
 
-    path = Path(options.what)
-    if path.suffix == ".py":
+    bundle: Bundle | None = None
+    if Path(options.what).suffix == ".py":
         system, _ = _read(options, options.what)
         drawn = plain(system.describe(), schema=system.events.schema)
     else:
         bundle = _open(options.what, _site(options))
         drawn = plain(bundle.manifest.system, manifest=bundle.manifest, digest=bundle.digest)
-    if options.html:
-        Path(options.html).write_text(html(drawn), encoding="utf-8")
-    _print(options, drawn, f"wrote {options.html}" if options.html else text(drawn))
+    pages = {options.html: html(drawn)} if options.html else {}
+    pages |= _monitoring(options, bundle)
+    for path, page in pages.items():
+        Path(path).write_text(page, encoding="utf-8")
+    _print(options, drawn, "\n".join(f"wrote {path}" for path in pages) or text(drawn))
     return 0
+
+
+def _monitoring(options: argparse.Namespace, bundle: "Bundle | None") -> dict[str, str]:
+    """The dashboard and the alert rules that were asked for, by the path to write them to."""
+    from drivetrain.watch.alerts import Alerts
+    from drivetrain.watch.dashboard import dashboard_json
+
+    if not options.dashboard and not options.alerts:
+        return {}
+    if bundle is None:
+        allowed = "a bundle or an alias: bounds and columns are known once a system has run"
+        raise wrong("show --dashboard and --alerts", options.what, allowed)
+    aliases = _registry(_site(options)).aliases()
+    model = options.what if options.what in aliases else None
+    pages: dict[str, str] = {}
+    if options.dashboard:
+        pages[options.dashboard] = dashboard_json(bundle.manifest, model)
+    if options.alerts:
+        pages[options.alerts] = Alerts().render(bundle.manifest, model)
+    return pages
 
 
 def _test(options: argparse.Namespace) -> int:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from drivetrain.compress.report import compare
-from drivetrain.core import sketch
+from drivetrain.core import durable, sketch
 from drivetrain.core.batch import Batch
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.describe import canonical, describe, digest
-from drivetrain.core.durable import write
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.graph import Graph
 from drivetrain.core.metric import Emit, Metric, Note, silent
@@ -190,7 +189,7 @@ def make_features(
         fitted = sketch.from_json(json.loads(path.read_bytes()))
     elif statistics:
         fitted = engine.aggregate(data.source, statistics, emit)
-        write(path, canonical(sketch.to_json(fitted)).encode())
+        durable.write(path, canonical(sketch.to_json(fitted)).encode())
     else:
         fitted = {}
     graph, schema = compile(system.features, data.schema, fitted)
@@ -227,8 +226,10 @@ def make_model(
             if isinstance(data.source, Tabular)
             else None
         ),
+        emit=emit,
     )
-    parts = (system.train, system.model, features.graph.digest, data.digest, site.device)
+    device = resolve(site.device)
+    parts = (system.train, system.model, features.graph.digest, data.digest, device)
     directory = work / "train" / digest(*(describe(part) for part in parts))
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
@@ -238,7 +239,7 @@ def make_model(
             return features.graph.join(Graph.load(made))
         make = getattr(system.train, "build", build)
         model = make(system.model, features.schema, seed=getattr(system.train, "seed", 0))
-        lent = Run(directory=directory, emit=emit, device=resolve(site.device))
+        lent = Run(directory=directory, emit=emit, device=device)
         fitted = system.train.fit(model, examples, lent)
         if isinstance(fitted, Graph):  # a strategy may fit what is no torch module
             graph = fitted
@@ -257,15 +258,31 @@ def make_smaller(
     system: System, data: Data, features: Features, graph: Graph, work: Path, emit: Emit = silent
 ) -> tuple[Graph, list[Metric]]:
     """Apply each pass, measured on the validation split; one that breaks a bound is refused."""
-    report: list[Metric] = []
     if not system.compress:
-        return graph, report
+        return graph, []
+    parts = (graph.digest, data.digest, system.compress, system.probes, _packages())
+    kept = work / "compress" / digest(*(describe(part) for part in parts))
+    if kept.is_dir():
+        emit(Note(stage="compress", text=f"nothing changed: read from {kept}"))
+        report = [Metric(**item) for item in json.loads((kept / "report.json").read_bytes())]
+        _emit_all(report, emit)
+        return Graph.load(kept / "model.onnx"), report
+    graph, report = _compressed(system, data, features, graph, work, emit)
+    with durable.directory(kept) as temporary:
+        graph.save(temporary / "model.onnx")
+        durable.write(temporary / "report.json", json.dumps([vars(m) for m in report]).encode())
+    return graph, report
 
+
+def _compressed(
+    system: System, data: Data, features: Features, graph: Graph, work: Path, emit: Emit
+) -> tuple[Graph, list[Metric]]:
     def quality(candidate: Graph) -> dict[str, Metric]:
         bundle = _bundle(system, data, features, candidate, work)
         found = evaluate(bundle, system.probes, data.batches("validate"), prefix="")
         return {metric.name: metric for metric in found}
 
+    report: list[Metric] = []
     before = quality(graph)
     sample = next(iter(data.batches("validate")), None)
     if sample is None:

@@ -305,6 +305,27 @@ def test_show_writes_a_page_that_needs_nothing_else(
     assert "Scale('amount')" in page.words
 
 
+def test_show_writes_the_dashboard_and_the_alerts_of_what_an_alias_serves(
+    drive: Drive, ran: Any, here: Any, tmp_path: Path
+) -> None:
+    drive("promote", ran.bundle.digest[:12], "late", *here)
+    board, rules = tmp_path / "board.json", tmp_path / "rules.yml"
+    status, out, err = drive("show", "late", *here, "--dashboard", board, "--alerts", rules)
+    assert status == 0, err
+    assert out.split() == ["wrote", str(board), "wrote", str(rules)]
+    assert 'model=\\"late\\"' in board.read_text()
+    assert "drivetrain-late" in rules.read_text()
+
+
+def test_a_dashboard_of_a_file_that_has_not_run_is_refused(
+    drive: Drive, ran: Any, tmp_path: Path
+) -> None:
+    status, _, err = drive("show", ran.file, "--dashboard", tmp_path / "board.json")
+    assert status == 2
+    assert "a bundle or an alias" in err
+    assert not (tmp_path / "board.json").exists()
+
+
 def test_show_as_json(drive: Drive, ran: Any) -> None:
     status, out, _ = drive("show", ran.file, "--json")
     drawn = json.loads(out)

@@ -7,6 +7,7 @@ threads, so that the same data gives the same statistics to the last bit; DuckDB
 ``avg`` and ``var_pop`` do not.
 """
 
+import dataclasses
 import errno
 import tempfile
 import time
@@ -35,6 +36,8 @@ FEW = 16_384
 MANY = 1 << 20
 """A grouped column that turns out to have more distinct values than this flows after all."""
 CHUNK = 65_536
+_NOT_DECLARED = {"declared": False}
+"""What it may use changes no statistic, and so no digest that follows from them."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class DuckDB:
         threads: 0 for one a core.
     """
 
-    memory: str = "1GB"
-    threads: int = 0
+    memory: str = dataclasses.field(default="1GB", metadata=_NOT_DECLARED)
+    threads: int = dataclasses.field(default=0, metadata=_NOT_DECLARED)
 
     def aggregate(
         self, source: Source, statistics: Sequence[Statistic], emit: Emit = silent
