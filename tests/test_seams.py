@@ -10,11 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drivetrain.features.categorical import Id, Index
-from drivetrain.features.numeric import Raw, Scale
-from drivetrain.train.loss import BinaryCrossEntropy
-from drivetrain.train.single import Single
-from drivetrain.watch.probes import AUC
 from torch import nn
 from torch.nn import functional
 
@@ -26,8 +21,13 @@ from drivetrain.core.site import Site
 from drivetrain.core.sketch import Fitted, measure, merge
 from drivetrain.core.statistic import Statistic
 from drivetrain.core.system import System
+from drivetrain.features.categorical import Id, Index
+from drivetrain.features.numeric import Raw, Scale
 from drivetrain.models import MLP
 from drivetrain.pipeline import run
+from drivetrain.train.loss import BinaryCrossEntropy
+from drivetrain.train.single import Single
+from drivetrain.watch.probes import AUC
 
 
 @pytest.fixture
