@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from drivetrain.core.bundle import Bundle
 from drivetrain.core.metric import Emitted
@@ -21,6 +22,15 @@ from drivetrain.core.site import EngineSite, Site
 from drivetrain.core.system import System
 from drivetrain.declaration import load
 from drivetrain.pipeline import run
+
+# The same examples in every run, and no verdict by the clock: a busy machine is not a failing test.
+settings.register_profile(
+    "drivetrain",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("drivetrain")
 
 ROWS = 1500
 DECLARATION = """\

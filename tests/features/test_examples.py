@@ -24,7 +24,7 @@ some = settings(
     max_examples=40,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 TARGETS = Schema((Field("late", "int64"), Field("delay", "float64")))
 
