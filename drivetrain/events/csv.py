@@ -81,12 +81,6 @@ def tables(open_file: Open, leaf: CSV, schema: Schema, name: str) -> Iterator[pa
             line += block.count(b"\n")
 
 
-def _form_of(kind: pa.DataType, due: pa.DataType) -> bool:
-    """Whether text of type ``kind`` is a way to write a column of type ``due``."""
-    is_form = pa.types.is_timestamp if pa.types.is_timestamp(due) else pa.types.is_boolean
-    return is_form(kind)
-
-
 def blocks(opened: Any, size: int, *, quotes: bool = False) -> Iterator[bytes]:
     """Whole lines, about ``size`` bytes at a time; with ``quotes``, never cut within a pair.
 

@@ -1,6 +1,5 @@
 """DuckDB within bounds: a connection of its own, and queries over one chunk of rows at a time."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from drivetrain.core.cores import cores
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
 
 if TYPE_CHECKING:
     import duckdb
+
+CHUNK = "chunk"
+"""What a query calls the rows that it is run over."""
 
 ROW = "__row__"
 """The column that numbers the rows of the spine."""
@@ -45,13 +48,6 @@ class Limits:
             raise wrong("Limits.chunk", self.chunk, "at least one row")
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class Engine:
     """One DuckDB in memory that runs queries over chunks and holds the tables they look up in."""
 
@@ -66,12 +62,12 @@ class Engine:
         return name
 
     def insert(self, table: str, query: str, chunk: pa.Table, label: str) -> None:
-        """Append what ``query`` gives for a chunk, which it calls ``{}``, to a table."""
-        with self._seen(chunk) as view, _named(label):
-            self.connection.execute(f"INSERT INTO {table} {query.replace('{}', view)}")
+        """Append what ``query`` gives for :data:`CHUNK` to a table."""
+        with self._seen(chunk), _named(label):
+            self.connection.execute(f"INSERT INTO {table} {query}")
 
     def run(self, query: str, chunk: pa.Table, label: str) -> pa.Table:
-        """What ``query`` gives for a chunk, which it calls ``{}``, in order of :data:`ROW`.
+        """What ``query`` gives for :data:`CHUNK`, in order of :data:`ROW`.
 
         Args:
             query: SQL whose result has the column :data:`ROW`.
@@ -83,20 +79,20 @@ class Engine:
             MemoryError: one chunk needs more than the memory limit.
             OSError: DuckDB cannot spill.
         """
-        with self._seen(chunk) as view, _named(label):
-            result = self.connection.sql(query.replace("{}", view)).to_arrow_table()
+        with self._seen(chunk), _named(label):
+            result = self.connection.sql(query).to_arrow_table()
         rows = result[ROW].to_numpy()
         if len(rows) > 1 and not bool((rows[1:] > rows[:-1]).all()):
             result = result.take(pa.array(np.argsort(rows)))
         return result
 
     @contextmanager
-    def _seen(self, chunk: pa.Table) -> Iterator[str]:
-        self.connection.register("chunk", chunk)
+    def _seen(self, chunk: pa.Table) -> Iterator[None]:
+        self.connection.register(CHUNK, chunk)
         try:
-            yield "chunk"
+            yield
         finally:
-            self.connection.unregister("chunk")
+            self.connection.unregister(CHUNK)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from drivetrain.core.schema import Field, Schema
 from drivetrain.core.seams import SPLITS, Shard, Split
 from drivetrain.events.arrow import arrow_schema
 from drivetrain.events.asof import LastBefore
-from drivetrain.events.duckdb import ROW, Engine, Limits, engine
+from drivetrain.events.duckdb import CHUNK, ROW, Engine, Limits, engine
 from drivetrain.events.files import Files
 from drivetrain.events.join import AsOfJoin, Join
 from drivetrain.events.read import read
@@ -98,11 +98,11 @@ class Distinct:
         same = " AND ".join(f"c.{name} IS NOT DISTINCT FROM s.{name}" for name in self.by)
         first = f"row_number() OVER (PARTITION BY {keys} ORDER BY {ROW}) = 1"
         sql = (
-            f"SELECT * FROM (SELECT * FROM {{}} QUALIFY {first}) c "
+            f"SELECT * FROM (SELECT * FROM {CHUNK} QUALIFY {first}) c "
             f"WHERE NOT EXISTS (SELECT 1 FROM {self.seen} s WHERE {same})"
         )
         kept = self.engine.run(sql, chunk, self.tally.step)
-        self.engine.insert(self.seen, f"SELECT {keys} FROM {{}}", kept, self.tally.step)
+        self.engine.insert(self.seen, f"SELECT {keys} FROM {CHUNK}", kept, self.tally.step)
         return self.tally.count(chunk, kept)
 
 
@@ -206,7 +206,7 @@ class _Compiler:
 
     def __init__(self, plan: Plan, engine: Engine, limits: Limits) -> None:
         self.plan, self.engine, self.limits = plan, engine, limits
-        self.sql = "{}"
+        self.sql = CHUNK
         self.labels: list[str] = []
 
     def add(self, step: Step, before: Schema, live: Sequence[str]) -> None:
@@ -227,10 +227,10 @@ class _Compiler:
             self.plan.stages.append(Query(self.engine, self.sql, "; ".join(self.labels), tally))
         if tally is not None:
             self.plan.tallies.append(tally)
-        self.sql, self.labels = "{}", []
+        self.sql, self.labels = CHUNK, []
 
     def _query(self, head: str, tail: str, label: str) -> None:
-        source = self.sql if self.sql == "{}" else f"({self.sql})"
+        source = self.sql if self.sql == CHUNK else f"({self.sql})"
         self.sql = f"SELECT {head} FROM {source} l {tail}"
         self.labels.append(label)
 
@@ -268,7 +268,7 @@ class _Compiler:
         listed = ", ".join(quote(name) for name in names)
         for chunk in stream(step.other, names, self.engine, self.limits):
             chunk = chunk.rename_columns([identifier(name) for name in chunk.column_names])
-            query = f"SELECT {listed} FROM {{}} WHERE {present}"
+            query = f"SELECT {listed} FROM {CHUNK} WHERE {present}"
             self.engine.insert(held, query, chunk, step.label)
         by = ", ".join(quote(key) for key in keys)
         twice = self.engine.connection.sql(

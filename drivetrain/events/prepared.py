@@ -237,7 +237,7 @@ def leaves(table: Any) -> Iterator[Any]:
 
 def find(room: Path, digest: str) -> Prepared | None:
     """The rows of this digest among those that were prepared in ``room``, or None."""
-    for manifest in sorted(room.glob(f"*/{MANIFEST}")):
+    for manifest in sorted(room.glob(f"[!.]*/{MANIFEST}")):  # one with a dot is being written
         prepared = Prepared.open(manifest.parent)
         if prepared.digest == digest:
             return prepared

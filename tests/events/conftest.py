@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from drivetrain.events.arrow import normalise, schema_of_arrow
-from drivetrain.events.duckdb import ROW, Limits, engine
+from drivetrain.events.duckdb import CHUNK, ROW, Limits, engine
 from drivetrain.events.operators import column
 from drivetrain.events.sql import identifier
 
@@ -20,7 +20,7 @@ def _compute(expression, columns):
     table = table.rename_columns([identifier(name) for name in table.column_names])
     table = table.append_column(ROW, pa.array(range(len(table)), pa.int64()))
     with engine(Limits(threads=1)) as running:
-        return running.run(f"SELECT {sql} AS y, {ROW} FROM {{}}", table, "test")["y"].to_pylist()
+        return running.run(f"SELECT {sql} AS y, {ROW} FROM {CHUNK}", table, "test")["y"].to_pylist()
 
 
 @pytest.fixture(scope="session")

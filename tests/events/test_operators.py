@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from drivetrain.core.schema import Field, Schema
@@ -143,6 +143,8 @@ def test_integer_division_and_remainder_are_pythons(compute, pairs):
 
 
 @settings(derandomize=True, deadline=None, max_examples=15)
+@example("{}")
+@example("chunk")
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30))
 def test_any_text_is_only_text(compute, text):
     assert compute(lit(text)) == [text]
@@ -150,6 +152,8 @@ def test_any_text_is_only_text(compute, text):
 
 
 @settings(derandomize=True, deadline=None, max_examples=15)
+@example("{}")
+@example("chunk")
 @given(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).filter(
         lambda name: name not in ("__row__", "y")
