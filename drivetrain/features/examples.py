@@ -5,7 +5,6 @@ epoch then costs plain reads and one gather. Without one every epoch reads the s
 """
 
 import fcntl
-import os
 import shutil
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Protocol, cast
 import numpy as np
 
 from drivetrain.core.batch import Array, Batch
+from drivetrain.core.cores import cores
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Emit, Metric, Progress, silent
 from drivetrain.core.schema import MISSING_INT, FeatureSchema, Schema
@@ -169,7 +169,7 @@ class Examples:
         began = time.perf_counter()
         with fill(path, self._layout) as writer:
             batches = missing.before(self.source.batches(split))
-            for tensors in in_parallel(self._tensors, batches, len(os.sched_getaffinity(0))):
+            for tensors in in_parallel(self._tensors, batches, cores()):
                 writer.append(tensors)
                 self.emit(Progress(stage="examples", done=writer.rows))
             missing.refuse()
@@ -279,7 +279,8 @@ class _Missing:
         for name in self._counts:
             column = batch[name]
             missing = column == MISSING_INT if column.dtype.kind == "i" else ~np.isfinite(column)
-            self._counts[name] += int(missing.reshape(len(column), -1).any(axis=1).sum())
+            rows = missing.any(axis=tuple(range(1, missing.ndim)))
+            self._counts[name] += int(rows.sum())
         self._rows += len(batch)
         return any(self._counts.values())
 
