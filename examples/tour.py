@@ -31,10 +31,11 @@ def main() -> int:
     if options.stop:
         return 0
     settings = [f"--set={setting}" for setting in options.set]
-    verb("run", str(HERE / "flights.py"), *settings)
-    verb("promote", newest(), ALIAS)
+    said = verb("run", str(HERE / "flights.py"), *settings)
+    digest = said.partition("\nbundle ")[2].split()[0]
+    verb("promote", digest, ALIAS)
     url = serve()
-    predict(url)
+    predict(url, digest)
     print(f"\nThe server stays at {url}. Try:\n")
     print(f"  curl {url}/v2/models/{ALIAS}")
     print(f"  curl {url}/metrics")
@@ -49,19 +50,16 @@ def drivetrain(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "drivetrain.cli", *arguments, "--on", str(SITE)]
 
 
-def verb(*arguments: str) -> None:
+def verb(*arguments: str) -> str:
+    """Run a verb and show what it says, its progress on standard error; gives its output."""
     print("\n$ drivetrain " + " ".join(arguments), flush=True)
-    done = subprocess.run(drivetrain(*arguments), check=False)
+    done = subprocess.run(
+        drivetrain(*arguments), stdout=subprocess.PIPE, encoding="utf-8", check=False
+    )
+    print(done.stdout, end="", flush=True)
     if done.returncode:
         sys.exit(done.returncode)
-
-
-def newest() -> str:
-    """The digest of the bundle that was written last."""
-    from drivetrain.core.site import Site
-
-    bundles = Path(Site.load(SITE).store, "bundles")
-    return max(bundles.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime).name
+    return done.stdout
 
 
 def serve() -> str:
@@ -100,9 +98,9 @@ def free_port() -> int:
     raise AssertionError("a machine has a free port")
 
 
-def predict(url: str) -> None:
+def predict(url: str, digest: str) -> None:
     """Send a handful of real flights of the test months, as a person would write them."""
-    rows, truths = flights(6)
+    rows, truths = flights(6, digest)
     body = json.dumps({"rows": rows}).encode()
     request = urllib.request.Request(
         f"{url}/predict/{ALIAS}", body, {"Content-Type": "application/json"}
@@ -116,7 +114,7 @@ def predict(url: str) -> None:
         print(f"  {name:28}{said['late']:>24.3f}{'yes' if truth else 'no':>10}")
 
 
-def flights(count: int) -> tuple[list[dict[str, object]], list[bool]]:
+def flights(count: int, digest: str) -> tuple[list[dict[str, object]], list[bool]]:
     """Raw rows that the model never saw, and whether each was late."""
     from drivetrain.core.bundle import Bundle
     from drivetrain.core.schema import MISSING_INT
@@ -124,7 +122,7 @@ def flights(count: int) -> tuple[list[dict[str, object]], list[bool]]:
     from drivetrain.events.prepared import find
 
     site = Site.load(SITE)
-    bundle = Bundle.open(Path(site.store) / "bundles" / newest())
+    bundle = Bundle.open(Path(site.store) / "bundles" / digest)
     wanted = bundle.manifest.parents["events"]
     prepared = find(Path(site.work, "events"), wanted)
     assert prepared is not None, "the run that came before left its events"
@@ -150,13 +148,20 @@ def stop() -> None:
         return
     pid = json.loads(STATE.read_text())["pid"]
     STATE.unlink()
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return
-    if "drivetrain.cli" in command:
+    if "drivetrain.cli" in command_of(pid):
         os.kill(pid, signal.SIGTERM)
         print(f"stopped the server of an earlier tour (process {pid})")
+
+
+def command_of(pid: int) -> str:
+    """The command line of a process, empty if there is none."""
+    if sys.platform == "linux":
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            return ""
+    ps = ["ps", "-p", str(pid), "-o", "command="]
+    return subprocess.run(ps, capture_output=True, text=True, check=False).stdout
 
 
 if __name__ == "__main__":
