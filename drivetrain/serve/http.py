@@ -48,7 +48,8 @@ class HttpLimits:
 
     Attributes:
         body_bytes: the longest body of a request; a longer one is refused before it is read.
-        buffered_bytes: bodies that are being received, all connections together.
+        buffered_bytes: bodies that are being received or have no answer yet, all connections
+            together.
         header_bytes: request line and headers together.
         connections: open at once; the longest idle one makes way for a new one.
         pipeline: requests of one connection that wait for their answers.
@@ -332,7 +333,9 @@ class Connection(asyncio.Protocol):
                 f"{http.limits.body_bytes}."
             )  # fmt: skip
         if http.buffered > http.limits.buffered_bytes:
-            raise RefusedError(503, "the server is receiving as many bytes as it holds; try again.")
+            raise RefusedError(
+                503, "the server holds as many bytes of requests as it may; try again."
+            )
 
     def on_message_complete(self) -> None:
         if self._upgrading:
@@ -340,8 +343,7 @@ class Connection(asyncio.Protocol):
         exchange = Exchange(self, self._method, self._target)
         exchange.keep = self._keep
         if self._body:
-            exchange.body = self._body
-            self.http.buffered -= len(self._body)
+            exchange.body = self._body  # counted until it is answered: it is held until then
             self._body = b""
         self.stage = _READY if self._keep else _LAST
         self.deadline = math.inf
@@ -372,6 +374,7 @@ class Connection(asyncio.Protocol):
         waiting = self._waiting
         while waiting and waiting[0].answered:
             exchange = waiting.popleft()
+            self.http.buffered -= len(exchange.body)
             last = not exchange.keep or (
                 self.http.draining and not waiting and self.stage is _READY
             )

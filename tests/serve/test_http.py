@@ -1,5 +1,6 @@
 """Connections: framing, order, limits, time-outs, and bytes that nobody should send."""
 
+import asyncio
 import http.client
 import json
 import time
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivetrain.serve.http import HttpLimits
+from drivetrain.serve.http import Connection, Http, HttpLimits
 
 ROW = json.dumps({"carrier": "AA", "distance": 1.0, "hour": 7}).encode()
 HOST = b"Host: x\r\n"
@@ -164,6 +165,49 @@ def test_bodies_of_all_connections_together_are_bounded(serve):
     assert statuses(data) == [503]
     assert b"Retry-After: 1" in data
     assert client.post("/predict/tiny", ROW).status == 200
+
+
+class Written(asyncio.Transport):
+    """What a connection wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.data = b""
+
+    def write(self, data):
+        self.data += data
+
+    def is_closing(self):
+        return False
+
+    def can_write_eof(self):
+        return True
+
+    def write_eof(self):
+        pass
+
+
+def connected(server: Http) -> tuple[Connection, Written]:
+    connection, transport = Connection(server), Written()
+    connection.connection_made(transport)
+    return connection, transport
+
+
+def test_a_body_counts_until_its_request_is_answered_even_if_the_client_has_gone():
+    held = []
+    server = Http(held.append, HttpLimits(buffered_bytes=100))
+    one, _ = connected(server)
+    one.data_received(post(b"x" * 60))
+    other, refused = connected(server)
+    other.data_received(post(b"x" * 60))
+    assert statuses(refused.data) == [503]
+    one.connection_lost(None)
+    assert server.buffered == 60
+    held[0].respond(200)
+    assert server.buffered == 0
+    third, _ = connected(server)
+    third.data_received(post(b"x" * 60))
+    assert len(held) == 2
 
 
 @pytest.mark.parametrize(
