@@ -35,6 +35,9 @@ _FAILURES: dict[str, type[Exception]] = {
     error.__name__: error for error in (ValueError, OSError, ImportError)
 }
 _FAILED = 70
+_TEXT = 600
+"""Characters of an error that are told: at six bytes each in JSON, such as for Chinese, the line
+fits a pipe's PIPE_BUF of 4096. In two writes the lines of two workers would mix."""
 
 
 @dataclass
@@ -376,4 +379,4 @@ def _described(error: Exception) -> tuple[str, str]:
     """The kind of an error, as the supervisor can raise it again, and its text."""
     kinds = [kind for kind, known in _FAILURES.items() if isinstance(error, known)]
     text = str(error) or repr(error)
-    return (kinds[0] if kinds else type(error).__name__), text[:2000]
+    return (kinds[0] if kinds else type(error).__name__), text[:_TEXT]

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from drivetrain.serve.listen import bind, bind_shared, silence
 from drivetrain.serve.server import Server
+from drivetrain.serve.supervisor import _described
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers share a port on Linux")
 
@@ -224,6 +226,13 @@ def test_a_bundle_that_cannot_be_served_is_the_supervisors_error(several, tiny, 
     _, error = server.child.communicate()
     assert "ValueError" in error
     assert "found digest" in error
+
+
+def test_what_a_worker_tells_of_an_error_is_written_at_once_in_any_script():
+    kind, text = _described(FileNotFoundError("找不到文件" * 1000))
+    assert (kind, text[:5]) == ("OSError", "找不到文件")
+    line = json.dumps({"seat": 63, "failed": (kind, text)})
+    assert len(line) < select.PIPE_BUF
 
 
 def test_a_port_that_is_taken_is_the_supervisors_error(tiny):
