@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 from drivetrain.compress.report import compare
 from drivetrain.core import durable, sketch
-from drivetrain.core.batch import Batch
+from drivetrain.core.batch import BYTES_SUFFIX, PIXELS_SUFFIX, Batch
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.describe import canonical, describe, digest
 from drivetrain.core.errors import unknown, wrong
@@ -356,8 +356,9 @@ def _bundle(system: System, data: Data, features: Features, graph: Graph, work: 
 
 
 def _used(graph: Graph, schema: Schema) -> list[str]:
-    taken = {name.removesuffix(".utf8") for name in graph.inputs.names}
-    return [name for name in schema.names if name in taken]
+    taken = set(graph.inputs.names)
+    forms = ("", BYTES_SUFFIX, PIXELS_SUFFIX)
+    return [n for n in schema.names if any(n + form in taken for form in forms)]
 
 
 def trimmed(fitted: Fitted) -> Fitted:
