@@ -243,7 +243,7 @@ class Connection(asyncio.Protocol):
         self.stage = _HEAD
         self._target = b""
         self.headers = {}
-        self._head_bytes = self._head_count = 0
+        self._head_bytes = self._head_count = self._wire_bytes = 0
         self.deadline = monotonic() + self.http.limits.header_seconds
 
     def on_url(self, url: bytes) -> None:

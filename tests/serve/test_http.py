@@ -186,11 +186,28 @@ class Written(asyncio.Transport):
     def write_eof(self):
         pass
 
+    def pause_reading(self):
+        pass
+
+    def resume_reading(self):
+        pass
+
 
 def connected(server: Http) -> tuple[Connection, Written]:
     connection, transport = Connection(server), Written()
     connection.connection_made(transport)
     return connection, transport
+
+
+def test_a_stream_of_requests_that_no_read_ends_with_is_answered_whole():
+    """Each read ends within a request, so the connection is never found between two."""
+    connection, transport = connected(Http(lambda e: e.respond(200, b"{}"), HttpLimits()))
+    stream = post(b"x" * 100) * 6000
+    size = 1 << 16
+    for start in range(0, len(stream), size):
+        connection.data_received(stream[start : start + size])
+    assert len(stream) > 2 * (256 << 10)
+    assert statuses(transport.data) == [200] * 6000
 
 
 def test_a_body_counts_until_its_request_is_answered_even_if_the_client_has_gone():
