@@ -94,6 +94,8 @@ def _behind_blocks(model: "onnx.ModelProto", source: Examples, target: str) -> "
 
     onnx = need("onnx", "train")
     helper, numbers = onnx.helper, onnx.TensorProto
+    # converters call tensors what a target may be called too, such as label
+    model = onnx.compose.add_prefix(model, "estimator/")
     graph = model.graph
     initial = {tensor.name for tensor in graph.initializer}
     taken = [value for value in graph.input if value.name not in initial]
@@ -103,7 +105,11 @@ def _behind_blocks(model: "onnx.ModelProto", source: Examples, target: str) -> "
     if len(floats) != 1:
         names = [value.name for value in graph.output]
         raise wrong("the converted model's outputs", names, "one float tensor (zipmap off)")
-    width = floats[0].type.tensor_type.shape.dim[-1].dim_value
+    dimensions = floats[0].type.tensor_type.shape.dim
+    width = dimensions[-1].dim_value if dimensions else 0
+    if not width:  # of two columns the second counts, of one the first: a guess may be its contrary
+        found = [d.dim_param or d.dim_value or None for d in dimensions]
+        raise wrong("the converted model's output", found, "[rows, classes] with a known number")
     blocks = list(source.features.tensors)
     before = [
         helper.make_node("Cast", [field.name], [f"{field.name}/float"], to=numbers.FLOAT)

@@ -135,6 +135,32 @@ def test_the_graph_answers_what_the_estimator_does(
     assert np.ptp(due) > 0.05, "it learned something that could differ"
 
 
+@pytest.mark.parametrize("name", ["label", "probabilities", "x"])
+@pytest.mark.parametrize(("make", "convert"), [(lgbm(), lightgbm), (logistic, sklearn)])
+def test_a_target_may_be_called_as_converters_call_a_tensor(
+    make: Any, convert: Any, name: str, tmp_path: Path
+) -> None:
+    class Renamed(Rows):
+        def tables(self, split: str) -> dict[str, Any]:
+            table = super().tables(split)
+            return {**table, name: table["y"]}
+
+    source = Renamed(targets=Schema((Field(name, "int64"),)))
+    _, graph = fitted(tmp_path, make, source, Estimator(convert=convert))
+    assert graph.outputs.names == (name,)
+
+
+def test_probabilities_of_an_unknown_number_of_classes_are_refused(tmp_path: Path) -> None:
+    def forgetful(model: Any, width: int) -> Any:
+        converted = sklearn(model, width)
+        for value in converted.graph.output:
+            value.type.tensor_type.shape.dim[-1].Clear()
+        return converted
+
+    with pytest.raises(ValueError, match=r"output: .* a known number"):
+        fitted(tmp_path, logistic, Rows(), Estimator(convert=forgetful))
+
+
 def test_early_stopping_sees_the_validation_rows(tmp_path: Path) -> None:
     seen: list[Any] = []
 
