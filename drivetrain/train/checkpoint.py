@@ -63,9 +63,16 @@ class Checkpoints:
         for other in self.directory.glob(f"{head}-*.safetensors"):
             if other != path:  # the same step, from before its validation
                 other.unlink(missing_ok=True)
-        for old in list(self._files())[1 if final else KEPT :]:
+        for old in self._older(path, final):
             old.unlink(missing_ok=True)
         return path
+
+    def _older(self, path: Path, final: bool) -> list[Path]:
+        """What need not stay beside ``path``, which was just written."""
+        if final:
+            return [file for file in self._files() if file != path]
+        # What another training left at later steps is newer by name, and pushes nothing out.
+        return [f for f in self._files() if "step-" <= f.name <= path.name][KEPT:]
 
     def latest(self) -> tuple[Checkpoint, bool] | None:
         """The newest whole checkpoint and whether it is the final one; None if there is none."""

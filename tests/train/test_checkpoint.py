@@ -43,6 +43,19 @@ def test_a_step_that_is_saved_again_replaces_itself(tmp_path: Path) -> None:
     assert found[0].state["best"] == 1.0
 
 
+def test_what_another_training_left_at_later_steps_pushes_nothing_out(tmp_path: Path) -> None:
+    other = Checkpoints(tmp_path, "another")
+    other.save(some(90), 90)
+    other.save(some(91), 91)
+    other.save(some(91), 91, final=True)
+    other.save(some(92), 92)
+    other.save(some(93), 93)
+    assert [path.exists() for path in fill(tmp_path, 3)] == [False, True, True]
+    assert at(tmp_path) == 3
+    Checkpoints(tmp_path, "one").save(some(4), 4, final=True)
+    assert [path.name[:5] for path in tmp_path.iterdir()] == ["final"]
+
+
 def test_nothing_there_is_nothing(tmp_path: Path) -> None:
     assert at(tmp_path / "absent") is None
 
