@@ -14,11 +14,11 @@ from typing import Any, cast
 def describe(value: object) -> Any:
     """``value`` as JSON-like data that changes when what it declares changes.
 
-    Dataclasses become ``{"type": …, field: …}``, those of other packages with the digest of their
-    class's source as ``code``; a function or a class that is not a dataclass
-    is described by its name, the digest of its source and what it holds: defaults, the variables
-    that it closes over, the arguments of a ``functools.partial``, the object of a bound method.
-    Globals that a function reads are not followed.
+    Objects become ``{"type": …, field: …}``, those of other packages with the digest of their
+    class's source as ``code``; a function or a class is described by its name, the digest of its
+    source and what it holds: defaults, the variables that it closes over, the arguments of a
+    ``functools.partial``, the object of a bound method. Globals that a function reads are not
+    followed.
 
     Raises:
         TypeError: the value has no canonical description.
@@ -66,14 +66,15 @@ def _describe_object(value: Any, inside: tuple[int, ...]) -> Any:
         content = hashlib.sha256(value.tobytes()).hexdigest()
         shape = list(value.shape)
         return {"type": kind, "dtype": str(value.dtype), "shape": shape, "sha256": content}
+    code = _own_code(cast("type", type(value)))
     try:
         held = cast("object", vars(value))
     except TypeError:  # without a dictionary, such as torch.float32: what a copy is made from
         try:
-            held = {"value": value.__reduce__()}
+            held, code = {"value": value.__reduce__()}, {}
         except TypeError:
             raise TypeError(f"{value!r}, a {kind}, has no canonical description") from None
-    return {"type": kind, **_describe(held, inside)}
+    return {"type": kind, **_describe(held, inside), **code}
 
 
 def _describe_code(value: Any, inside: tuple[int, ...]) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def _describe_code(value: Any, inside: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _own_code(kind: type) -> dict[str, str]:
-    """What a user's own dataclass does; that of this package is known by the package's version."""
+    """What a user's own class does; that of this package is known by the package's version."""
     if kind.__module__.partition(".")[0] == __name__.partition(".")[0]:
         return {}
     return {"code": _source_digest(kind, kind.__qualname__)}

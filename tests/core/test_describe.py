@@ -64,9 +64,10 @@ def test_a_dataclass_is_its_type_and_its_declared_fields():
     assert digest(Point(1.0)) != digest(Point(2.0))
 
 
-def test_a_dataclass_of_the_user_s_is_its_source_too(tmp_path: Path):
+@pytest.mark.parametrize("decorator", ["", "@dataclass(frozen=True)\n"])
+def test_an_object_of_the_user_s_is_its_source_too(tmp_path: Path, decorator: str):
     """A source or a pass whose code was changed is another one, though its fields are the same."""
-    text = "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Own:\n"
+    text = f"from dataclasses import dataclass\n\n{decorator}class Own:\n"
     text += "    x: int = 1\n    def rows(self):\n        return {}\n"
     digests = set[str]()
     for number in (0, 1, 1):
