@@ -42,11 +42,15 @@ class Index(Together, OneColumn):
 
     def statistics(self) -> Sequence[Statistic]:
         """How often each value occurs."""
-        return (TopK(self.column),)
+        return (self._counted,)
+
+    @property
+    def _counted(self) -> TopK:
+        return TopK(self.column, max(TopK.capacity, self.size or 0))
 
     def vocabulary(self, fitted: "Fitted") -> list[str | int]:
         """The values that have a position of their own, the commonest first."""
-        counts = cast("Counts", fitted[TopK(self.column)])
+        counts = cast("Counts", fitted[self._counted])
         known = [value for value, count in counts.values if count >= self.min_count]
         return known[: self.size]
 

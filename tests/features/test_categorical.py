@@ -9,6 +9,7 @@ import pytest
 from drivetrain.core.batch import Batch, column_of
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.core.sketch import measure
+from drivetrain.core.statistic import TopK
 from drivetrain.features.categorical import Bucket, Id, Index
 from drivetrain.features.compile import compile
 from drivetrain.features.hashing import Cross, Hash
@@ -43,6 +44,11 @@ def test_rare_values_and_those_beyond_the_size_are_unknown() -> None:
     batch = rows(s=["a", "b", "c"])
     assert index(Index("s", min_count=2), train, batch) == [2, 3, 1]
     assert index(Index("s", size=1), train, batch) == [2, 1, 1]
+
+
+def test_a_large_size_is_counted_in_full() -> None:
+    assert Index("s", size=3_000_000).statistics() == (TopK("s", 3_000_000),)
+    assert Index("s", size=10).statistics() == Index("s").statistics() == (TopK("s"),)
 
 
 def test_integers_have_a_vocabulary_to_the_last_unit() -> None:

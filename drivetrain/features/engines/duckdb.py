@@ -107,7 +107,9 @@ class _Table:
         self, connection: Any, files: list[str], schema: Schema, statistics: Sequence[Statistic]
     ) -> None:
         self._connection = connection
-        self._source = f"read_parquet([{', '.join(_text(file) for file in files)}])"
+        # A folder that is called like k=7 would otherwise put 7 in the place of the column k.
+        listed = ", ".join(_text(file) for file in files)
+        self._source = f"read_parquet([{listed}], hive_partitioning = false)"
         described = connection.execute(f"DESCRIBE SELECT * FROM {self._source}").fetchall()
         kinds = {name: kind for name, kind, *_ in described}
         self.rows: int = self._row(f"SELECT count(*) FROM {self._source}")[0]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,15 @@ def test_two_files_are_measured_as_one_table(parquet: Any, way: None, each: Any)
     right = pa.table({"s": ["b", None], "x": [-4.0, 1e-3]})
     source = parquet(left, right)
     assert_measures(source, [*counted("s"), *numeric("x")], each)
+
+
+def test_the_name_of_a_folder_is_no_column(parquet: Any, tmp_path: Path) -> None:
+    source = parquet(pa.table({"k": [1, 2, 2]}))
+    folder = tmp_path / "k=7"
+    folder.mkdir()
+    path = Path(source.paths[0]).rename(folder / "p.parquet")
+    source = replace(source, paths=(str(path),))
+    assert_measures(source, [*counted("k"), *numeric("k")], DuckDB(threads=1))
 
 
 def made(rows: int) -> pa.Table:
