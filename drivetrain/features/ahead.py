@@ -1,9 +1,8 @@
 """Iterators that make their next items in threads while the caller uses the last one."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -50,5 +49,5 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], threads: int) ->
 
 
 def _close(source: Iterator[object]) -> None:
-    with suppress(AttributeError):  # only generators have one
-        source.close()  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(source, Generator):
+        source.close()

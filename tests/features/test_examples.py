@@ -258,6 +258,17 @@ def test_hardly_any_rows(cache: Path | None, length: int) -> None:
     )
 
 
+def test_a_batch_without_rows_is_passed_over(cache: Path | None) -> None:
+    class Halting(Numbered):
+        def batches(self, split: Split, shard: Shard = Shard()) -> Iterator[Batch]:
+            for batch in super().batches(split, shard):
+                yield batch.slice(0, 0)
+                yield batch
+
+    examples = Examples(Halting(20), Twice(), TARGETS, cache)
+    assert numbers(examples.batches("train", size=4)) == list(range(20))
+
+
 def test_missing_targets_are_refused_with_the_way_out(tmp_path: Path) -> None:
     examples = made(30, tmp_path / "a", lacks=(3, 5, 29))
     expected = r"target 'late': found 3 missing among 30 rows of split 'train'.*is_not_null"
