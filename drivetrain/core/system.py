@@ -50,6 +50,12 @@ class System:
                 raise wrong(f"System.{attribute}", value, "a tuple, such as (x,) for a single one")
         if not self.features:
             raise wrong("System.features", (), "at least one feature")
+        for target in self.targets:
+            if target in BLOCKS:
+                raise ValueError(
+                    f"target {target!r}: that is the name of a block of features; give the column "
+                    f"another one with .rename(…={target!r})."
+                )
         names = [feature.name for feature in self.features]
         for name in names:
             if names.count(name) > 1:

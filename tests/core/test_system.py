@@ -54,6 +54,7 @@ def test_bad_names(name: str):
         ({"features": Column("delay")}, r"System.features: .*a tuple, such as \(x,\)"),
         ({"features": ()}, "at least one feature"),
         ({"targets": "late"}, "System.targets: .*a tuple"),
+        ({"targets": ("late", "index")}, "target 'index': that is the name of a block"),
         ({"features": (Column("delay"), Column("delay"))}, "'delay' is declared twice"),
         ({"features": (Column("delay"), Column("dense"))}, "feature 'dense': that name is taken"),
         ({"features": (Column("delay"), Column("late"))}, "feature 'late': that name is taken"),
