@@ -29,6 +29,7 @@ from drivetrain.events import (
     fingerprint,
     prepare,
 )
+from drivetrain.events.prepared import find
 from drivetrain.events.shelf import ColumnDigest
 
 NAMES = ("n", "x", "s", "b", "t", "v")
@@ -186,6 +187,13 @@ def test_an_empty_split_is_a_warning_and_reads_as_no_rows(made, tmp_path):
     assert list(ready.batches("test")) == []
     with pytest.raises(ValueError, match=r"unknown split 'tset'\. Did you mean 'test'"):
         ready.rows("tset")
+
+
+def test_rows_are_found_by_their_digest_once_they_are_whole(made, tmp_path):
+    ready = prepare(made, ("n",), tmp_path / "room" / "ready")
+    assert find(tmp_path / "room", ready.digest) == ready
+    ready.directory.rename(tmp_path / "room" / ".ready.tmp")
+    assert find(tmp_path / "room", ready.digest) is None
 
 
 def test_any_source_can_be_prepared(tmp_path):
