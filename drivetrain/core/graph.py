@@ -86,8 +86,9 @@ class Graph:
     @cached_property
     def inputs(self) -> Schema:
         """The graph's inputs, without the dimension of the rows."""
-        initial = {tensor.name for tensor in self.proto.graph.initializer}
-        return _schema([v for v in self.proto.graph.input if v.name not in initial])
+        graph = self.proto.graph
+        initial = {tensor.name for tensor in graph.initializer}
+        return _schema([v for v in graph.input if v.name not in initial])
 
     @cached_property
     def outputs(self) -> Schema:
