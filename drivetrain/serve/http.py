@@ -438,6 +438,8 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
         elif self.stage is _READY:
             self.close()
+        elif self._paused:  # it is this server that does not read on, not the client that is slow
+            self.deadline = monotonic() + self.http.limits.header_seconds
         else:
             limits = self.http.limits
             part, seconds = (

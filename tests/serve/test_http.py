@@ -210,6 +210,20 @@ def test_a_stream_of_requests_that_no_read_ends_with_is_answered_whole():
     assert statuses(transport.data) == [200] * 6000
 
 
+def test_a_request_that_the_server_does_not_read_on_is_not_called_slow():
+    held = []
+    server = Http(held.append, HttpLimits(pipeline=1, header_seconds=0.01))
+    connection, transport = connected(server)
+    connection.data_received(post() + post()[:20])
+    time.sleep(0.02)
+    server.tick()
+    assert transport.data == b""
+    held[0].respond(200)
+    connection.data_received(post()[20:])
+    held[1].respond(200)
+    assert statuses(transport.data) == [200, 200]
+
+
 def test_a_body_counts_until_its_request_is_answered_even_if_the_client_has_gone():
     held = []
     server = Http(held.append, HttpLimits(buffered_bytes=100))
