@@ -66,7 +66,7 @@ def _describe_object(value: Any, inside: tuple[int, ...]) -> Any:
         content = hashlib.sha256(value.tobytes()).hexdigest()
         shape = list(value.shape)
         return {"type": kind, "dtype": str(value.dtype), "shape": shape, "sha256": content}
-    code = _own_code(cast("type", type(value)))
+    code = _own_code(cast("object", value).__class__)
     try:
         held = cast("object", vars(value))
     except TypeError:  # without a dictionary, such as torch.float32: what a copy is made from
