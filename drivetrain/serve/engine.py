@@ -24,7 +24,8 @@ class Batching:
         rows: a run takes further requests up to this many rows.
         queue_rows: rows that may wait for a run; a request that finds more is sent away.
         inline_seconds: a run that is expected to take less happens on the loop's own thread; a
-            hand-over to another costs about as much as it would hide.
+            hand-over to another costs about as much as it would hide. What decodes images is
+            always handed over.
         threads: for the runs that take longer, all models together.
     """
 
@@ -155,7 +156,7 @@ class Engine:
         if not batch:
             return
         cost = lane.model.cost
-        if cost.seconds(rows) <= self.batching.inline_seconds:
+        if cost.steady and cost.seconds(rows) <= self.batching.inline_seconds:
             self._land(lane, batch, rows, *_compute(lane.model, batch))
             return
         lane.running = True

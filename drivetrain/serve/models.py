@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drivetrain.core.batch import Array, Batch, Column
+from drivetrain.core.batch import PIXELS_SUFFIX, Array, Batch, Column
 from drivetrain.core.bundle import GRAPH, Bundle
 from drivetrain.core.errors import wrong
 from drivetrain.core.graph import Session
@@ -53,9 +53,12 @@ class Cost:
 
     Attributes:
         pays: whether a batch costs clearly less than its requests alone.
+        steady: whether the number of rows tells the time; an encoded image takes as long to
+            decode as its sender likes.
     """
 
-    def __init__(self, one: float, several: float, rows: int) -> None:
+    def __init__(self, one: float, several: float, rows: int, steady: bool = True) -> None:
+        self.steady = steady
         self.per_row = max(several - one, 0.0) / (rows - 1)
         self.fixed = max(one - self.per_row, 0.0)
         self.pays = several < _PAYS * rows * one
@@ -147,7 +150,8 @@ class Model:
                     self._check_outputs(outputs, rows)
                 if spent > 0.05 and attempt:
                     break
-        return Cost(times[1], times[_WARM_ROWS], _WARM_ROWS)
+        steady = not any(name.endswith(PIXELS_SUFFIX) for name, _ in self._session.inputs)
+        return Cost(times[1], times[_WARM_ROWS], _WARM_ROWS, steady)
 
     def _check_outputs(self, outputs: Sequence[Array], rows: int) -> None:
         for field, array in zip(self.bundle.manifest.outputs, outputs, strict=True):

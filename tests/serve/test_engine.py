@@ -46,9 +46,11 @@ class Doubling:
         outputs = Schema((Field("twice", "float32"),))
         self.bundle = SimpleNamespace(manifest=SimpleNamespace(outputs=outputs))
         self.runs = []
+        self.threads = set()
         self.gate = gate
 
     def run(self, requests):
+        self.threads.add(threading.current_thread().name)
         values = np.concatenate([request[0] for request in requests])
         self.runs.append(values.tolist())
         if self.gate is not None:
@@ -112,6 +114,14 @@ def test_a_model_that_gains_nothing_by_batches_runs_one_request_at_a_time():
     tasks = [Noted(model, [n]) for n in range(4)]
     drive(model, tasks)
     assert model.runs == [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_only_a_run_whose_time_is_known_holds_the_loop(steady):
+    model = Doubling()
+    model.cost.steady = steady
+    drive(model, [Noted(model, [1])], inline_seconds=1.0)
+    assert {name.startswith("drivetrain-run") for name in model.threads} == {not steady}
 
 
 def test_what_arrives_during_a_run_is_the_next_run():
