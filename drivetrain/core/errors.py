@@ -3,10 +3,15 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST_NAME = 1000
+"""Of a name that may be meant: comparing takes as long as the name is, and clients send any."""
+
 
 def nearest(found: str, allowed: Iterable[str]) -> str | None:
     """The allowed name most like ``found``, or None when nothing is close."""
     names = list(allowed)
+    if len(found) > _LONGEST_NAME:
+        return None
     close = get_close_matches(found, names, n=1, cutoff=0.6)
     if close:
         return close[0]
@@ -29,11 +34,16 @@ def unknown(what: str, found: str, allowed: Iterable[str], where: str = "") -> V
     place = f" in {where}" if where else ""
     guess = nearest(found, names)
     hint = f" Did you mean {guess!r}?" if guess else ""
-    return ValueError(f"unknown {what} {found!r}{place}.{hint} Allowed: {shown or 'none'}.")
+    return ValueError(
+        f"unknown {what} {_short(found, 300)}{place}.{hint} Allowed: {shown or 'none'}."
+    )
 
 
 def wrong(where: str, found: object, allowed: str) -> ValueError:
     """The error for a value of the wrong kind: the place, what was found and what is allowed."""
+    return ValueError(f"{where}: found {_short(found)}, allowed: {allowed}.")
+
+
+def _short(found: object, most: int = 80) -> str:
     text = repr(found)
-    text = text if len(text) <= 80 else text[:77] + "…"
-    return ValueError(f"{where}: found {text}, allowed: {allowed}.")
+    return text if len(text) <= most else text[: most - 3] + "…"

@@ -13,6 +13,13 @@ def test_unknown_names_the_offender_the_place_the_nearest_and_what_is_allowed():
     )
 
 
+def test_a_name_of_a_million_letters_is_neither_compared_nor_repeated():
+    error = str(unknown("column", "delay" * 200_000, ["delay"]))
+    assert len(error) < 400
+    assert error.startswith("unknown column 'delaydelay")
+    assert nearest("delay" * 200_000, ["delay" * 199_999]) is None
+
+
 def test_unknown_guesses_nothing_where_nothing_is_near():
     assert str(unknown("key", "zzz", ["epochs"])) == "unknown key 'zzz'. Allowed: epochs."
     assert str(unknown("key", "zzz", [])) == "unknown key 'zzz'. Allowed: none."
