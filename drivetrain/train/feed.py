@@ -1,10 +1,12 @@
 """Batches of numpy arrays as tensors on a device, without a copy where none is needed."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from drivetrain.core.batch import Batch
+from drivetrain.core.batch import Array, Batch
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import MISSING_INT, Schema
 from drivetrain.core.seams import Examples
@@ -16,15 +18,22 @@ class Feed:
     Args:
         examples: says which columns are inputs and which are targets.
         device: where the tensors live.
+        labels: raises ValueError for targets that the loss can't learn from; None takes all.
 
     Raises:
         ValueError: a target is text.
     """
 
-    def __init__(self, examples: Examples, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        device: str = "cpu",
+        labels: Callable[[Mapping[str, Array]], None] | None = None,
+    ) -> None:
         self.inputs = examples.features.tensors.names
         self.targets = examples.targets.names
         self.device = None if device == "cpu" else torch.device(device)
+        self.labels = labels
         _check_numbers(examples.targets)
 
     def __call__(self, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -53,7 +62,8 @@ class Feed:
         """Hold a batch's targets against what a loss can use.
 
         Raises:
-            ValueError: a target is missing somewhere; names the row.
+            ValueError: a target is missing somewhere, or is none that the loss knows; names the
+                row.
         """
         for name in self.targets:
             column = batch[name]
@@ -65,6 +75,8 @@ class Feed:
                     column[row].item() if column.ndim == 1 else column[row].tolist(),
                     "numbers only; drop the rows that have no outcome from the events",
                 )
+        if self.labels is not None:
+            self.labels({name: batch[name] for name in self.targets})
 
 
 def _check_numbers(targets: Schema) -> None:

@@ -9,9 +9,14 @@ from drivetrain.core.errors import wrong
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from drivetrain.core.batch import Array
+
 
 class Loss(Protocol):
-    """Any callable is a loss; one that also has ``predictions`` and ``scores`` says more."""
+    """Any callable is a loss; one that also has ``predictions`` and ``scores`` says more.
+
+    One that has ``check`` is asked of each batch of arrays, once, whether it can learn from them.
+    """
 
     def __call__(self, outputs: Any, targets: Mapping[str, "Tensor"], /) -> "Tensor":
         """The mean loss of a batch: a scalar tensor.
@@ -50,6 +55,15 @@ class BinaryCrossEntropy:
         if self.smoothing:
             labels = labels * (1 - self.smoothing) + self.smoothing / 2
         return binary_cross_entropy_with_logits(outputs, labels)
+
+    def check(self, targets: Mapping[str, "Array"]) -> None:
+        """Refuse labels that are no probabilities: the loss would fall without end, below 0.
+
+        Raises:
+            ValueError: names the target, the label and the row of the batch.
+        """
+        labels = targets[self.target]
+        _refuse(self.target, labels, (labels < 0) | (labels > 1), "0 and 1, or what lies between")
 
     def predictions(self, outputs: "Tensor") -> dict[str, "Tensor"]:
         """The probability of 1, ``[rows]``."""
@@ -90,6 +104,15 @@ class CrossEntropy:
             outputs = outputs.flatten(0, 1)
         return cross_entropy(outputs, labels, label_smoothing=self.smoothing)
 
+    def check(self, targets: Mapping[str, "Array"]) -> None:
+        """Refuse labels that name no class; torch would pass over -100 without a word.
+
+        Raises:
+            ValueError: names the target, the label and the row of the batch.
+        """
+        labels = targets[self.target]
+        _refuse(self.target, labels, (labels < 0) | (labels % 1 != 0), "classes as integers from 0")
+
     def predictions(self, outputs: "Tensor") -> dict[str, "Tensor"]:
         """The probability of each class, ``[rows, classes]``."""
         return {self.target: _mean_of_members(outputs.softmax(-1), 2)}
@@ -129,6 +152,12 @@ class MeanSquaredError:
         """``loss``: the squared error of the predictions."""
         error = _mean_of_members(outputs, 1).double() - targets[self.target].double()
         return {"loss": error.square().mean()}
+
+
+def _refuse(target: str, labels: "Array", bad: "Array", allowed: str) -> None:
+    rows = bad.nonzero()[0]
+    if len(rows):
+        raise wrong(f"target {target!r}, row {rows[0]} of a batch", labels[bad][0].item(), allowed)
 
 
 def _like(labels: "Tensor", outputs: "Tensor") -> "Tensor":

@@ -164,7 +164,7 @@ class Single:
         loop = Loop(
             step,
             source,
-            Feed(source, run.device),
+            Feed(source, run.device, getattr(self.loss, "check", None)),
             epochs=self.epochs,
             batch_size=self.batch_size,
             seed=self.seed,

@@ -26,6 +26,24 @@ def test_members_are_averaged_as_losses_in_training_and_as_probabilities_after()
     torch.testing.assert_close(loss.scores(logits, {"y": Y})["loss"].float(), served)
 
 
+@pytest.mark.parametrize(
+    ("loss", "known", "unknown"),
+    [
+        (BinaryCrossEntropy("y"), [0, 1], [[1, 2], [0, -1]]),
+        (BinaryCrossEntropy("y"), [0.0, 0.3, 1.0], [[0.5, 1.5]]),
+        (CrossEntropy("y"), [0, 3, 1], [[0, -1], [0, -100]]),
+        (CrossEntropy("y"), [0.0, 2.0], [[0.0, 0.5]]),
+    ],
+)
+def test_labels_are_held_against_what_the_loss_knows(
+    loss: BinaryCrossEntropy | CrossEntropy, known: list[float], unknown: list[list[float]]
+) -> None:
+    loss.check({"y": np.array(known)})
+    for labels in unknown:
+        with pytest.raises(ValueError, match=f"target 'y', row 1 of a batch: found {labels[1]},"):
+            loss.check({"y": np.array(labels)})
+
+
 def test_smoothing_moves_labels_to_the_middle() -> None:
     logits = torch.tensor([0.3, -2.0, 1.0, 0.0, 5.0])
     found = BinaryCrossEntropy("y", smoothing=0.2)(logits, {"y": Y})

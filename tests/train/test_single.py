@@ -252,6 +252,25 @@ def test_no_rows_and_missing_targets_are_refused(made: Any, tmp_path: Path) -> N
         fit(Single(loss=BCE), examples, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("loss", "label", "message"),
+    [
+        (BCE, 2, "found 2, allowed: 0 and 1"),
+        (CrossEntropy("y"), -100, "found -100, allowed: class"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "validate"])
+def test_labels_that_the_loss_does_not_know_are_refused(
+    loss: Any, label: int, message: str, split: str, made: Any, tmp_path: Path
+) -> None:
+    examples = made(100, validate=50)
+    examples.tables[split]["y"][7] = label
+    model = build(MLP(hidden=(8,), outputs=1 if loss is BCE else 2), examples.features)
+    with pytest.raises(ValueError, match=rf"target 'y', row \d+ of a batch: {message}"):
+        Single(loss=loss).fit(model, examples, Run(directory=tmp_path))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_cosine_over_an_unknown_number_of_rows_is_refused(made: Any, tmp_path: Path) -> None:
     examples = made(100)
     examples.rows = lambda split: None
