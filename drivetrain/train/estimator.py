@@ -78,6 +78,8 @@ def _arrays(source: Examples, split: Split, run: Run) -> "Arrays":
             found.append(batch[name])
         done += len(batch)
         run.emit(Progress(stage=f"train: reading {split}", done=done, total=total))
+    if not done:
+        raise ValueError(f"split {split!r}: found 0 rows, allowed: at least 1.")
     return np.concatenate(blocks), {n: np.concatenate(found) for n, found in targets.items()}
 
 

@@ -150,6 +150,16 @@ def test_a_target_may_be_called_as_converters_call_a_tensor(
     assert graph.outputs.names == (name,)
 
 
+def test_an_empty_split_is_refused_by_its_name(tmp_path: Path) -> None:
+    class Empty(Rows):
+        def batches(self, split: Any, *args: Any, size: int, **kwargs: Any) -> Iterator[Batch]:
+            return super().batches(split, size=size) if split == "train" else iter(())
+
+    strategy = Estimator(convert=sklearn, fit_arguments=lambda x, y: {})
+    with pytest.raises(ValueError, match="split 'validate': found 0 rows"):
+        fitted(tmp_path, logistic, Empty(), strategy)
+
+
 def test_probabilities_of_an_unknown_number_of_classes_are_refused(tmp_path: Path) -> None:
     def forgetful(model: Any, width: int) -> Any:
         converted = sklearn(model, width)
