@@ -209,6 +209,8 @@ class Registry:
     def history(self, alias: str) -> tuple[tuple[str, str], ...]:
         """Each bundle that an alias has meant, with the time from which it did; now last.
 
+        One that was rolled back is forgotten, and the time is then that of the rollback.
+
         Raises:
             ValueError: no such alias, or a damaged one.
         """
