@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        0 when all is well, 1 when a probe's bound is broken, 2 for a mistake in what was asked.
+        0 when all is well; 1 when `run` or `test` finds a bound broken, or `watch --once` a
+        problem; 2 for what cannot be done, such as promoting a bundle whose bounds do not hold.
     """
     options = _parser().parse_args(arguments)
     # Threads that wait for each other sleep instead of spinning: on a machine that others use too,
@@ -286,8 +287,12 @@ def _rollback(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    import logging
+
     from drivetrain.serve.server import Server
 
+    # New versions and replaced workers are told with their time, not errors alone.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     site = _site(options)
     registry = _registry(site)
     registry.open(options.alias)  # fail before a port is taken
@@ -314,7 +319,8 @@ def _watch(options: argparse.Namespace) -> int:
 
     site = _site(options)
     bundle = _registry(site).open(options.alias)
-    url = options.url or f"http://{site.serve.host}:{site.serve.port}"
+    host = f"[{site.serve.host}]" if ":" in site.serve.host else site.serve.host  # IPv6
+    url = options.url or f"http://{host}:{site.serve.port}"
     feedback = Path(site.serve.feedback) / options.alias if site.serve.feedback else None
     watch = Watch(url, bundle, feedback, model=options.alias, token=site.serve.token())
     return watch.run(once=options.once, json=options.json, port=options.port)
