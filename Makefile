@@ -47,7 +47,7 @@ system-packages: ## servers that some tests talk to, from the system's package m
 	@sh .ci/install-system-packages
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) -e '.[all,examples]'
