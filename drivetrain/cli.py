@@ -168,6 +168,9 @@ def _check(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     system, site = _read(options, options.file)
+    for name in ("nodes", "processes"):
+        if (found := getattr(site.resources, name)) != 1:
+            raise wrong(f"[resources] {name}", found, f"1 with {type(system.train).__name__}")
     if options.dry_run or site.launcher.kind != "inline":
         return _launch(options, system, site)
     from drivetrain.pipeline import run
@@ -195,9 +198,6 @@ def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
 
     if site.launcher.kind not in ("inline", "local"):
         raise wrong("[launcher] kind", site.launcher.kind, "inline, local")
-    if site.resources.processes != 1:
-        strategy = type(system.train).__name__
-        raise wrong("[resources] processes", site.resources.processes, f"1 with {strategy}")
     settings = [f"--set={item}" for item in (*options.set, "launcher.kind=inline")]
     on = [f"--on={options.on}"] if options.on else []
     until = [f"--until={options.until}"] if options.until else []

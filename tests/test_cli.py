@@ -246,6 +246,13 @@ def test_a_launcher_that_is_not_here_is_refused(
     assert says in err
 
 
+@pytest.mark.parametrize("name", ["nodes", "processes"])
+def test_more_than_one_process_is_never_passed_over(name: str, drive: Drive, ran: Any) -> None:
+    status, _, err = drive("run", ran.file, f"--set=resources.{name}=2")
+    assert status == 2
+    assert f"[resources] {name}: found 2, allowed: 1 with Single" in err
+
+
 # -- show ------------------------------------------------------------------------------------------
 
 
