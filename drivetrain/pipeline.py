@@ -183,7 +183,7 @@ def make_features(
     # What later events are compared with. A source that plays or samples is not read for it.
     watched = _watched(data.schema) if isinstance(data.source, Tabular) else []
     statistics = list(dict.fromkeys([*asked, *watched]))
-    key = digest(data.digest, describe(engine), [describe(s) for s in statistics])
+    key = digest(data.digest, describe(engine), [describe(s) for s in statistics], _packages())
     path = work / "features" / f"{key}.json"
     if path.exists():
         fitted = sketch.from_json(json.loads(path.read_bytes()))
@@ -229,7 +229,7 @@ def make_model(
         emit=emit,
     )
     device = resolve(site.device)
-    parts = (system.train, system.model, features.graph.digest, data.digest, device)
+    parts = (system.train, system.model, features.graph.digest, data.digest, device, _packages())
     directory = work / "train" / digest(*(describe(part) for part in parts))
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):

@@ -124,6 +124,17 @@ def test_a_change_remakes_only_what_follows_from_it(change: str, ran: Any, tmp_p
     assert bundle.digest != ran.bundle.digest
 
 
+def test_another_version_fits_and_trains_anew(
+    ran: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = ran.copy(tmp_path)
+    before = kept(site)
+    monkeypatch.setattr("drivetrain.pipeline._packages", lambda: {"drivetrain": "another"})
+    ran_again(replace(ran.system, compress=()), site)
+    remade = {room for room, entries in kept(site).items() if entries != before[room]}
+    assert remade == {"features", "train"}
+
+
 def test_changed_rows_remake_everything(declared: Any, make_events: Any, site: Site) -> None:
     file = declared(make_events(rows=600))
     system = replace(load(file), compress=())
