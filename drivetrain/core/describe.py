@@ -20,6 +20,9 @@ def describe(value: object) -> Any:
     ``functools.partial``, the object of a bound method. Globals that a function reads are not
     followed.
 
+    A field of a dataclass whose metadata has ``declared`` as False is left out; one with ``as``
+    is described by what that function makes of it.
+
     Raises:
         TypeError: the value has no canonical description.
     """
@@ -48,7 +51,7 @@ def _describe(value: object, inside: tuple[int, ...]) -> Any:
         return sorted((_describe(item, inside) for item in members), key=canonical)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
-            field.name: _describe(getattr(value, field.name), inside)
+            field.name: _describe(_declared(value, field), inside)
             for field in dataclasses.fields(value)
             if field.metadata.get("declared", True)
         }
@@ -56,6 +59,13 @@ def _describe(value: object, inside: tuple[int, ...]) -> Any:
     if isinstance(value, type) or callable(value):
         return _describe_code(value, inside)
     return _describe_object(value, inside)
+
+
+def _declared(value: object, field: "dataclasses.Field[Any]") -> object:
+    """A field's value, or what its metadata ``as`` makes of it: the part that is declared."""
+    found: object = getattr(value, field.name)
+    part = field.metadata.get("as")
+    return found if part is None else part(found)
 
 
 def _describe_object(value: Any, inside: tuple[int, ...]) -> Any:

@@ -7,7 +7,7 @@ the columns of the first. Timestamps with a zone become UTC; columns of nested t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from os import PathLike, fspath
 from typing import Literal, TypeAlias, get_args
 
@@ -20,16 +20,30 @@ Type = Literal["string", "int64", "float32", "float64", "timestamp"]
 Types: TypeAlias = Mapping[str, Type] | tuple[tuple[str, Type], ...] | None
 
 
+def _anywhere(paths: tuple[str, ...]) -> list[str]:
+    """Paths without the folders of one machine: where it keeps its files is not what they are.
+
+    Local absolute paths keep their last part; relative ones and those of object stores are whole.
+    """
+    chained = (path.split("::") for path in paths)
+    return ["::".join(map(_last, parts)) for parts in chained]
+
+
+def _last(part: str) -> str:
+    return part.rpartition("/")[2] if part.startswith(("/", "file:")) else part
+
+
 @dataclass(frozen=True, eq=False)
 class Files(Table):
     """Rows that lie in files.
 
     Attributes:
-        paths: one path, glob or URL, or several.
+        paths: one path, glob or URL, or several. Of absolute local ones only the last part is in
+            the system's digest and its bundle.
         time: the column that says when a row happened, if any.
     """
 
-    paths: Paths
+    paths: Paths = field(metadata={"as": _anywhere})
     _: KW_ONLY
     time: str | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
 

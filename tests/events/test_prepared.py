@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivetrain.core.batch import Batch, Categorical
+from drivetrain.core.describe import describe
 from drivetrain.core.metric import Metric, Note, Progress
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.core.seams import SPLITS, Shard, Tabular
@@ -292,6 +293,17 @@ def test_fingerprint_changes_with_the_declaration_and_with_any_file(tmp_path):
     (tmp_path / "b.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"b\.csv"):
         fingerprint(table())
+
+
+def test_a_declaration_says_nothing_of_the_machine_and_a_fingerprint_does(tmp_path):
+    for folder in ("home", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.csv").write_text("k,v\n1,2\n")
+    one, other = (CSV(tmp_path / folder / "a.csv") for folder in ("home", "other"))
+    assert describe(one) == describe(other)
+    assert fingerprint(one) != fingerprint(other)
+    paths = ("zip://a.csv::/home/me/a.zip", "data/*.csv", "s3://lake/a.csv", "file:///home/me/b")
+    assert describe(CSV(paths))["paths"] == ["zip://a.csv::a.zip", *paths[1:3], "b"]
 
 
 # -- the real flights, and memory ------------------------------------------------------------------
