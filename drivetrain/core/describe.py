@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import PurePath
-from types import FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
 
 
@@ -116,8 +116,19 @@ def _source_digest(value: Any, name: str) -> str:
     try:
         source = inspect.getsource(value)
     except (OSError, TypeError):
-        source = name  # a builtin or a compiled function: its name is all there is
+        # Typed at a prompt it has its instructions, and a builtin has nothing but its name.
+        source = _compiled(value.__code__) if isinstance(value, FunctionType) else name
     return hashlib.sha256(source.encode()).hexdigest()
+
+
+def _compiled(constant: object) -> str:
+    """What a function without source does: its instructions, the names and constants in them."""
+    if isinstance(constant, frozenset):  # is in another order in each process
+        return repr(sorted(map(repr, cast("frozenset[object]", constant))))
+    if not isinstance(constant, CodeType):
+        return repr(constant)
+    names = (constant.co_name, constant.co_names, constant.co_varnames)
+    return repr((names, constant.co_code.hex(), [_compiled(c) for c in constant.co_consts]))
 
 
 def _held(function: FunctionType) -> dict[str, object]:

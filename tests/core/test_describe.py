@@ -144,6 +144,13 @@ def test_a_recursive_function_is_described():
     assert digest(factory()) == digest(factory())
 
 
+def test_functions_typed_at_a_prompt_are_told_apart():
+    made = [eval(text) for text in ("lambda x: x + 1", "lambda x: x + 2", "lambda x: x + 1")]
+    nested = [eval(f"lambda: [y * {n} for y in 'ab']") for n in (2, 3, 2)]
+    for one, other, again in (made, nested):
+        assert digest(one) == digest(again) != digest(other)
+
+
 def test_a_value_without_a_description_is_refused():
     with pytest.raises(TypeError, match="a generator, has no canonical description"):
         digest(i for i in [1])
