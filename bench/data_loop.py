@@ -37,8 +37,8 @@ BATCH = 1024
 FEATURES = (
     *(dt.Scale(name) for name in made.NUMERIC),
     *(dt.Index(name, min_count=2) for name in made.TEXT),
-    dt.Cyclic("at", period="hour"),
-    dt.Cyclic("at", period="weekday"),
+    dt.Cyclic("at", period="hour", name="hour"),
+    dt.Cyclic("at", period="weekday", name="weekday"),
 )
 MODEL = MLP(hidden=(256, 128), dim=16)
 

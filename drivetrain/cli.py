@@ -8,10 +8,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.errors import wrong
+from drivetrain.core.job import Resources
 from drivetrain.core.metric import Emit, Emitted, Metric, fan_out
 from drivetrain.core.schema import Schema
 from drivetrain.core.site import Site
@@ -168,10 +170,9 @@ def _check(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     system, site = _read(options, options.file)
-    for name in ("nodes", "processes"):
-        if (found := getattr(site.resources, name)) != 1:
-            raise wrong(f"[resources] {name}", found, f"1 with {type(system.train).__name__}")
-    if options.dry_run or site.launcher.kind != "inline":
+    inline = site.launcher.kind == "inline" and not options.dry_run
+    _check_resources(system, site, inline)
+    if not inline:
         return _launch(options, system, site)
     from drivetrain.pipeline import run
 
@@ -190,6 +191,19 @@ def _run(options: argparse.Namespace) -> int:
     for bound in broken:
         print(f"drivetrain: a bound is broken: {bound}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _check_resources(system: "System", site: Site, inline: bool) -> None:
+    """Refuse what is asked for and would be given by nobody."""
+    strategy = type(system.train).__name__
+    nobody = {"nodes": f"1 with {strategy}", "processes": f"1 with {strategy}"}
+    nobody |= {"gpus": "0; device= names the one to use", "memory": "'' with a local launcher"}
+    if inline:
+        nobody["cpus"] = "0 with the launcher 'inline'"
+    for field in fields(Resources):
+        found = getattr(site.resources, field.name)
+        if field.name in nobody and found != field.default:
+            raise wrong(f"[resources] {field.name}", found, nobody[field.name])
 
 
 def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:

@@ -253,6 +253,29 @@ def test_more_than_one_process_is_never_passed_over(name: str, drive: Drive, ran
     assert f"[resources] {name}: found 2, allowed: 1 with Single" in err
 
 
+@pytest.mark.parametrize(
+    ("setting", "allowed"),
+    [
+        ("resources.gpus=1", "device= names the one to use"),
+        ("resources.memory=8Gi", "'' with a local launcher"),
+        ("resources.cpus=2", "0 with the launcher 'inline'"),
+    ],
+)
+def test_a_resource_that_nobody_would_give_is_refused(
+    setting: str, allowed: str, drive: Drive, ran: Any
+) -> None:
+    status, _, err = drive("run", ran.file, f"--set={setting}")
+    assert status == 2
+    assert f"[{setting.split('.')[0]}] {setting.split('.')[1].split('=')[0]}: found" in err
+    assert allowed in err
+
+
+def test_the_stages_that_the_command_line_names_are_those_of_the_pipeline() -> None:
+    from drivetrain import cli, pipeline
+
+    assert cli.STAGES == pipeline.STAGES
+
+
 # -- show ------------------------------------------------------------------------------------------
 
 

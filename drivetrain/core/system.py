@@ -112,18 +112,30 @@ def check_forward(model: ModelFactory, features: Iterable[str]) -> None:
     another factory makes is checked when it is made.
 
     Raises:
-        ValueError: a required parameter of ``forward`` is no feature and no block.
+        ValueError: a required parameter of ``forward`` is no feature and no block, or no
+            parameter takes a feature.
     """
     while isinstance(model, partial):
         model = model.func
     forward = getattr(model, "forward", None)
     if forward is None:
         return
-    allowed = [*BLOCKS, *features]
+    names = tuple(features)
+    allowed = [*BLOCKS, *names]
     where = f"{getattr(model, '__name__', type(model).__name__)}.forward"
-    for name, parameter in inspect.signature(forward).parameters.items():
+    parameters = inspect.signature(forward).parameters
+    for name, parameter in parameters.items():
         open_ended = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if name == "self" or open_ended or parameter.default is not parameter.empty:
             continue
         if name not in allowed:
             raise unknown("feature", name, allowed, where)
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unused = [name for name in names if name not in parameters]
+    if unused and not takes_all and not set(BLOCKS) & set(parameters):
+        taken = ", ".join(name for name in parameters if name != "self")
+        raise ValueError(
+            f"{where}: no parameter takes the feature {', '.join(map(repr, unused))}; it takes "
+            f"{taken}, allowed: a parameter for each feature, a block ({' or '.join(BLOCKS)}) or "
+            "**rest."
+        )

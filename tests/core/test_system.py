@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from drivetrain.core.schema import Field, Schema
-from drivetrain.core.system import System
+from drivetrain.core.system import System, check_forward
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,25 @@ def test_the_digest_is_the_declarations():
     assert system.digest != replace(system, train=Fit(lr=0.2)).digest  # type: ignore[arg-type]
     assert system.digest != replace(system, model=partial(Model, 1)).digest
     assert system.describe()["train"].items() >= {"type": "Fit", "lr": 0.1}.items()
+
+
+class Narrow:
+    def forward(self, delay: Any) -> Any: ...
+
+
+class Wide:
+    def forward(self, delay: Any, **rest: Any) -> Any: ...
+
+
+class Block:
+    def forward(self, index: Any) -> Any: ...
+
+
+def test_a_feature_that_no_parameter_of_forward_takes_is_named() -> None:
+    with pytest.raises(ValueError, match=r"Narrow\.forward: no parameter takes .*'carrier'"):
+        check_forward(Narrow, ["delay", "carrier"])
+
+
+@pytest.mark.parametrize("model", [Wide, Block])
+def test_a_block_or_the_rest_takes_every_feature(model: Any) -> None:
+    check_forward(model, ["delay", "carrier"])
