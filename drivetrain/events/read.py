@@ -107,7 +107,8 @@ class _Parquet:
 
     def tables(self, file: File, leaf: Parquet, schema: Schema, rows: int) -> Tables:
         with file.open() as opened:
-            reader = pq.ParquetFile(opened)
+            # Arrow would keep every byte that it has read ahead until the file is closed.
+            reader = pq.ParquetFile(opened, pre_buffer=False)
             columns = [name for name in schema.names if name in reader.schema_arrow.names]
             for batch in reader.iter_batches(_rows_within(reader, rows), columns=columns):
                 yield pa.Table.from_batches([batch])

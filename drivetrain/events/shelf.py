@@ -216,7 +216,7 @@ def read(files: Sequence[str], schema: Schema, start: int, stop: int) -> Iterato
     first = 0
     for path in files:
         try:
-            with pq.ParquetFile(path, read_dictionary=texts) as file:
+            with pq.ParquetFile(path, read_dictionary=texts, pre_buffer=False) as file:
                 for group in range(file.metadata.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
                     low, high = max(start, first), min(stop, first + rows)
