@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from drivetrain.core.errors import unknown
 from drivetrain.serve.calls import Series, Service
-from drivetrain.serve.exchange import JSON, Exchange, error_body
+from drivetrain.serve.exchange import Exchange
 from drivetrain.serve.metrics import CONTENT_TYPE
 from drivetrain.serve.models import Model
 from drivetrain.serve.openapi import PAGE_HEADERS, document, page
@@ -108,22 +108,15 @@ class Application:
             path = unquote(exchange.target.partition(b"?")[0].decode("latin-1"))
             methods = self._table.get(path.encode())
         if self._token is not None and not self._allowed(exchange):
-            self._other.answer(
-                exchange,
-                401,
-                error_body("header 'authorization': found no valid token, allowed: Bearer TOKEN."),
-                JSON,
-                b"WWW-Authenticate: Bearer\r\n",
-            )
+            message = "header 'authorization': found no valid token, allowed: Bearer TOKEN."
+            self._other.refuse(exchange, 401, message, b"WWW-Authenticate: Bearer\r\n")
         elif methods is None:
-            self._other.answer(exchange, 404, error_body(self._nearest(path)))
+            self._other.refuse(exchange, 404, self._nearest(path))
         elif exchange.method not in methods:
             found = exchange.method.decode("latin-1")
             allowed = ", ".join(sorted(method.decode() for method in methods))
             message = f"method: found {found}, allowed: {allowed} at this target."
-            self._other.answer(
-                exchange, 405, error_body(message), JSON, f"Allow: {allowed}\r\n".encode()
-            )
+            self._other.refuse(exchange, 405, message, f"Allow: {allowed}\r\n".encode())
         else:
             methods[exchange.method](exchange)
 

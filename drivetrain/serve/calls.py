@@ -16,7 +16,7 @@ from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.serve.columns import UnfitError, Values
 from drivetrain.serve.engine import Engine, ExpiredError, OverloadedError, Task
-from drivetrain.serve.exchange import JSON, Exchange, error_body
+from drivetrain.serve.exchange import JSON, Exchange
 from drivetrain.serve.metrics import Counter, Metrics
 from drivetrain.serve.models import Model
 
@@ -93,6 +93,21 @@ class Series:
     ) -> float:
         """Answer and record it; gives the request's duration in seconds."""
         exchange.respond(status, body, kind, extra)
+        return self._record(exchange, status, len(body), request_id)
+
+    def refuse(
+        self,
+        exchange: Exchange,
+        status: int,
+        message: str,
+        extra: bytes = b"",
+        request_id: str = "",
+    ) -> None:
+        """Answer an error, in the form of the exchange's protocol, and record it."""
+        size = exchange.refuse(status, message, extra)
+        self._record(exchange, status, size, request_id)
+
+    def _record(self, exchange: Exchange, status: int, size: int, request_id: str) -> float:
         seconds = time.monotonic() - exchange.received
         codes = self._codes
         if status not in codes:
@@ -100,7 +115,7 @@ class Series:
         codes[status].value += 1
         self._seconds.observe(seconds)
         if self._service.access is not None:
-            self._service.access(self._line(exchange, status, len(body), seconds, request_id))
+            self._service.access(self._line(exchange, status, size, seconds, request_id))
         return seconds
 
     def _line(
@@ -138,7 +153,10 @@ class Call(Task):
         timeout: float | None = None,
         options: Any = None,
     ) -> None:
-        deadline = math.inf if timeout is None else exchange.received + timeout
+        if timeout is not None:
+            deadline = exchange.received + timeout
+        else:
+            deadline = math.inf if exchange.deadline is None else exchange.deadline
         super().__init__(route.model, columns, rows, deadline)
         self._route = route
         self._exchange = exchange
@@ -152,7 +170,9 @@ class Call(Task):
 
     def done(self, inputs: list[Array], outputs: list[Array]) -> None:
         body, kind, extra = self._route.encode(self, outputs)
-        seconds = self._answer(200, body, kind, extra)
+        seconds = self._route.series.answer(
+            self._exchange, 200, body, kind, self._identity + extra, self.request_id
+        )
         recorder = self._route.service.recorder
         if recorder is not None:
             recorder.offer(self.model, self.request_id, seconds, inputs, outputs)
@@ -169,12 +189,7 @@ class Call(Task):
             self._fail(500, f"the graph failed on request {self.request_id!r}; the log says why.")
 
     def _fail(self, status: int, message: str) -> None:
-        self._answer(status, error_body(message), JSON, b"")
-
-    def _answer(self, status: int, body: bytes, kind: bytes, extra: bytes) -> float:
-        return self._route.series.answer(
-            self._exchange, status, body, kind, self._identity + extra, self.request_id
-        )
+        self._route.series.refuse(self._exchange, status, message, self._identity, self.request_id)
 
 
 class Route:
@@ -221,7 +236,7 @@ class Route:
 
     def refuse(self, exchange: Exchange, status: int, message: str, extra: bytes = b"") -> None:
         """Answer an error before anything was computed."""
-        self.series.answer(exchange, status, error_body(message), JSON, extra)
+        self.series.refuse(exchange, status, message, extra)
 
 
 def header_id(exchange: Exchange) -> str | None:

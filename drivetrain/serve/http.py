@@ -1,45 +1,12 @@
-"""HTTP/1.1 connections: requests out of bytes, answers in the order asked, limits on both.
+"""What all connections of a process share: the limits of a client, the clock, the drain."""
 
-Sources: RFC 9110 (semantics) and RFC 9112 (messages). The grammar is llhttp's, strict, by way of
-httptools; what it lets pass and a proxy might read otherwise is refused here.
-"""
-
-import asyncio
-import logging
-import math
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from time import monotonic
-from typing import Any
+from typing import Protocol
 
-import httptools
-
-from drivetrain.serve.exchange import Exchange, RefusedError
-
-log = logging.getLogger("drivetrain.serve")
-
-_KEPT = frozenset(
-    {
-        b"authorization",
-        b"content-encoding",
-        b"content-length",
-        b"expect",
-        b"host",
-        b"inference-header-content-length",
-        b"transfer-encoding",
-        b"upgrade",
-        b"x-request-id",
-        b"x-timeout-ms",
-    }
-)
-"""The headers that mean something to this server; each may come once."""
-_LINGER_SECONDS = 2.0
-_HEADER_COUNT = 100
-_TARGET_BYTES = 4096
-_READ_BYTES = 256 << 10
-"""What the transport reads at once."""
+from drivetrain.serve.exchange import Exchange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +35,38 @@ class HttpLimits:
     idle_seconds: float = 75.0
 
 
-_READY, _HEAD, _BODY, _LAST, _LINGER = range(5)
-"""Stages of reading: between requests, in headers, in a body, after the last one, discarding."""
+class Peer(Protocol):
+    """A connection, whatever it speaks, as :class:`Http` sees it.
+
+    Attributes:
+        deadline: ``time.monotonic()`` at which what is awaited is overdue.
+        write_deadline: the same of a client that does not take its answers.
+    """
+
+    deadline: float
+    write_deadline: float
+
+    @property
+    def idle(self) -> bool:
+        """No request is under way."""
+        ...
+
+    @property
+    def ending(self) -> bool:
+        """Its last answer is written."""
+        ...
+
+    def expire(self) -> None:
+        """A deadline has passed."""
+        ...
+
+    def close(self) -> None:
+        """Close after what is written has gone out."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once."""
+        ...
 
 
 class Http:
@@ -90,7 +87,7 @@ class Http:
         self.application = application
         self.refused = refused
         self.limits = limits
-        self.connections: set[Connection] = set()
+        self.connections: set[Peer] = set()
         self.buffered = 0
         self.draining = False
         self.date = b""
@@ -104,7 +101,7 @@ class Http:
             if connection.deadline < now or connection.write_deadline < now:
                 connection.expire()
 
-    def admit(self, connection: "Connection") -> bool:
+    def admit(self, connection: Peer) -> bool:
         """Take a new connection, if need be in the place of the longest idle one."""
         if len(self.connections) >= self.limits.connections:
             idle = [c for c in self.connections if c.idle]
@@ -117,7 +114,7 @@ class Http:
     @property
     def unanswered(self) -> int:
         """Requests that came in, wholly or in part, and have no answer yet."""
-        return sum(not c.idle for c in self.connections if c.stage != _LINGER)
+        return sum(not c.idle for c in self.connections if not c.ending)
 
     def close_idle(self) -> None:
         """Close every connection that has no request under way."""
@@ -127,336 +124,4 @@ class Http:
     def abort(self) -> None:
         """Close every connection at once."""
         for connection in list(self.connections):
-            connection.transport.abort()
-
-
-class Connection(asyncio.Protocol):
-    """One client's connection."""
-
-    def __init__(self, http: Http) -> None:
-        self.http = http
-        self.stage = _READY
-        self.deadline = self.write_deadline = math.inf
-        self.headers: dict[bytes, bytes] = {}
-        self.transport: Any = None
-        self._parser = httptools.HttpRequestParser(self)
-        self._waiting: deque[Exchange] = deque()
-        self._target = b""
-        self._head_bytes = 0
-        self._head_count = 0
-        self._body: bytes | bytearray = b""
-        self._method = b""
-        self._keep = True
-        self._upgrading = False
-        self._wire_bytes = 0
-        self._paused = False
-        self._eof = False
-
-    # -- the transport's side ------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-        self.deadline = monotonic() + self.http.limits.header_seconds
-        if not self.http.admit(self):
-            if len(self.http.connections) >= 2 * self.http.limits.connections:
-                self.transport.abort()
-                return
-            self.http.connections.add(self)
-            self._refuse(
-                503,
-                f"connections: found more than {self.http.limits.connections} at once, "
-                "all of them busy.",
-                b"Retry-After: 1\r\n",
-            )
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.http.connections.discard(self)
-        self.http.buffered -= len(self._body)
-        self._body = b""
-        self.stage = _LINGER
-        for exchange in self._waiting:
-            if exchange.on_gone is not None:
-                exchange.on_gone()
-
-    def data_received(self, data: bytes) -> None:
-        while self.stage < _LAST:
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                data = self._without_upgrade() + data[upgrade.args[0] :]
-                continue
-            except httptools.HttpParserCallbackError as error:
-                self._callback_failed(error.__context__)
-            except httptools.HttpParserError as error:
-                if self.stage < _LAST:
-                    self._refuse(400, f"the request is not HTTP/1.1: {error}.")
-            break
-        if self.stage is _READY:
-            self._wire_bytes = 0
-        elif self.stage < _LAST:
-            self._count(len(data))
-
-    def _without_upgrade(self) -> bytes:
-        """The present request's head again, less its wish to upgrade.
-
-        RFC 9110 §7.8 lets a server ignore it. The parser stops behind such a head and would take
-        the body for the next request, so a fresh one reads the request as if nothing was asked.
-        """
-        self._parser = httptools.HttpRequestParser(self)
-        self._upgrading = False
-        if not self._keep:
-            self.headers[b"connection"] = b"close"
-        lines = [b"%b: %b\r\n" % pair for pair in self.headers.items() if pair[0] != b"upgrade"]
-        return b"%b %b HTTP/1.1\r\n%b\r\n" % (self._method, self._target, b"".join(lines))
-
-    def _count(self, size: int) -> None:
-        """Bound what is no body: half a header, chunk extensions, trailers."""
-        self._wire_bytes += size
-        limits = self.http.limits
-        if self._wire_bytes > 16 * len(self._body) + limits.header_bytes + _READ_BYTES:
-            if self.stage is _HEAD:
-                self._refuse(431, f"headers: found more than {limits.header_bytes} bytes.")
-            else:
-                self._refuse(400, "body: found 16 bytes of chunk framing to each of content.")
-
-    def eof_received(self) -> bool:
-        self._eof = True
-        if not self._waiting:
-            return False
-        if self.stage < _LAST:
-            self.stage, self.deadline = _LAST, math.inf
-        return True  # a client may close its side and still read the answers
-
-    def pause_writing(self) -> None:
-        self._pause()
-        self.write_deadline = monotonic() + self.http.limits.body_seconds
-
-    def resume_writing(self) -> None:
-        self.write_deadline = math.inf
-        self._resume()
-
-    # -- the parser's side ---------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        if self.stage >= _LAST:
-            raise RefusedError(400, "the connection is closing.")
-        self.stage = _HEAD
-        self._target = b""
-        self.headers = {}
-        self._head_bytes = self._head_count = self._wire_bytes = 0
-        self.deadline = monotonic() + self.http.limits.header_seconds
-
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-        if len(self._target) > _TARGET_BYTES:
-            raise RefusedError(414, f"request target: found more than {_TARGET_BYTES} bytes.")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
-        self._head_count += 1
-        limits = self.http.limits
-        if self._head_bytes > limits.header_bytes or self._head_count > _HEADER_COUNT:
-            raise RefusedError(
-                431,
-                f"headers: found more than {limits.header_bytes} bytes or {_HEADER_COUNT} lines.",
-            )
-        if self.stage is not _HEAD:
-            return  # a trailer field: counted, and of no meaning to this server
-        name = name.lower()
-        if name in _KEPT:
-            if name in self.headers:
-                raise RefusedError(400, f"header {name.decode()!r}: found twice, allowed: once.")
-            self.headers[name] = value
-
-    def on_headers_complete(self) -> None:
-        headers, parser, limits = self.headers, self._parser, self.http.limits
-        self._keep = parser.should_keep_alive()
-        self._method = parser.get_method()
-        if self._method == b"CONNECT":
-            raise RefusedError(405, "method: found CONNECT; this is no proxy.")
-        version = parser.get_http_version()
-        if version != "1.1":
-            if version != "1.0":
-                raise RefusedError(505, f"HTTP version: found {version}, allowed: 1.1 and 1.0.")
-            if b"transfer-encoding" in headers:
-                raise RefusedError(400, "header 'transfer-encoding': found in HTTP/1.0.")
-        elif b"host" not in headers:
-            raise RefusedError(400, "header 'host': found none, allowed: one.")
-        self.stage = _BODY
-        if b"upgrade" in headers and parser.should_upgrade():
-            self._upgrading = True
-            return
-        self._check_body(headers, limits)
-
-    def _check_body(self, headers: dict[bytes, bytes], limits: HttpLimits) -> None:
-        encoding = headers.get(b"transfer-encoding")
-        if encoding is not None and encoding.lower() != b"chunked":
-            raise RefusedError(
-                501, f"header 'transfer-encoding': found {encoding.decode('latin-1')!r}, "
-                "allowed: chunked."
-            )  # fmt: skip
-        length = int(headers.get(b"content-length", b"0"))
-        if length > limits.body_bytes:
-            raise RefusedError(413, f"body: found {length} bytes, allowed: {limits.body_bytes}.")
-        coding = headers.get(b"content-encoding", b"identity").lower()
-        if coding != b"identity":
-            raise RefusedError(
-                415, f"header 'content-encoding': found {coding.decode('latin-1')!r}, "
-                "allowed: identity."
-            )  # fmt: skip
-        if encoding is not None or length:
-            self.deadline = monotonic() + limits.body_seconds
-        expect = headers.get(b"expect")
-        if expect is not None:
-            if expect.lower() != b"100-continue":
-                raise RefusedError(
-                    417, f"header 'expect': found {expect.decode('latin-1')!r}, "
-                    "allowed: 100-continue."
-                )  # fmt: skip
-            interim = Exchange(self, b"", b"")
-            self._waiting.append(interim)
-            interim.respond(100)
-
-    def on_body(self, chunk: bytes) -> None:
-        http = self.http
-        # Chunks are joined as they come: a list of one-byte chunks would take 40 times its size.
-        if not self._body:
-            self._body = chunk
-        else:
-            if type(self._body) is bytes:
-                self._body = bytearray(self._body)
-            self._body += chunk
-        http.buffered += len(chunk)
-        if len(self._body) > http.limits.body_bytes:
-            raise RefusedError(
-                413, f"body: found more than {http.limits.body_bytes} bytes, allowed: "
-                f"{http.limits.body_bytes}."
-            )  # fmt: skip
-        if http.buffered > http.limits.buffered_bytes:
-            raise RefusedError(
-                503, "the server holds as many bytes of requests as it may; try again."
-            )
-
-    def on_message_complete(self) -> None:
-        if self._upgrading:
-            return
-        exchange = Exchange(self, self._method, self._target)
-        exchange.keep = self._keep
-        if self._body:
-            exchange.body = self._body  # counted until it is answered: it is held until then
-            self._body = b""
-        self.stage = _READY if self._keep else _LAST
-        self.deadline = math.inf
-        self._waiting.append(exchange)
-        if len(self._waiting) >= self.http.limits.pipeline:
-            self._pause()
-        try:
-            self.http.application(exchange)
-        except Exception:
-            log.exception("a request failed")
-            if not exchange.answered:
-                exchange.refuse(500, "the server failed on this request; its log says why.")
-
-    def _callback_failed(self, error: BaseException | None) -> None:
-        if self.stage >= _LAST:
-            return
-        if isinstance(error, RefusedError):
-            extra = b"Retry-After: 1\r\n" if error.status == 503 else b""
-            self._refuse(error.status, str(error), extra)
-        else:
-            log.error("a request could not be taken", exc_info=error)
-            self._refuse(500, "the server failed on this request; its log says why.")
-
-    # -- answers -------------------------------------------------------------------------------
-
-    def flush(self) -> None:
-        """Write the answers whose turn it is."""
-        waiting = self._waiting
-        while waiting and waiting[0].answered:
-            exchange = waiting.popleft()
-            self.http.buffered -= len(exchange.body)
-            last = not exchange.keep or (
-                self.http.draining and not waiting and self.stage is _READY
-            )
-            self._write(exchange, last)
-            if last:
-                self._linger()
-                return
-        if not waiting:
-            if self._eof:
-                self.transport.close()
-                return
-            if self.stage is _READY:
-                self.deadline = monotonic() + self.http.limits.idle_seconds
-        if self._paused:
-            self._resume()
-
-    def _write(self, exchange: Exchange, last: bool) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(exchange.wire(self.http.date, last))
-
-    def _refuse(self, status: int, message: str, extra: bytes = b"") -> None:
-        """Answer an error after all earlier answers, and read no more."""
-        self.stage, self.deadline = _LAST, math.inf
-        self.http.buffered -= len(self._body)
-        self._body = b""
-        exchange = Exchange(self, b"", b"")
-        exchange.keep = False
-        self._waiting.append(exchange)
-        self.http.refused(status)
-        exchange.refuse(status, message, extra)
-
-    def _linger(self) -> None:
-        """Close so that the last answer arrives: unread bytes at a close would reset it."""
-        if self.transport.is_closing():
-            return
-        self.stage = _LINGER
-        self.deadline = monotonic() + _LINGER_SECONDS
-        if self._eof or not self.transport.can_write_eof():
-            self.transport.close()
-            return
-        self.transport.write_eof()
-        if self._paused:
-            self._resume()
-
-    # -- time and flow -------------------------------------------------------------------------
-
-    @property
-    def idle(self) -> bool:
-        """No request is under way."""
-        return self.stage is _READY and not self._waiting
-
-    def close(self) -> None:
-        """Close after what is written has gone out."""
-        self.stage = _LINGER
-        self.deadline = monotonic() + _LINGER_SECONDS
-        self.transport.close()
-
-    def expire(self) -> None:
-        """The deadline has passed."""
-        if self.stage is _LINGER or self.write_deadline < monotonic():
-            self.transport.abort()
-        elif self.stage is _READY:
-            self.close()
-        elif self._paused:  # it is this server that does not read on, not the client that is slow
-            self.deadline = monotonic() + self.http.limits.header_seconds
-        else:
-            limits = self.http.limits
-            part, seconds = (
-                ("headers", limits.header_seconds)
-                if self.stage is _HEAD
-                else ("body", limits.body_seconds)
-            )
-            self._refuse(408, f"{part}: found no end within {seconds:g} s.")
-
-    def _pause(self) -> None:
-        if not self._paused:
-            self._paused = True
-            self.transport.pause_reading()
-
-    def _resume(self) -> None:
-        room = len(self._waiting) <= self.http.limits.pipeline // 2
-        writable = self.write_deadline == math.inf
-        if room and writable and self._paused and not self.transport.is_closing():
-            self._paused = False
-            self.transport.resume_reading()
+            connection.abort()

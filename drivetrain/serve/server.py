@@ -22,7 +22,8 @@ from drivetrain.serve.application import Application
 from drivetrain.serve.calls import RequestIds, Service
 from drivetrain.serve.engine import Batching, Engine
 from drivetrain.serve.feedback import Feedback
-from drivetrain.serve.http import Connection, Http, HttpLimits
+from drivetrain.serve.http import Http, HttpLimits
+from drivetrain.serve.http1 import Connection
 from drivetrain.serve.listen import BACKLOG, bind, bind_shared, is_loopback, silence
 from drivetrain.serve.metrics import Counter, Figures, Metrics
 from drivetrain.serve.models import Model, Resolve, checked_name, pinned

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivetrain.serve.http import Connection, Http, HttpLimits
+from drivetrain.serve.http import Http, HttpLimits
+from drivetrain.serve.http1 import Connection
 
 ROW = json.dumps({"carrier": "AA", "distance": 1.0, "hour": 7}).encode()
 HOST = b"Host: x\r\n"
