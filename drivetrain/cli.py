@@ -303,6 +303,7 @@ def _rollback(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     import logging
 
+    from drivetrain.serve.models import Artefact, Traffic
     from drivetrain.serve.server import Server
 
     # New versions and replaced workers are told with their time, not errors alone.
@@ -311,9 +312,9 @@ def _serve(options: argparse.Namespace) -> int:
     registry = _registry(site)
     registry.open(options.alias)  # fail before a port is taken
 
-    def current() -> tuple[str, Path]:
+    def current() -> Traffic:
         digest = registry.resolve(options.alias)
-        return digest, registry.path(digest)
+        return Traffic(stable=Artefact(digest, registry.path(digest)))
 
     port = site.serve.port if options.port is None else options.port
     feedback = Path(site.serve.feedback) if site.serve.feedback else None

@@ -8,12 +8,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from drivetrain.core.errors import unknown
-from drivetrain.serve.calls import Series, Service
+from drivetrain.serve.calls import Route, Series, Service
 from drivetrain.serve.exchange import Exchange
 from drivetrain.serve.metrics import CONTENT_TYPE
-from drivetrain.serve.models import Model
+from drivetrain.serve.models import Model, Release
 from drivetrain.serve.openapi import PAGE_HEADERS, document, page
 from drivetrain.serve.rows import RowsRoute
+from drivetrain.serve.split import Split
 from drivetrain.serve.tfserving import PredictRoute, status
 from drivetrain.serve.v2 import InferRoute, model_metadata, server_metadata
 
@@ -27,6 +28,10 @@ _OPEN = frozenset({_LIVE, _READY})
 _MODEL = re.compile(r"/(?:v[12]/models|predict)/([^/:]+)(?:/versions/([^/:]+))?(?:[/:][a-z]+)?")
 
 
+ROUTES: tuple[type[Route], ...] = (RowsRoute, InferRoute, PredictRoute)
+"""The ways to ask a version; each loaded version gets one of each."""
+
+
 class Application:
     """Answers requests for the models that it was given.
 
@@ -36,11 +41,12 @@ class Application:
     """
 
     def __init__(self, service: Service, token: str | None = None) -> None:
-        self.models: dict[str, Model] = {}
+        self.releases: dict[str, Release] = {}
         self.ready = False
         self._service = service
         self._token = None if token is None else f"Bearer {token}".encode()
         self._other = Series(service, "", "", "other")
+        self._routes: dict[str, dict[Model, dict[str, Route]]] = {}
         self._of_model: dict[str, dict[str, Methods]] = {}
         metadata = self._constant("v2", server_metadata())
         health = Series(service, "", "", "health")
@@ -66,33 +72,58 @@ class Application:
         self._table: dict[bytes, Methods] = {}
         self._fill()
 
-    def install(self, model: Model) -> None:
-        """Serve a version under its alias, from the next request on."""
-        service = self._service
-        infer = {b"POST": InferRoute(model, service)}
-        metadata = self._constant("v2", model_metadata(model), model)
-        ready = self._constant("v2", {"name": model.name, "ready": True}, model)
-        predict = {b"POST": PredictRoute(model, service)}
-        state = self._constant("tfs", status(model), model)
-        targets: dict[str, Methods] = {
-            f"/predict/{model.name}": {b"POST": RowsRoute(model, service)}
+    def install(self, release: Release) -> None:
+        """Share the requests of an alias among these versions, from the next request on."""
+        name = release.name
+        self.releases[name] = release
+        self._routes[name] = {
+            model: self._routes.get(name, {}).get(model) or self._of_version(model)
+            for model in release.models
         }
-        for base in (
-            f"/v2/models/{model.name}",
-            f"/v2/models/{model.name}/versions/{model.version}",
-        ):
-            targets[base] = _reading(metadata)
-            targets[f"{base}/ready"] = _reading(ready)
-            targets[f"{base}/infer"] = infer
-        for base in (
-            f"/v1/models/{model.name}",
-            f"/v1/models/{model.name}/versions/{model.version}",
-        ):
-            targets[base] = _reading(state)
-            targets[f"{base}:predict"] = predict
-        self.models[model.name] = model
-        self._of_model[model.name] = targets
+        targets: dict[str, Methods] = {}
+        for version, model in (("", release.stable), *((m.version, m) for m in release.models)):
+            v1, v2 = f"/v1/models/{name}", f"/v2/models/{name}"
+            if version:
+                v1, v2 = f"{v1}/versions/{version}", f"{v2}/versions/{version}"
+            metadata = model_metadata(model, [m.version for m in release.models])
+            targets[v2] = _reading(self._constant("v2", metadata, model))
+            ready = {"name": name, "ready": True}
+            targets[f"{v2}/ready"] = _reading(self._constant("v2", ready, model))
+            targets[v1] = _reading(self._constant("tfs", status(model), model))
+            targets[f"{v2}/infer"] = {b"POST": self.route(InferRoute.name, name, version)}
+            targets[f"{v1}:predict"] = {b"POST": self.route(PredictRoute.name, name, version)}
+        targets[f"/predict/{name}"] = {b"POST": self.route(RowsRoute.name, name)}
+        self._of_model[name] = targets
         self._fill()
+
+    def _of_version(self, model: Model) -> dict[str, Route]:
+        return {route.name: route(model, self._service) for route in ROUTES}
+
+    def route(self, kind: str, name: str, version: str = "") -> Answer:
+        """Where a call goes.
+
+        Args:
+            kind: the name of a class of :data:`ROUTES`.
+            name: an alias.
+            version: one of its versions; empty shares the calls as the alias says.
+
+        Raises:
+            ValueError: no such alias, or it has no such version; names the nearest.
+        """
+        release = self.releases.get(name)
+        if release is None:
+            raise unknown("model", name, self.releases)
+        routes = self._routes[name]
+        if version:
+            for model, of_version in routes.items():
+                if model.version == version:
+                    return of_version[kind]
+            found = [model.version for model in release.models]
+            raise unknown("version", version, found, f"model {name!r}")
+        stable = routes[release.stable][kind]
+        if release.canary is None or not release.share:
+            return stable
+        return Split(stable, routes[release.canary][kind], release.share)
 
     def _fill(self) -> None:
         table = {target.encode(): methods for target, methods in self._fixed.items()}
@@ -136,15 +167,19 @@ class Application:
         if match is None:
             return str(unknown("target", path, [target.decode() for target in self._table]))
         name, version = match.groups()
-        if name not in self.models:
-            return str(unknown("model", name, self.models))
-        if version is not None and version != self.models[name].version:
-            return str(unknown("version", version, [self.models[name].version], f"model {name!r}"))
+        try:
+            self.route(InferRoute.name, name, version or "")
+        except ValueError as error:
+            return str(error)
         return str(unknown("target", path, self._of_model[name]))
 
     def _document(self) -> dict[str, Any]:
         version = server_metadata()["version"]
-        return document(self.models.values(), version, token=self._token is not None)
+        return document(
+            [release.stable for release in self.releases.values()],
+            version,
+            token=self._token is not None,
+        )
 
     def _readiness(self, series: Series, exchange: Exchange) -> None:
         body = b'{"ready":true}' if self.ready else b'{"ready":false}'

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,6 @@ from drivetrain.core.errors import wrong
 from drivetrain.core.graph import Session
 from drivetrain.core.schema import MISSING_INT, Field
 from drivetrain.serve.columns import Columns, Values
-
-Resolve = Callable[[], tuple[str, Path]]
-"""Asks what an alias means now: a bundle's digest and the directory that holds it."""
 
 VERSION_DIGITS = 12
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -42,10 +40,53 @@ def checked_name(name: str) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class Artefact:
+    """A stored bundle: its digest, and the directory that holds it."""
+
+    digest: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Which bundles the requests of an alias go to.
+
+    Attributes:
+        stable: answers.
+        canary: answers a share of the requests in its stead, or None.
+        share: of the requests, 0 to 1.
+        shadow: is asked what the others are asked, and nobody gets its answers; or None.
+
+    Raises:
+        ValueError: the share is none.
+    """
+
+    stable: Artefact
+    canary: Artefact | None = None
+    share: float = 0.0
+    shadow: Artefact | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share <= 1.0:
+            raise wrong("share", self.share, "0 to 1 of the requests")
+
+    @property
+    def artefacts(self) -> tuple[Artefact, ...]:
+        """All of them."""
+        found = (self.stable, self.canary, self.shadow)
+        return tuple(artefact for artefact in found if artefact is not None)
+
+
+Resolve = Callable[[], Traffic]
+"""Asks what an alias means now."""
+
+
 def pinned(path: Path) -> Resolve:
     """An alias that always means the bundle at ``path``."""
     digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
-    return lambda: (digest, path)
+    traffic = Traffic(stable=Artefact(digest, path))
+    return lambda: traffic
 
 
 class Cost:
@@ -99,15 +140,20 @@ class Model:
         self.cost = self._warm_up()
 
     @classmethod
-    def load(cls, name: str, digest: str, path: Path) -> "Model":
-        """Verify, load and warm up the bundle at ``path``.
+    def load(cls, name: str, artefact: Artefact) -> "Model":
+        """Verify, load and warm up a stored bundle.
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it is not the bundle that ``digest`` names, or its graph does not give
+            ValueError: it is not the bundle that its digest names, or its graph does not give
                 what its manifest says.
         """
-        return cls(name, Bundle.open(path, digest))
+        return cls(name, Bundle.open(artefact.path, artefact.digest))
+
+    @property
+    def artefact(self) -> Artefact:
+        """Where it was loaded from."""
+        return Artefact(self.digest, self.bundle.path)
 
     def _load(self) -> Session:
         """ONNX Runtime keeps the bytes that it is given as long as the session, beside the weights
@@ -161,6 +207,46 @@ class Model:
                     array.shape,
                     f"a first dimension of {rows}",
                 )
+
+
+@dataclass(frozen=True)
+class Release:
+    """The loaded versions of one alias, as :class:`Traffic` shares its requests among them."""
+
+    stable: Model
+    canary: Model | None = None
+    share: float = 0.0
+    shadow: Model | None = None
+
+    @property
+    def name(self) -> str:
+        """The alias."""
+        return self.stable.name
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """All of them, each once."""
+        found = (self.stable, self.canary, self.shadow)
+        return tuple(dict.fromkeys(model for model in found if model is not None))
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this is the loaded form of."""
+        canary, shadow = self.canary, self.shadow
+        return Traffic(
+            stable=self.stable.artefact,
+            canary=None if canary is None else canary.artefact,
+            share=self.share,
+            shadow=None if shadow is None else shadow.artefact,
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.name} is now version {self.stable.version}"
+        if self.canary is not None:
+            text += f", {self.share:g} of the requests go to version {self.canary.version}"
+        if self.shadow is not None:
+            text += f", version {self.shadow.version} is its shadow"
+        return text
 
 
 def _missing_rows(fields: Sequence[Field], rows: int) -> Batch:

@@ -18,6 +18,7 @@ from typing import TextIO
 import msgspec
 
 from drivetrain.core.errors import wrong
+from drivetrain.serve.aliases import Aliases
 from drivetrain.serve.application import Application
 from drivetrain.serve.calls import RequestIds, Service
 from drivetrain.serve.engine import Batching, Engine
@@ -25,8 +26,8 @@ from drivetrain.serve.feedback import Feedback
 from drivetrain.serve.http import Http, HttpLimits
 from drivetrain.serve.http1 import Connection
 from drivetrain.serve.listen import BACKLOG, bind, bind_shared, is_loopback, silence
-from drivetrain.serve.metrics import Counter, Figures, Metrics
-from drivetrain.serve.models import Model, Resolve, checked_name, pinned
+from drivetrain.serve.metrics import Figures, Metrics
+from drivetrain.serve.models import Resolve, checked_name, pinned
 from drivetrain.serve.supervisor import Seat, Supervisor
 
 log = logging.getLogger("drivetrain.serve")
@@ -43,8 +44,8 @@ class Server:
     """Serves the bundles that aliases mean, and follows the aliases while it runs.
 
     Args:
-        models: for each alias, a callable that gives the digest and the directory of its bundle
-            now, or the directory of a bundle that stays. The callable is asked about once a second.
+        models: for each alias, a callable that gives the bundles which it means now, or the
+            directory of a bundle that stays. The callable is asked about once a second.
         host: the address to listen at.
         port: the port; 0 takes a free one.
         token: what clients bring as ``Authorization: Bearer``; must be set off loopback.
@@ -102,7 +103,6 @@ class Server:
         self._drain_seconds = drain_seconds
         self._grace_seconds = grace_seconds
         self._workers = _count(workers)
-        self._refused: dict[str, str] = {}
         self._seat: Seat | None = None
         self._supervisor: Supervisor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -185,6 +185,8 @@ class Server:
             engine = Engine(self._batching, self.metrics, loop)
             application = self._application(engine, lines, stack)
             stack.callback(engine.shut_down)
+            aliases = Aliases(self._resolve, application, engine, self.metrics, seat)
+            aliases.begin()
             http = Http(application, self._limits, application.count_refusal)
             stack.callback(http.abort)
             server = await loop.create_server(
@@ -198,7 +200,7 @@ class Server:
             # A thread that computes in Python holds the loop up for this long, 5 ms by default.
             stack.callback(sys.setswitchinterval, sys.getswitchinterval())
             sys.setswitchinterval(_SWITCH_SECONDS)
-            for work in (self._tick(http, lines), self._follow(application, engine, again)):
+            for work in (self._tick(http, lines), aliases.follow(again, self._reload_seconds)):
                 stack.callback(loop.create_task(work).cancel)
             self._set_ready(application, True)
             started()
@@ -213,7 +215,7 @@ class Server:
     def _application(
         self, engine: Engine, lines: list[str], stack: contextlib.ExitStack
     ) -> Application:
-        """The application with every alias installed; what must be closed goes on the stack."""
+        """The application; what must be closed goes on the stack."""
         feedback = None
         if self._feedback is not None:
             feedback = Feedback(self._feedback, self.metrics)
@@ -225,21 +227,7 @@ class Server:
             recorder=feedback,
             access=None if self._access_log is None else lines.append,
         )
-        application = Application(service, self._token)
-        for name, ask in self._resolve.items():
-            self._install(application, engine, self._first(name, ask))
-        return application
-
-    def _first(self, name: str, ask: Resolve) -> Model:
-        """What an alias means; in a worker that is replaced, at worst what it meant before."""
-        try:
-            return Model.load(name, *ask())
-        except Exception as error:
-            if self._seat is None or name not in self._seat.known:
-                raise
-            digest, path = self._seat.known[name]
-            log.error("%s begins as version %s: %s", name, digest[:12], error)
-            return Model.load(name, digest, Path(path))
+        return Application(service, self._token)
 
     def _set_ready(self, application: Application, ready: bool) -> None:
         application.ready = ready
@@ -336,58 +324,6 @@ class Server:
                 live = seat.board.live(number)
                 found.append(figures if live else self.metrics.of_ended(figures))
         return found
-
-    # -- models --------------------------------------------------------------------------------
-
-    def _install(self, application: Application, engine: Engine, model: Model) -> None:
-        """Put a version in the place of the one before; what that one has begun it will end."""
-        old = application.models.get(model.name)
-        engine.open(model)
-        application.install(model)
-        info = self.metrics.model_info
-        if old is not None:
-            engine.close(old)
-            info.remove(old.name, old.version, old.digest)
-        present = Counter()
-        present.value = 1.0
-        info.set(present, model.name, model.version, model.digest)
-        if self._seat is not None:
-            self._seat.tell(serves=(model.name, model.digest, str(model.bundle.path)))
-
-    async def _follow(self, application: Application, engine: Engine, again: asyncio.Event) -> None:
-        """Ask what each alias means, about once a second, and load what is new."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(again.wait(), self._reload_seconds)
-            if again.is_set():
-                again.clear()
-                self._refused.clear()
-            for name, ask in self._resolve.items():
-                model = await asyncio.to_thread(self._newer, application.models[name], ask)
-                if model is not None:
-                    self._install(application, engine, model)
-                    log.info("%s is now version %s", name, model.version)
-
-    def _newer(self, present: Model, ask: Resolve) -> Model | None:
-        """The loaded version that an alias means now, None if that is the present one.
-
-        A version that cannot be served is refused once, not once a second; SIGHUP tries again.
-        """
-        digest = ""
-        try:
-            digest, path = ask()
-            if digest == present.digest:
-                self._refused.pop(present.name, None)
-                return None
-            if digest == self._refused.get(present.name):
-                return None
-            return Model.load(present.name, digest, path)
-        except Exception as error:
-            if self._refused.get(present.name) != digest:
-                self._refused[present.name] = digest
-                self.metrics.reload_failures.of(present.name).value += 1
-                log.error("%s stays version %s: %s", present.name, present.version, error)
-            return None
 
 
 def _figures(seat: Seat, number: int) -> Figures:

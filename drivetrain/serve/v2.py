@@ -1,6 +1,7 @@
 """The Open Inference Protocol V2 over HTTP: metadata, and inference over a bundle's raw columns."""
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -35,11 +36,11 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "drivetrain", "version": found, "extensions": ["binary_tensor_data"]}
 
 
-def model_metadata(model: Model) -> dict[str, Any]:
-    """The answer to ``GET /v2/models/{name}``."""
+def model_metadata(model: Model, versions: Sequence[str]) -> dict[str, Any]:
+    """The answer to ``GET /v2/models/{name}``, which has these versions."""
     return {
         "name": model.name,
-        "versions": [model.version],
+        "versions": list(versions),
         "platform": "onnxruntime_onnx",
         "inputs": _tensors(model.inputs),
         "outputs": _tensors(model.bundle.manifest.outputs),

@@ -14,7 +14,7 @@ from PIL import Image
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import IR_VERSION, OPSET, Graph
 from drivetrain.core.schema import Field, Schema
-from drivetrain.serve.models import Model
+from drivetrain.serve.models import Artefact, Model
 from drivetrain.serve.server import Server, running
 
 GREYS = (0, 90, 255)
@@ -134,4 +134,4 @@ def test_a_broken_image_fails_nobody_beside_it(ask):
 
 
 def test_what_decodes_images_is_never_run_on_the_loop(bundle):
-    assert not Model.load("light", bundle.digest, bundle.path).cost.steady
+    assert not Model.load("light", Artefact(bundle.digest, bundle.path)).cost.steady

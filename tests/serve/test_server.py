@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivetrain.serve.models import pinned
+from drivetrain.serve.models import Artefact, Traffic, pinned
 from drivetrain.serve.server import Server
 
 ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
 
 
 class Alias:
-    """What a registry's alias is to the server: a digest and a path, which move."""
+    """What a registry's alias is to the server: what it means moves."""
 
     def __init__(self, bundle):
         self.bundle = bundle
@@ -33,7 +33,7 @@ class Alias:
 
     def __call__(self):
         self.asked += 1
-        return self.bundle.digest, self.bundle.path
+        return Traffic(stable=Artefact(self.bundle.digest, self.bundle.path))
 
 
 def wait_until(condition, seconds=10.0):
@@ -105,7 +105,7 @@ def test_an_alias_that_cannot_be_asked_leaves_the_version_as_it_is(serve, tiny):
     def ask():
         if broken.is_set():
             raise OSError("the store is away")
-        return tiny.digest, tiny.path
+        return Traffic(stable=Artefact(tiny.digest, tiny.path))
 
     client = serve({"tiny": ask}, reload_seconds=0.02)
     broken.set()
@@ -132,7 +132,7 @@ def test_a_damaged_bundle_is_no_start(serve, tiny, tmp_path):
 
 def test_an_alias_that_means_another_digest_is_no_start(serve, tiny):
     with pytest.raises(ValueError, match="found digest"):
-        serve({"tiny": lambda: ("0" * 64, tiny.path)})
+        serve({"tiny": lambda: Traffic(stable=Artefact("0" * 64, tiny.path))})
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b", "x" * 129, "é"])
@@ -218,13 +218,15 @@ def test_the_access_log_has_one_line_for_each_answer(serve):
 SERVE = """
 import sys
 from pathlib import Path
+from drivetrain.serve.models import Artefact, Traffic
 from drivetrain.serve.server import Server
 digest = sys.argv[2]
 asked = 0
 def ask():
     global asked
     asked += 1
-    return (digest if asked == 1 else "0" * 64), Path(sys.argv[1])
+    found = Artefact(digest if asked == 1 else "0" * 64, Path(sys.argv[1]))
+    return Traffic(stable=found)
 server = Server({"tiny": ask}, port=0, grace_seconds=10, reload_seconds=3600)
 def started():
     heavy = {"torch", "onnx", "pyarrow", "duckdb", "pandas"} & set(sys.modules)
@@ -305,4 +307,34 @@ def test_sighup_asks_the_aliases_at_once_and_tries_what_was_refused_again(proces
 
 
 def test_pinned_names_the_bundle_that_lies_there(tiny):
-    assert pinned(Path(tiny.path))() == (tiny.digest, tiny.path)
+    assert pinned(Path(tiny.path))().stable == Artefact(tiny.digest, tiny.path)
+
+
+# -- several versions ------------------------------------------------------------------------------
+
+
+def test_a_canary_answers_its_share_and_each_version_can_be_asked_by_itself(
+    serve, write_bundle, tmp_path
+):
+    old, new = (write_bundle(tmp_path / str(n), weight=0.25 + n) for n in range(2))
+    stable, canary = (Artefact(bundle.digest, bundle.path) for bundle in (old, new))
+    client = serve({"tiny": lambda: Traffic(stable=stable, canary=canary, share=0.25)})
+    answered = [client.post("/predict/tiny", ROW).json["version"] for _ in range(200)]
+    assert answered.count(new.digest[:12]) == pytest.approx(50, abs=2)
+    named = {client.post("/predict/tiny", ROW, headers={"X-Request-Id": "a"}).json["version"]
+             for _ in range(5)}  # fmt: skip
+    assert len(named) == 1
+    versions = client.get("/v2/models/tiny").json["versions"]
+    assert versions == [old.digest[:12], new.digest[:12]]
+    for version in versions:
+        assert client.get(f"/v2/models/tiny/versions/{version}/ready").status == 200
+
+
+def test_a_canary_that_cannot_be_served_leaves_the_alias_as_it_was(serve, write_bundle, tmp_path):
+    bundle = write_bundle(tmp_path / "good")
+    stable = Artefact(bundle.digest, bundle.path)
+    traffic = [Traffic(stable=stable)]
+    client = serve({"tiny": lambda: traffic[-1]}, reload_seconds=0.05)
+    traffic.append(Traffic(stable=stable, canary=Artefact("0" * 64, bundle.path), share=1.0))
+    wait_until(lambda: b"drivetrain_reload_failures_total{model" in client.get("/metrics").body)
+    assert client.post("/predict/tiny", ROW).json["version"] == bundle.digest[:12]

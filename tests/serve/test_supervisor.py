@@ -27,11 +27,12 @@ ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
 SERVE = """
 import json, sys
 from pathlib import Path
+from drivetrain.serve.models import Artefact, Traffic
 from drivetrain.serve.server import Server
 alias = Path(sys.argv[1])
 def ask():
     digest, path = json.loads(alias.read_text())
-    return digest, Path(path)
+    return Traffic(stable=Artefact(digest, Path(path)))
 server = Server({"tiny": ask}, port=0, workers=2, grace_seconds=5, **json.loads(sys.argv[2]))
 sys.exit(server.run(lambda: print(server.port, "onnxruntime" in sys.modules, flush=True)))
 """

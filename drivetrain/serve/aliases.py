@@ -1,0 +1,150 @@
+"""The versions of every alias that is served, and how they change while requests go on."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from drivetrain.serve.application import Application
+from drivetrain.serve.engine import Engine
+from drivetrain.serve.metrics import Counter, Metrics
+from drivetrain.serve.models import Artefact, Model, Release, Resolve, Traffic
+from drivetrain.serve.supervisor import Seat
+
+log = logging.getLogger("drivetrain.serve")
+
+
+class Aliases:
+    """Loads what aliases mean, puts it in the place of what they meant, and asks again.
+
+    Args:
+        resolve: asked what each alias means.
+        application: is told what answers now; used on the loop's thread only.
+        engine: runs the loaded versions.
+        metrics: says which versions answer, and what could not be loaded.
+        seat: in one of several workers, to tell the others; None in a process by itself.
+    """
+
+    def __init__(
+        self,
+        resolve: Mapping[str, Resolve],
+        application: Application,
+        engine: Engine,
+        metrics: Metrics,
+        seat: Seat | None = None,
+    ) -> None:
+        self._resolve = resolve
+        self._application = application
+        self._engine = engine
+        self._metrics = metrics
+        self._seat = seat
+        self._refused: set[tuple[str, str]] = set()
+
+    def begin(self) -> None:
+        """Load every alias.
+
+        Raises:
+            OSError: a bundle cannot be read.
+            ValueError: a bundle is damaged, or is not what the alias names.
+        """
+        for name, ask in self._resolve.items():
+            self._install(self._first(name, ask))
+
+    async def follow(self, again: asyncio.Event, seconds: float) -> None:
+        """Ask what each alias means every so often, at once on ``again``, and load what is new."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(again.wait(), seconds)
+            if again.is_set():
+                again.clear()
+                self._refused.clear()
+            for name, ask in self._resolve.items():
+                present = self._application.releases[name]
+                release = await asyncio.to_thread(self._newer, present, ask)
+                if release is not None:
+                    self._install(release)
+                    log.info("%s", release)
+
+    def _first(self, name: str, ask: Resolve) -> Release:
+        """What an alias means; in a worker that is replaced, at worst what it meant before."""
+        try:
+            traffic = ask()
+            stable = Model.load(name, traffic.stable)
+        except Exception as error:
+            if self._seat is None or name not in self._seat.known:
+                raise
+            digest, path = self._seat.known[name]
+            log.error("%s begins as version %s: %s", name, digest[:12], error)
+            return Release(Model.load(name, Artefact(digest, Path(path))))
+        return self._release(stable, traffic, {stable.digest: stable})
+
+    def _newer(self, present: Release, ask: Resolve) -> Release | None:
+        """The loaded versions that an alias means now, None if they are the present ones.
+
+        A version that cannot be served is refused once, not once a second; SIGHUP tries again.
+        """
+        name = present.name
+        try:
+            traffic = ask()
+        except Exception as error:
+            self._refuse(present, "", error)
+            return None
+        wanted = {artefact.digest for artefact in traffic.artefacts}
+        self._refused = {(n, d) for n, d in self._refused if n != name or d in wanted}
+        loaded = {model.digest: model for model in present.models}
+        stable = self._loaded(present, traffic.stable, loaded)
+        if stable is None:  # its canary would be measured against another version than was meant
+            return None
+        release = self._release(stable, traffic, loaded | {stable.digest: stable})
+        return None if release.traffic == present.traffic else release
+
+    def _release(self, stable: Model, traffic: Traffic, loaded: Mapping[str, Model]) -> Release:
+        """``traffic``, less the canary or shadow that cannot be served."""
+        present = Release(stable)
+        canary = traffic.canary and self._loaded(present, traffic.canary, loaded)
+        shadow = traffic.shadow and self._loaded(present, traffic.shadow, loaded)
+        return Release(stable, canary, traffic.share if canary else 0.0, shadow)
+
+    def _loaded(
+        self, present: Release, artefact: Artefact, loaded: Mapping[str, Model]
+    ) -> Model | None:
+        """A version, None if it is refused."""
+        if artefact.digest in loaded:
+            return loaded[artefact.digest]
+        if (present.name, artefact.digest) in self._refused:
+            return None
+        try:
+            return Model.load(present.name, artefact)
+        except Exception as error:
+            self._refuse(present, artefact.digest, error)
+            return None
+
+    def _refuse(self, present: Release, digest: str, error: Exception) -> None:
+        if (present.name, digest) in self._refused:
+            return
+        self._refused.add((present.name, digest))
+        self._metrics.reload_failures.of(present.name).value += 1
+        stays = present.stable.version
+        log.error("%s stays version %s: %s", present.name, stays, error)
+
+    def _install(self, release: Release) -> None:
+        """Put versions in the place of those before; what these have begun they will end."""
+        old = self._application.releases.get(release.name)
+        before = () if old is None else old.models
+        for model in release.models:
+            if model not in before:
+                self._engine.open(model)
+        self._application.install(release)
+        info = self._metrics.model_info
+        for model in before:
+            if model not in release.models:
+                self._engine.close(model)
+                info.remove(model.name, model.version, model.digest)
+        for model in release.models:
+            present = Counter()
+            present.value = 1.0
+            info.set(present, model.name, model.version, model.digest)
+        if self._seat is not None:
+            stable = release.stable.artefact
+            self._seat.tell(serves=(release.name, stable.digest, str(stable.path)))
