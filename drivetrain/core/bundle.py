@@ -1,20 +1,21 @@
-"""The artefact: an immutable directory that holds one graph and the manifest of all its bytes."""
+"""The artefact: one graph and the manifest of all its bytes, in a directory or packed in a file."""
 
 import hashlib
+import io
 import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from drivetrain.core import sketch
+from drivetrain.core import packed, sketch
 from drivetrain.core.batch import Batch
 from drivetrain.core.describe import canonical
 from drivetrain.core.durable import directory
-from drivetrain.core.errors import wrong
+from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.graph import Graph, Session
 from drivetrain.core.schema import FeatureSchema, Schema
 from drivetrain.core.sketch import Fitted
@@ -94,7 +95,13 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. :meth:`open` verifies every byte before anything is believed."""
+    """An opened bundle. :meth:`open` verifies every byte before anything is believed.
+
+    Attributes:
+        path: its directory, or the file that it is packed in.
+        manifest: what it says of itself.
+        digest: SHA-256 of the manifest, hexadecimal: the name of all its bytes.
+    """
 
     path: Path
     manifest: Manifest
@@ -121,7 +128,8 @@ class Bundle:
         """Open a bundle and verify the digest of every file in it.
 
         Args:
-            path: the bundle's directory.
+            path: the bundle's directory, or the file that it was packed in; which of them makes
+                no difference to what is verified, and nothing is unpacked to disk.
             digest: the digest that it must have; None believes the manifest.
 
         Raises:
@@ -129,31 +137,60 @@ class Bundle:
             ValueError: a file is absent, was changed or is one that no manifest names.
         """
         path = Path(path)
-        if not os.path.lexists(path / MANIFEST):
-            raise FileNotFoundError(f"no bundle at {path}: it has no {MANIFEST}")
-        names = _names(path)
-        text = (path / MANIFEST).read_bytes()
-        found = hashlib.sha256(text).hexdigest()
-        if digest is not None and found != digest:
-            raise ValueError(f"{path / MANIFEST}: found digest {found}, allowed: {digest}.")
+        files = _files(path)
+        text, found = _manifest(files, digest)
         try:
             manifest = Manifest.from_json(json.loads(text))
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path / MANIFEST} is no manifest: {error!r}") from None
         except ValueError as error:
             raise ValueError(f"{path / MANIFEST}: {error}") from None
-        _verify(path, manifest, names)
+        _verify(files, manifest)
         return cls(path, manifest, found)
+
+    def pack(self, path: str | Path) -> "Bundle":
+        """Pack the bundle into one file, for a device; equal bundles give equal bytes.
+
+        The file is a ZIP archive that any tool reads, its content not compressed.
+
+        Args:
+            path: the file; one that lies there is replaced.
+
+        Raises:
+            ValueError: the bundle was changed since it was opened, or is 4 GiB or more.
+            OSError: no space, no permission; ``path`` is then as it was.
+        """
+        files = _files(self.path)
+        names = (MANIFEST, *sorted(self.manifest.files))
+        packed.write(Path(path), {name: partial(files.open, name) for name in names})
+        return Bundle.open(path, self.digest)
+
+    def read(self, name: str) -> bytes:
+        """One of its files; the bytes are verified again, for they are read later.
+
+        Raises:
+            ValueError: the manifest names no such file, or it was changed since.
+            OSError: it cannot be read.
+        """
+        allowed = self.digest if name == MANIFEST else None
+        if allowed is None:
+            if name not in self.manifest.files:
+                raise unknown("file", name, self.manifest.files, str(self.path))
+            allowed = self.manifest.files[name]["sha256"]
+        with _files(self.path).open(name) as file:
+            data = file.read()
+        _check(self.path / name, hashlib.sha256(data).hexdigest(), allowed)
+        return data
 
     @cached_property
     def graph(self) -> Graph:
         """Raw columns to predictions."""
-        return Graph.load(self.path / GRAPH)
+        return Graph(self.read(GRAPH))
 
     @cached_property
     def fitted(self) -> Fitted:
         """The statistics of the training rows."""
-        return sketch.from_json(json.loads((self.path / STATISTICS).read_bytes()))
+        return sketch.from_json(json.loads(self.read(STATISTICS)))
 
     @cached_property
     def session(self) -> Session:
@@ -188,25 +225,67 @@ def pack(graph: Graph, manifest: Manifest, fitted: Fitted) -> dict[str, bytes]:
     return {**contents, MANIFEST: canonical(complete).encode()}
 
 
-def _names(path: Path) -> set[str]:
-    """The files in a bundle; what is neither a plain file nor a directory is refused unread."""
-    names: set[str] = set()
-    for file in path.rglob("*"):
-        mode = file.lstat().st_mode
-        name = file.relative_to(path).as_posix()
-        if stat.S_ISREG(mode):
-            names.add(name)
-        elif not stat.S_ISDIR(mode):
-            raise ValueError(f"{path}: found {name!r}, allowed: plain files and directories.")
-    return names
+def digest_of(path: Path) -> str:
+    """What a bundle says that its digest is; :meth:`Bundle.open` verifies it.
+
+    Raises:
+        FileNotFoundError: no bundle lies there.
+        ValueError: it is packed in no archive as we write them.
+    """
+    return _manifest(_files(path), None)[1]
 
 
-def _verify(path: Path, manifest: Manifest, names: set[str]) -> None:
-    """Hold the files against the manifest.
+class _Directory:
+    """The files of a bundle in a directory; has the methods of :class:`packed.Packed`.
 
     Only names that were found inside the directory are opened: a manifest that names a path
     elsewhere names a file that is missing.
     """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is neither a plain file nor a directory is refused unread."""
+        names: list[str] = []
+        for file in self.path.rglob("*"):
+            mode = file.lstat().st_mode
+            name = file.relative_to(self.path).as_posix()
+            if stat.S_ISREG(mode):
+                names.append(name)
+            elif not stat.S_ISDIR(mode):
+                allowed = "plain files and directories"
+                raise ValueError(f"{self.path}: found {name!r}, allowed: {allowed}.")
+        return tuple(names)
+
+    def open(self, name: str) -> io.BufferedReader:
+        return (self.path / name).open("rb")
+
+
+def _files(path: Path) -> _Directory | packed.Packed:
+    if os.path.lexists(path / MANIFEST):
+        return _Directory(path)
+    if packed.is_packed(path):
+        return packed.Packed(path)
+    form = f"it has no {MANIFEST}" if path.is_dir() else "no directory or packed file lies there"
+    raise FileNotFoundError(f"no bundle at {path}: {form}")
+
+
+def _manifest(files: _Directory | packed.Packed, digest: str | None) -> tuple[bytes, str]:
+    if MANIFEST not in files.names:
+        raise ValueError(f"{files.path}: {MANIFEST!r} is missing.")
+    with files.open(MANIFEST) as file:
+        text = file.read()
+    found = hashlib.sha256(text).hexdigest()
+    if digest is not None and found != digest:
+        raise ValueError(f"{files.path / MANIFEST}: found digest {found}, allowed: {digest}.")
+    return text, found
+
+
+def _verify(files: _Directory | packed.Packed, manifest: Manifest) -> None:
+    """Hold the files against the manifest."""
+    path, names = files.path, set(files.names)
     for name in (GRAPH, STATISTICS):
         if name not in manifest.files:
             raise ValueError(f"{path}: the manifest does not name {name!r}.")
@@ -215,11 +294,14 @@ def _verify(path: Path, manifest: Manifest, names: set[str]) -> None:
     for name, expected in manifest.files.items():
         if name not in names:
             raise ValueError(f"{path}: {name!r} is missing.")
-        with (path / name).open("rb") as file:
+        with files.open(name) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         allowed = expected.get("sha256") if isinstance(expected, Mapping) else None  # pyright: ignore[reportUnnecessaryIsInstance]
-        if found != allowed:
-            raise ValueError(
-                f"{path / name}: found digest {found}, allowed: {allowed}; it was changed or is "
-                "damaged."
-            )
+        _check(path / name, found, allowed)
+
+
+def _check(file: Path, found: str, allowed: str | None) -> None:
+    if found != allowed:
+        raise ValueError(
+            f"{file}: found digest {found}, allowed: {allowed}; it was changed or is damaged."
+        )

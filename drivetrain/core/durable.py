@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def sync(path: Path) -> None:
@@ -17,8 +18,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` atomically: a reader sees the old bytes or the new ones.
+@contextmanager
+def file(path: Path) -> Generator[IO[bytes]]:
+    """Fill a temporary sibling that replaces ``path`` when the block ends well.
 
     Raises:
         OSError: no space, no permission; ``path`` is then as it was.
@@ -26,16 +28,26 @@ def write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # mkstemp makes it private; a store is read by others
-            os.fsync(file.fileno())
+        with os.fdopen(descriptor, "wb") as opened:
+            yield opened
+            opened.flush()
+            os.fchmod(opened.fileno(), 0o644)  # mkstemp makes it private; a store is read by others
+            os.fsync(opened.fileno())
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` atomically: a reader sees the old bytes or the new ones.
+
+    Raises:
+        OSError: no space, no permission; ``path`` is then as it was.
+    """
+    with file(path) as opened:
+        opened.write(data)
 
 
 @contextmanager
@@ -49,8 +61,8 @@ def directory(path: Path) -> Generator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            sync(file)
+        for made in temporary.rglob("*"):
+            sync(made)
         sync(temporary)
         os.chmod(temporary, 0o755)  # mkdtemp makes it private; a store is read by others
         try:
