@@ -90,7 +90,8 @@ class Registry:
         return self._store(hashlib.sha256(contents[MANIFEST]).hexdigest(), fill)
 
     def add(self, path: Path | str) -> Bundle:
-        """Import a bundle from a directory; the copy is verified before it has its name.
+        """Import a bundle from a directory or a packed file; the copy is verified before it has
+        its name.
 
         Raises:
             FileNotFoundError: no bundle lies there.
@@ -103,7 +104,7 @@ class Registry:
             for name in (MANIFEST, *bundle.manifest.files):
                 target = directory / name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(bundle.path / name, target, follow_symlinks=False)
+                target.write_bytes(bundle.read(name))
 
         return self._store(bundle.digest, fill)
 

@@ -30,6 +30,18 @@ def test_a_written_bundle_is_named_by_its_digest_and_predicts(store: Registry, p
     assert opened.predict([{"x": 2.0}])["score"].tolist() == [6.0]
 
 
+def test_a_packed_bundle_is_stored_as_the_directory_that_it_came_from(
+    store: Registry, parts: Make, tmp_path: Path
+):
+    bundle = store.write(*parts())
+    bundle.pack(tmp_path / "made.bundle")
+    other = Registry(tmp_path / "other")
+    added = other.add(tmp_path / "made.bundle")
+    assert added.path == other.root / "bundles" / bundle.digest
+    for name in ("manifest.json", *bundle.manifest.files):
+        assert (added.path / name).read_bytes() == (bundle.path / name).read_bytes()
+
+
 def test_the_same_content_twice_is_one_bundle(store: Registry, parts: Make):
     first, second = store.write(*parts()), store.write(*parts())
     assert first.digest == second.digest
