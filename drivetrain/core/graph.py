@@ -1,7 +1,7 @@
 """An ONNX model as a value: run it, join it, name its digest; only this file knows its opset."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -248,16 +248,36 @@ def _schema(values: "Sequence[onnx.ValueInfoProto]") -> Schema:
 
 
 class Session:
-    """A graph loaded into ONNX Runtime: batches in, batches out. Safe to use from threads."""
+    """A graph loaded into ONNX Runtime: batches in, batches out. Safe to use from threads.
 
-    def __init__(self, model: bytes | str, threads: int = 0) -> None:
+    Args:
+        model: the serialized model, or the path of a file that holds it.
+        threads: of one run; 0 takes one for each core.
+        configure: is given the ``SessionOptions`` to change before the graph is loaded.
+        providers: the execution providers that may take nodes, the first that can takes each.
+    """
+
+    def __init__(
+        self,
+        model: bytes | str,
+        threads: int = 0,
+        *,
+        configure: Callable[[Any], object] | None = None,
+        providers: Sequence[Any] = ("CPUExecutionProvider",),
+    ) -> None:
         ort = need("onnxruntime", "serve")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        if configure is not None:
+            configure(options)
         self._session: Any = ort.InferenceSession(  # onnxruntime ships no types
-            model, options, providers=["CPUExecutionProvider"]
+            model, options, providers=list(providers)
         )
+        # It would keep the bytes, beside the weights that it made of them, for a second attempt
+        # on other providers; what does not load as it was asked for is an error here.
+        self._session.disable_fallback()
+        self._session._model_bytes = None
         self.inputs: tuple[tuple[str, tuple[int | str | None, ...]], ...] = tuple(
             (node.name, tuple(node.shape)) for node in self._session.get_inputs()
         )

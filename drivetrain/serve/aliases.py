@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drivetrain.serve.application import Application
 from drivetrain.serve.engine import Engine
+from drivetrain.serve.loading import Loader
 from drivetrain.serve.metrics import Counter, Metrics
 from drivetrain.serve.models import Artefact, Model, Release, Resolve, Traffic
 from drivetrain.serve.supervisor import Seat
@@ -23,6 +24,7 @@ class Aliases:
         application: is told what answers now; used on the loop's thread only.
         engine: runs the loaded versions.
         metrics: says which versions answer, and what could not be loaded.
+        loader: loads their graphs.
         seat: in one of several workers, to tell the others; None in a process by itself.
     """
 
@@ -32,12 +34,14 @@ class Aliases:
         application: Application,
         engine: Engine,
         metrics: Metrics,
+        loader: Loader,
         seat: Seat | None = None,
     ) -> None:
         self._resolve = resolve
         self._application = application
         self._engine = engine
         self._metrics = metrics
+        self._loader = loader
         self._seat = seat
         self._refused: set[tuple[str, str]] = set()
 
@@ -70,13 +74,13 @@ class Aliases:
         """What an alias means; in a worker that is replaced, at worst what it meant before."""
         try:
             traffic = ask()
-            stable = Model.load(name, traffic.stable)
+            stable = Model.load(name, traffic.stable, self._loader)
         except Exception as error:
             if self._seat is None or name not in self._seat.known:
                 raise
             digest, path = self._seat.known[name]
             log.error("%s begins as version %s: %s", name, digest[:12], error)
-            return Release(Model.load(name, Artefact(digest, Path(path))))
+            return Release(Model.load(name, Artefact(digest, Path(path)), self._loader))
         return self._release(stable, traffic, {stable.digest: stable})
 
     def _newer(self, present: Release, ask: Resolve) -> Release | None:
@@ -115,7 +119,7 @@ class Aliases:
         if (present.name, artefact.digest) in self._refused:
             return None
         try:
-            return Model.load(present.name, artefact)
+            return Model.load(present.name, artefact, self._loader)
         except Exception as error:
             self._refuse(present, artefact.digest, error)
             return None

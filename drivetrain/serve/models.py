@@ -1,8 +1,6 @@
 """What is served: a verified bundle, loaded and warmed up, under the alias that clients name."""
 
-import hashlib
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -12,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from drivetrain.core.batch import PIXELS_SUFFIX, Array, Batch, Column
-from drivetrain.core.bundle import GRAPH, Bundle
+from drivetrain.core.bundle import Bundle, digest_of
 from drivetrain.core.errors import wrong
-from drivetrain.core.graph import Session
 from drivetrain.core.schema import MISSING_INT, Field
 from drivetrain.serve.columns import Columns, Values
+from drivetrain.serve.loading import Loader
 
 VERSION_DIGITS = 12
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -42,7 +40,7 @@ def checked_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A stored bundle: its digest, and the directory that holds it."""
+    """A stored bundle: its digest, and the directory or packed file that holds it."""
 
     digest: str
     path: Path
@@ -84,8 +82,7 @@ Resolve = Callable[[], Traffic]
 
 def pinned(path: Path) -> Resolve:
     """An alias that always means the bundle at ``path``."""
-    digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
-    traffic = Traffic(stable=Artefact(digest, path))
+    traffic = Traffic(stable=Artefact(digest_of(path), path))
     return lambda: traffic
 
 
@@ -128,53 +125,32 @@ class Model:
         cost: how long a run takes.
     """
 
-    def __init__(self, name: str, bundle: Bundle) -> None:
+    def __init__(self, name: str, bundle: Bundle, loader: Loader) -> None:
         self.name = checked_name(name)
         self.bundle = bundle
         self.digest = bundle.digest
         self.version = bundle.digest[:VERSION_DIGITS]
         self.inputs = bundle.manifest.inputs
         self.outputs = list(bundle.manifest.outputs.names)
-        self._session = self._load()
+        self._session = loader.session(bundle)
         self.columns = Columns(self.inputs, self._session.inputs)
         self.cost = self._warm_up()
 
     @classmethod
-    def load(cls, name: str, artefact: Artefact) -> "Model":
-        """Verify, load and warm up a stored bundle.
+    def load(cls, name: str, artefact: Artefact, loader: Loader | None = None) -> "Model":
+        """Verify, load and warm up a stored bundle; without a loader it is loaded plainly.
 
         Raises:
             OSError: it cannot be read.
             ValueError: it is not the bundle that its digest names, or its graph does not give
                 what its manifest says.
         """
-        return cls(name, Bundle.open(artefact.path, artefact.digest))
+        return cls(name, Bundle.open(artefact.path, artefact.digest), loader or Loader())
 
     @property
     def artefact(self) -> Artefact:
         """Where it was loaded from."""
         return Artefact(self.digest, self.bundle.path)
-
-    def _load(self) -> Session:
-        """ONNX Runtime keeps the bytes that it is given as long as the session, beside the weights
-        that it makes of them; of a file it keeps the weights only. So the bytes that were checked
-        become a file that nobody else can reach."""
-        data = self._graph()
-        if not hasattr(os, "memfd_create"):
-            return Session(data, threads=1)
-        with open(os.memfd_create("model.onnx"), "wb") as file:
-            file.write(data)
-            file.flush()
-            del data
-            return Session(f"/proc/self/fd/{file.fileno()}", threads=1)
-
-    def _graph(self) -> bytes:
-        """The graph's bytes, checked again: they are read later than the bundle was verified."""
-        data = (self.bundle.path / GRAPH).read_bytes()
-        expected = self.bundle.manifest.files[GRAPH]["sha256"]
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise ValueError(f"{self.bundle.path / GRAPH} was changed while it was opened.")
-        return data
 
     def run(self, requests: Sequence[Sequence[Values]]) -> tuple[list[Array], list[Array]]:
         """The columns' arrays of all requests together, and the outputs for them."""

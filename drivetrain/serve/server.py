@@ -25,10 +25,21 @@ from drivetrain.serve.engine import Batching, Engine
 from drivetrain.serve.feedback import Feedback
 from drivetrain.serve.http import Http, HttpLimits
 from drivetrain.serve.http1 import Connection
-from drivetrain.serve.listen import BACKLOG, bind, bind_shared, is_loopback, silence
+from drivetrain.serve.listen import (
+    BACKLOG,
+    HANDSHAKE_SECONDS,
+    bind,
+    bind_shared,
+    hold_off,
+    is_loopback,
+    silence,
+    take,
+)
+from drivetrain.serve.loading import Loader
 from drivetrain.serve.metrics import Figures, Metrics
 from drivetrain.serve.models import Resolve, checked_name, pinned
 from drivetrain.serve.supervisor import Seat, Supervisor
+from drivetrain.serve.weights import Weights
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -36,6 +47,8 @@ _SWITCH_SECONDS = 0.0005
 _TICK_SECONDS = 0.25
 _END_SECONDS = 2.0
 """Beyond its grace, until a worker that does not end is killed."""
+_STEER_SECONDS = 0.02
+"""What the supervisor has to steer connections away from a worker that leaves."""
 _SETTLE_SECONDS = 0.25
 """How long a draining server waits for requests that were sent before the client could know."""
 
@@ -103,6 +116,7 @@ class Server:
         self._drain_seconds = drain_seconds
         self._grace_seconds = grace_seconds
         self._workers = _count(workers)
+        self._weights: Weights | None = None
         self._seat: Seat | None = None
         self._supervisor: Supervisor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -145,15 +159,25 @@ class Server:
             self._access_log.flush()  # or every fork would write again what it holds
         end_seconds = self._drain_seconds + self._grace_seconds + _END_SECONDS
         self._supervisor = Supervisor(self._work, listeners, end_seconds)
-        return self._supervisor.run(started)
+        self._weights = _shared_weights()
+        try:
+            return self._supervisor.run(started)
+        finally:
+            if self._weights is not None:
+                self._weights.close()
 
     def _work(self, seat: Seat) -> int:
         """Serve in the forked process of a seat."""
         self._seat, self._supervisor = seat, None
         end_seconds = self._drain_seconds + self._grace_seconds + _END_SECONDS
+        supervisor = os.getppid()
         seat.follow(self.stop, end_seconds)
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
-            return runner.run(self._serve(seat.ready))
+        try:
+            with asyncio.Runner(loop_factory=_new_loop) as runner:
+                return runner.run(self._serve(seat.ready))
+        finally:
+            if self._weights is not None and os.getppid() != supervisor:
+                self._weights.close()  # for it cannot any more
 
     def stop(self) -> None:
         """End as on SIGTERM; from any thread."""
@@ -185,7 +209,8 @@ class Server:
             engine = Engine(self._batching, self.metrics, loop)
             application = self._application(engine, lines, stack)
             stack.callback(engine.shut_down)
-            aliases = Aliases(self._resolve, application, engine, self.metrics, seat)
+            loader = Loader(self._weights)
+            aliases = Aliases(self._resolve, application, engine, self.metrics, loader, seat)
             aliases.begin()
             http = Http(application, self._limits, application.count_refusal)
             stack.callback(http.abort)
@@ -240,10 +265,7 @@ class Server:
         loop = asyncio.get_running_loop()
         end = loop.time() + self._grace_seconds
         http.draining = True
-        with listener.dup() as last:
-            server.close()
-            accepted = silence(last)
-        for connection in accepted:
+        for connection in await self._leave(server, listener):
             connection.setblocking(False)
             await loop.connect_accepted_socket(lambda: Connection(http), connection)
         settled = loop.time() + min(_SETTLE_SECONDS, self._grace_seconds / 2)
@@ -254,6 +276,25 @@ class Server:
         while loop.time() < end and http.connections:
             await asyncio.sleep(0.01)
         return left
+
+    async def _leave(
+        self, server: asyncio.AbstractServer, listener: socket.socket
+    ) -> list[socket.socket]:
+        """Take no more connections; gives those that had come and that nobody had taken."""
+        seat = self._seat
+        if seat is not None:
+            seat.leave()
+            await asyncio.sleep(_STEER_SECONDS)
+        held = hold_off(listener)
+        if held:
+            await asyncio.sleep(HANDSHAKE_SECONDS)
+        with listener.dup() as last:
+            server.close()
+            # The supervisor holds a seat's listener too: what comes yet waits for a successor.
+            accepted = take(last) if held or seat is not None else silence(last)
+        if seat is not None:
+            seat.left()
+        return accepted
 
     def _heed_signals(
         self,
@@ -330,6 +371,15 @@ def _figures(seat: Seat, number: int) -> Figures:
     """What the last process in a seat had counted."""
     text = seat.board.read(number)
     return msgspec.msgpack.decode(text) if text else {}
+
+
+def _shared_weights() -> Weights | None:
+    """Where workers share weights; without it each has its own, and they serve as well."""
+    try:
+        return Weights()
+    except OSError as error:
+        log.warning("every worker keeps its weights to itself: %s", error)
+        return None
 
 
 def _count(workers: int) -> int:
