@@ -3,7 +3,8 @@
 The supervisor serves nothing. It binds a listener for each seat, forks a worker into each seat
 before anything has started a thread (ONNX Runtime is first loaded in the worker), and keeps every
 listener open: what the kernel has queued for a worker that dies waits for the next one in its
-seat. Only what the dead worker had accepted is lost with it.
+seat. Only what the dead worker had accepted is lost with it. While a seat is empty, or its worker
+is about to leave, new connections are steered to the others.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from drivetrain.serve.board import Board
-from drivetrain.serve.listen import silence
+from drivetrain.serve.listen import let_in, silence, steer
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -70,6 +71,14 @@ class Seat:
         self.board.take(self.number, True)
         self.tell(ready=True)
 
+    def leave(self) -> None:
+        """Say that connections should go to the others; those that come still are taken."""
+        self.tell(leaves=True)
+
+    def left(self) -> None:
+        """Say that no more connections are taken."""
+        self.tell(left=True)
+
     def follow(self, end: Callable[[], object], seconds: float) -> None:
         """End with the supervisor: ``end`` is called when it has gone, however that came.
 
@@ -98,6 +107,8 @@ class _Worker:
     due: float = 0.0
     young_deaths: int = 0
     ready: bool = False
+    leaves: bool = False
+    left: bool = False
 
 
 @dataclass
@@ -160,6 +171,8 @@ class Supervisor:
         self._status = 0
         self._failure: Exception | None = None
         self._begun = False
+        self._open: list[int] = []
+        self._steers = True
 
     def run(self, started: Callable[[], object]) -> int:
         """Keep the workers until SIGTERM, SIGINT or :meth:`stop`; SIGHUP is handed on to them.
@@ -240,6 +253,10 @@ class Supervisor:
         if not self._begun and all(worker.ready for worker in self._workers):
             self._begun = True
             started()
+        self._steer()
+        if self._deadline is not None and all(w.left or not w.pid for w in self._workers):
+            for worker in self._workers:
+                _refuse(worker.listener)
 
     def _listen(self) -> None:
         wires = self._wires
@@ -254,6 +271,10 @@ class Supervisor:
         worker = self._workers[what["seat"]]
         if "ready" in what:
             worker.ready = True
+        elif "leaves" in what:
+            worker.leaves = True
+        elif "left" in what:
+            worker.left = True
         elif "failed" in what:
             kind, text = what["failed"]
             if self._begun:
@@ -300,6 +321,7 @@ class Supervisor:
             self._end()
             return
         worker.ready = False
+        self._steer()
         steady = now - worker.born >= _STEADY_SECONDS
         worker.young_deaths = 0 if steady else worker.young_deaths + 1
         pause = _PAUSES[min(max(worker.young_deaths - 1, 0), len(_PAUSES) - 1)]
@@ -308,9 +330,18 @@ class Supervisor:
             "worker %d (process %d) %s; it is replaced%s",
             *(worker.number, pid, how, f" in {pause:g} s" if pause else ""),
         )
-        if pause:  # what would wait too long goes to the others
-            for connection in silence(worker.listener):
-                connection.close()
+        if pause and not self._steers:  # what would wait too long goes to the others
+            _refuse(worker.listener)
+
+    def _steer(self) -> None:
+        """New connections go to the seats whose workers take them."""
+        if not self._begun or not self._steers:
+            return
+        places = [worker.number for worker in self._workers if worker.ready and not worker.leaves]
+        if places and places != self._open:
+            everybody = len(places) == len(self._workers)
+            self._steers = steer(self._workers[0].listener, [] if everybody else places)
+            self._open = places
 
     # -- processes -----------------------------------------------------------------------------
 
@@ -329,6 +360,8 @@ class Supervisor:
                 continue
             sys.stdout.flush()
             sys.stderr.flush()
+            let_in(worker.listener)
+            worker.leaves = worker.left = False
             # A signal that came between the fork and the worker's own handlers would be heeded
             # by the supervisor's, and wake the supervisor in the worker's place.
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
@@ -373,6 +406,12 @@ class Supervisor:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(status)
+
+
+def _refuse(listener: socket.socket) -> None:
+    """End a listener; whoever connects now is refused at once."""
+    for connection in silence(listener):
+        connection.close()
 
 
 def _described(error: Exception) -> tuple[str, str]:
