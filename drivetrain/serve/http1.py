@@ -238,7 +238,7 @@ class Connection(asyncio.Protocol):
         if name in _KEPT:
             if name in self.headers:
                 raise RefusedError(400, f"header {name.decode()!r}: found twice, allowed: once.")
-            self.headers[name] = value
+            self.headers[name] = value.strip(b" \t")  # the parser leaves what is behind it
 
     def on_headers_complete(self) -> None:
         headers, parser, limits = self.headers, self._parser, self.http.limits
