@@ -1,17 +1,13 @@
 """A directory of content-addressed bundles, of aliases that name them and of what was measured."""
 
-import fcntl
 import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from drivetrain.core import durable
 from drivetrain.core.bundle import MANIFEST, Bundle, Manifest, pack
@@ -19,6 +15,8 @@ from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.graph import Graph
 from drivetrain.core.metric import Metric
 from drivetrain.core.sketch import Fitted
+from drivetrain.registry.alias import Alias, Change, Signature
+from drivetrain.registry.rooms import Rooms, is_directory, read
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 PREFIX = re.compile(r"[0-9a-f]{8,64}")
@@ -42,35 +40,18 @@ class Ancestor:
     manifest: Manifest | None
 
 
-class Registry:
+class Registry(Rooms):
     """A store of bundles in a local directory.
 
     ``bundles/<digest>/`` are immutable and named by the SHA-256 of their manifest, which names
-    the SHA-256 of every other file. ``aliases/<name>.json`` say which bundle a name means and
-    which ones it meant before. ``measured/<digest>.jsonl`` keep what is not the same in every
+    the SHA-256 of every other file. ``aliases/<name>.json`` say which bundles a name means and
+    all that was ever done to it. ``measured/<digest>.jsonl`` keep what is not the same in every
     run, such as timings. Nothing is created before the first write, and reading needs no right
     to write. Writers in several processes exclude one another by ``flock``.
 
     A ``ref`` is a digest, at least 8 of its first characters, either with ``sha256:`` in front,
     or an alias.
     """
-
-    def __init__(self, root: Path | str) -> None:
-        """
-        Args:
-            root: the store's directory.
-
-        Raises:
-            ValueError: the store is at a URL, or is no directory.
-        """
-        if "://" in str(root) or re.match(r"[\w+.-]+:/", str(root)):
-            raise wrong("store", str(root), "the path of a local directory")
-        self.root = Path(root).absolute()
-        if self.root.exists() and not self.root.is_dir():
-            raise wrong("store", str(root), "a directory")
-
-    def __repr__(self) -> str:
-        return f"Registry({str(self.root)!r})"
 
     # -- bundles -------------------------------------------------------------------------------
 
@@ -109,9 +90,9 @@ class Registry:
         return self._store(bundle.digest, fill)
 
     def _store(self, digest: str, fill: Any) -> Bundle:
-        path = self._room("bundles") / digest
+        path = self.room("bundles") / digest
         if not os.path.lexists(path):
-            with self._writing(), durable.directory(path) as temporary:
+            with self.writing(), durable.directory(path) as temporary:
                 fill(temporary)
                 Bundle.open(temporary, digest)
         return self.open(digest)
@@ -131,15 +112,15 @@ class Registry:
         Raises:
             ValueError: no such bundle or alias, or more than one.
         """
-        path = self._room("bundles") / self.resolve(ref)
-        if not _is_directory(path):
+        path = self.room("bundles") / self.resolve(ref)
+        if not is_directory(path):
             raise unknown("bundle", ref, (d[:12] for d in self.bundles()), str(self.root))
         return path
 
     def bundles(self) -> tuple[str, ...]:
         """The digests of the stored bundles, sorted."""
         try:
-            entries = list(os.scandir(self._room("bundles")))
+            entries = list(os.scandir(self.room("bundles")))
         except FileNotFoundError:
             return ()
         return tuple(
@@ -171,7 +152,7 @@ class Registry:
         entry = self._alias(ref)
         if entry is None:
             raise unknown("alias", ref, self.aliases(), str(self.root))
-        return cast("str", entry["bundle"])
+        return entry.bundle
 
     def lineage(self, ref: str) -> tuple[Ancestor, ...]:
         """A bundle and what it was made of, nearest first, through every stored bundle.
@@ -200,17 +181,15 @@ class Registry:
             ValueError: an alias is damaged.
         """
         try:
-            names = sorted(os.listdir(self._room("aliases")))
+            names = sorted(os.listdir(self.room("aliases")))
         except FileNotFoundError:
             return {}
         stems = (n.removesuffix(".json") for n in names if n.endswith(".json"))
         entries = {name: self._alias(name) for name in stems if ALIAS.fullmatch(name)}
-        return {name: entry["bundle"] for name, entry in entries.items() if entry is not None}
+        return {name: entry.bundle for name, entry in entries.items() if entry is not None}
 
-    def history(self, alias: str) -> tuple[tuple[str, str], ...]:
-        """Each bundle that an alias has meant, with the time from which it did; now last.
-
-        One that was rolled back is forgotten, and the time is then that of the rollback.
+    def traffic(self, alias: str) -> Alias:
+        """What an alias means now: the bundle that answers, its canary and its shadow.
 
         Raises:
             ValueError: no such alias, or a damaged one.
@@ -219,46 +198,138 @@ class Registry:
         entry = self._alias(alias)
         if entry is None:
             raise unknown("alias", alias, self.aliases(), str(self.root))
-        return tuple((step["bundle"], step["at"]) for step in (*entry["previous"], entry))
+        return entry
+
+    def history(self, alias: str) -> tuple[Change, ...]:
+        """All that was ever done to an alias, the oldest first; nothing in it is forgotten.
+
+        Raises:
+            ValueError: no such alias, or a damaged one.
+        """
+        return self.traffic(alias).changes
 
     def promote(self, ref: str, alias: str) -> Bundle:
         """Let ``alias`` mean the bundle ``ref``; a reader sees the old one or the new one.
+
+        A canary ends, whichever bundle it is: it was held against the one that answered until
+        now. Promoting what answers already changes nothing.
 
         Raises:
             ValueError: no such bundle, a damaged one, a name that no alias may have, or a bound
                 of the bundle's probes that does not hold (each is named).
         """
         _check_alias(alias)
-        bundle = self.open(ref)
-        broken = self.broken_bounds(bundle)
-        if broken:
-            raise ValueError(
-                f"bundle {bundle.digest[:12]} is not promoted to {alias!r}: " + "; ".join(broken)
-            )
-        with self._locked():
-            entry = self._alias(alias)
+        bundle = self._held(self.open(ref), f"promoted to {alias!r}")
+        with self.locked():
+            now, entry = Signature.now(), self._alias(alias)
             if entry is None:
-                self._point(alias, bundle.digest, [])
-            elif entry["bundle"] != bundle.digest:
-                step = {"bundle": entry["bundle"], "at": entry["at"]}
-                self._point(alias, bundle.digest, [*entry["previous"], step])
+                self._put(alias, None, Alias.born(bundle.digest, now))
+            else:
+                self._put(alias, entry, entry.promoted(bundle.digest, now))
         return bundle
 
     def rollback(self, alias: str) -> Bundle:
-        """Let ``alias`` mean again what it meant before; its bounds are not asked anew.
+        """Undo the last change of who answers; the bounds are not asked anew.
+
+        A running canary ends, and the stable bundle stays. Without one, the bundle that answered
+        before answers again. A shadow stays: nobody gets its answers.
+
+        Returns:
+            The bundle that answers now.
 
         Raises:
-            ValueError: no such alias, nothing before, or that bundle is gone or damaged.
+            ValueError: no such alias, no canary and nothing before, or that bundle is gone or
+                damaged.
         """
-        self.history(alias)  # raises for an unknown alias before anything is created
-        with self._locked():
-            entry = self._alias(alias)
-            assert entry is not None, "no one deletes aliases"
-            if not entry["previous"]:
-                raise ValueError(f"alias {alias!r} has never meant another bundle than now.")
-            *older, last = entry["previous"]
-            bundle = self.open(last["bundle"])
-            self._point(alias, bundle.digest, older)
+        self.traffic(alias)  # raises for an unknown alias before anything is created
+        with self.locked():
+            entry = self.traffic(alias)
+            try:
+                before = entry.rolled_back(Signature.now())
+            except ValueError as error:
+                raise ValueError(f"alias {alias!r} {error}") from None
+            if before.bundle != entry.bundle:
+                self.open(before.bundle)  # what is damaged must not answer
+            self._put(alias, entry, before)
+        return self.open(before.bundle)
+
+    def canary(self, alias: str, ref: str, share: float) -> Bundle:
+        """Let the bundle ``ref`` answer a share of the requests of ``alias``.
+
+        It answers real requests, so its bounds gate it as they gate a promotion, and it must take
+        and give the same columns as the stable bundle: else a request would fail by chance.
+
+        Args:
+            alias: one that means a bundle already.
+            ref: the bundle.
+            share: above 0 and at most 1.
+
+        Raises:
+            ValueError: no such alias or bundle, a damaged one, it answers already, other columns,
+                no such share, or a bound that does not hold.
+        """
+        stable = self.open(self.traffic(alias).bundle)
+        bundle = self._held(self.open(ref), f"made a canary of {alias!r}")
+        for side in ("inputs", "outputs"):
+            found, allowed = (set(getattr(b.manifest, side)) for b in (bundle, stable))
+            if found != allowed:
+                raise wrong(
+                    f"{side} of the canary {bundle.digest[:12]}",
+                    ", ".join(sorted(f.name for f in found ^ allowed)) + " differ",
+                    f"those of {stable.digest[:12]}, which answers the other requests",
+                )
+        with self.locked():
+            entry = self.traffic(alias)
+            self._put(alias, entry, entry.with_canary(bundle.digest, share, Signature.now()))
+        return bundle
+
+    def end_canary(self, alias: str) -> None:
+        """Let the stable bundle answer all requests of ``alias``; without a canary it does.
+
+        Raises:
+            ValueError: no such alias.
+        """
+        self.traffic(alias)
+        with self.locked():
+            entry = self.traffic(alias)
+            self._put(alias, entry, entry.without_canary(Signature.now()))
+
+    def shadow(self, alias: str, ref: str) -> Bundle:
+        """Let the bundle ``ref`` be asked what ``alias`` is asked; nobody gets its answers.
+
+        Its bounds need not hold: nobody depends on it, and to see live figures of a bundle that
+        cannot be promoted yet is what a shadow is for.
+
+        Raises:
+            ValueError: no such alias or bundle, a damaged one, or it answers already.
+        """
+        self.traffic(alias)
+        bundle = self.open(ref)
+        with self.locked():
+            entry = self.traffic(alias)
+            self._put(alias, entry, entry.with_shadow(bundle.digest, Signature.now()))
+        return bundle
+
+    def end_shadow(self, alias: str) -> None:
+        """Ask nobody beside those who answer ``alias``.
+
+        Raises:
+            ValueError: no such alias.
+        """
+        self.traffic(alias)
+        with self.locked():
+            entry = self.traffic(alias)
+            self._put(alias, entry, entry.without_shadow(Signature.now()))
+
+    def _held(self, bundle: Bundle, what: str) -> Bundle:
+        """A bundle whose bounds hold.
+
+        Raises:
+            ValueError: one does not; each is named.
+        """
+        broken = self.broken_bounds(bundle)
+        if broken:
+            raise ValueError(f"bundle {bundle.digest[:12]} is not {what}: " + "; ".join(broken))
         return bundle
 
     def broken_bounds(self, bundle: Bundle) -> tuple[str, ...]:
@@ -283,26 +354,19 @@ class Registry:
         )
         return tuple(broken)
 
-    def _alias(self, name: str) -> dict[str, Any] | None:
-        path = self._room("aliases") / f"{name}.json"
-        text = _read(path)
+    def _alias(self, name: str) -> Alias | None:
+        path = self.room("aliases") / f"{name}.json"
+        text = read(path)
         if text is None:
             return None
         try:
-            entry = json.loads(text)
-            steps = [*entry["previous"], entry]
-            whole = all(DIGEST.fullmatch(step["bundle"]) and step["at"] for step in steps)
-        except (ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            raise ValueError(f"{path} is damaged: it does not name a bundle.")
-        return entry
+            return Alias.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}.") from None
 
-    def _point(self, alias: str, digest: str, previous: Sequence[Mapping[str, str]]) -> None:
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        entry = {"bundle": digest, "at": at, "previous": list(previous)}
-        text = json.dumps(entry, indent=1) + "\n"
-        durable.write(self._room("aliases") / f"{alias}.json", text.encode())
+    def _put(self, alias: str, before: Alias | None, now: Alias) -> None:
+        if now != before:
+            durable.write(self.room("aliases") / f"{alias}.json", now.to_json())
 
     # -- what was measured ---------------------------------------------------------------------
 
@@ -316,10 +380,10 @@ class Registry:
         digest = self.resolve(ref)
         if digest not in self.bundles():
             raise unknown("bundle", ref, (d[:12] for d in self.bundles()), str(self.root))
-        path = self._room("measured") / f"{digest}.jsonl"
+        path = self.room("measured") / f"{digest}.jsonl"
         lines = "".join(json.dumps(asdict(metric)) + "\n" for metric in metrics)
-        with self._locked():
-            durable.write(path, (_read(path) or b"") + lines.encode())
+        with self.locked():
+            durable.write(path, (read(path) or b"") + lines.encode())
 
     def measurements(self, ref: str) -> tuple[Metric, ...]:
         """All that was recorded of a bundle, the oldest first.
@@ -327,67 +391,12 @@ class Registry:
         Raises:
             ValueError: no such bundle, or its measurements are damaged.
         """
-        path = self._room("measured") / f"{self.resolve(ref)}.jsonl"
-        text = _read(path) or b""
+        path = self.room("measured") / f"{self.resolve(ref)}.jsonl"
+        text = read(path) or b""
         try:
             return tuple(Metric(**json.loads(line)) for line in text.splitlines())
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-
-    # -- the directory -------------------------------------------------------------------------
-
-    def _room(self, name: str) -> Path:
-        """A directory of the store, which must lie in it and not be a link to elsewhere."""
-        path = self.root / name
-        if path.is_symlink():
-            raise ValueError(f"{path}: found a symbolic link, allowed: a directory of the store.")
-        return path
-
-    def sweep(self) -> int:
-        """Delete what killed writers left behind, unless someone writes now; how many."""
-        with self._exclusive(self.root / ".writing") as alone:
-            return self._delete_leftovers() if alone else 0
-
-    def _delete_leftovers(self) -> int:
-        swept = 0
-        for room in ("bundles", "aliases", "measured"):
-            for leftover in self._room(room).glob(".*"):
-                swept += 1
-                if _is_directory(leftover):
-                    shutil.rmtree(leftover, ignore_errors=True)
-                else:
-                    leftover.unlink(missing_ok=True)
-        return swept
-
-    @contextmanager
-    def _exclusive(self, path: Path) -> Generator[bool]:
-        """Try to hold a lock alone; gives whether that worked."""
-        with _lock_file(path) as descriptor:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-
-    @contextmanager
-    def _writing(self) -> Generator[None]:
-        """Say that temporary files are in use: whoever sweeps leaves them alone.
-
-        The kernel lets go of the lock when a process dies, so a leftover is known by nobody's
-        holding it.
-        """
-        self.sweep()
-        with _lock_file(self.root / ".writing") as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            yield
-
-    @contextmanager
-    def _locked(self) -> Generator[None]:
-        """Read, change and write back with no other process in between."""
-        with self._writing(), _lock_file(self.root / ".lock") as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
 
 
 def _check_alias(name: str) -> None:
@@ -398,32 +407,3 @@ def _check_alias(name: str) -> None:
             "a-z, 0-9, dot, dash and underscore, 64 at most, a letter or digit first, no two "
             "dots together, and not to be taken for a digest",
         )
-
-
-def _is_directory(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _read(path: Path) -> bytes | None:
-    """A file of the store, or None if there is none; never what a link points to."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        if path.is_symlink():
-            raise ValueError(f"{path}: found a symbolic link, allowed: a plain file.") from None
-        raise
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read()
-
-
-@contextmanager
-def _lock_file(path: Path) -> Generator[int]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o666)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -53,7 +53,7 @@ for i in range(15):
     workers = [child(code, tmp_path, *digests[:2]), child(code, tmp_path, *digests[2:], digests[0])]
     workers.append(child(code, tmp_path, digests[0], digests[3]))
     assert [worker.wait(120) for worker in workers] == [0, 0, 0]
-    steps = [digest for digest, _ in store.history("prod")]
+    steps = [change.bundle for change in store.history("prod")]
     assert all(a != b for a, b in pairwise(steps))
     assert len(steps) >= 15  # each worker alternates, so each of its promotes may be a step
     recorded = [m.value for d in (digests[0], digests[2]) for m in store.measurements(d)]
@@ -130,7 +130,7 @@ for i in range(10**6):
         worker.kill()
         worker.wait(30)
     assert store.open("prod").digest in digests
-    steps = [digest for digest, _ in store.history("prod")]
+    steps = [change.bundle for change in store.history("prod")]
     assert all(a != b for a, b in pairwise(steps))
     store.promote(digests[1], "prod")
     assert not [p for p in tmp_path.rglob(".*") if p.parent != tmp_path]
