@@ -25,7 +25,7 @@ class Board:
 
     def __init__(self, seats: int) -> None:
         self.seats = seats
-        self._map = mmap.mmap(-1, seats * (1 + 2 * _BYTES))
+        self._map = mmap.mmap(-1, seats * (2 + 2 * _BYTES))
         self._numbers = [0] * seats
 
     def take(self, seat: int, live: bool) -> None:
@@ -35,6 +35,14 @@ class Board:
     def live(self, seat: int) -> bool:
         """Whether a process that serves sits there."""
         return self._map[seat] == 1
+
+    def beat(self, seat: int) -> None:
+        """Show that the process there still turns; called at least once a second."""
+        self._map[self.seats + seat] = (self._map[self.seats + seat] + 1) % 256
+
+    def pulse(self, seat: int) -> int:
+        """A number that changes with each beat, and comes again after 256."""
+        return self._map[self.seats + seat]
 
     def write(self, seat: int, text: bytes) -> None:
         """Put a text in the place of the one before.
@@ -77,7 +85,7 @@ class Board:
         return number, text
 
     def _start(self, seat: int, half: int) -> int:
-        return self.seats + (2 * seat + half) * _BYTES
+        return 2 * self.seats + (2 * seat + half) * _BYTES
 
 
 def _checksum(number: int, text: bytes) -> int:

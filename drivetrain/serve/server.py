@@ -47,6 +47,7 @@ _SWITCH_SECONDS = 0.0005
 _TICK_SECONDS = 0.25
 _END_SECONDS = 2.0
 """Beyond its grace, until a worker that does not end is killed."""
+_LEAST_HANG_SECONDS = 2.0
 _STEER_SECONDS = 0.02
 """What the supervisor has to steer connections away from a worker that leaves."""
 _SETTLE_SECONDS = 0.25
@@ -72,6 +73,8 @@ class Server:
         grace_seconds: after that, how long it goes on answering what it has accepted.
         workers: processes that share the port, 0 for one a core. More than one need Linux, whose
             kernel spreads connections over them; limits and queues are each process's own.
+        hang_seconds: of several workers one whose event loop does not turn for so long, such as
+            in a graph that never returns, is killed and replaced.
 
     Raises:
         ValueError: an alias is no allowed name, the address is not loopback and no token is set,
@@ -93,6 +96,7 @@ class Server:
         drain_seconds: float = 0.0,
         grace_seconds: float = 20.0,
         workers: int = 1,
+        hang_seconds: float = 30.0,
     ) -> None:
         if not models:
             raise ValueError("models: found none, allowed: one or more to serve.")
@@ -116,6 +120,9 @@ class Server:
         self._drain_seconds = drain_seconds
         self._grace_seconds = grace_seconds
         self._workers = _count(workers)
+        if hang_seconds < _LEAST_HANG_SECONDS:
+            raise wrong("hang_seconds", hang_seconds, f"{_LEAST_HANG_SECONDS:g} or more")
+        self._hang_seconds = hang_seconds
         self._weights: Weights | None = None
         self._seat: Seat | None = None
         self._supervisor: Supervisor | None = None
@@ -158,7 +165,7 @@ class Server:
         if self._access_log is not None:
             self._access_log.flush()  # or every fork would write again what it holds
         end_seconds = self._drain_seconds + self._grace_seconds + _END_SECONDS
-        self._supervisor = Supervisor(self._work, listeners, end_seconds)
+        self._supervisor = Supervisor(self._work, listeners, end_seconds, self._hang_seconds)
         self._weights = _shared_weights()
         try:
             return self._supervisor.run(started)
@@ -328,6 +335,8 @@ class Server:
             http.tick()
             self._write_access(lines)
             self._publish()
+            if self._seat is not None:
+                self._seat.board.beat(self._seat.number)
 
     def _write_access(self, lines: list[str]) -> None:
         if self._access_log is None or not lines:

@@ -4,13 +4,14 @@ The supervisor serves nothing. It binds a listener for each seat, forks a worker
 before anything has started a thread (ONNX Runtime is first loaded in the worker), and keeps every
 listener open: what the kernel has queued for a worker that dies waits for the next one in its
 seat. Only what the dead worker had accepted is lost with it. While a seat is empty, or its worker
-is about to leave, new connections are steered to the others.
+is about to leave or does not turn, new connections are steered to the others.
 """
 
 import contextlib
 import gc
 import json
 import logging
+import math
 import os
 import select
 import signal
@@ -31,6 +32,10 @@ _STEADY_SECONDS = 10.0
 """A worker that has lived so long is replaced at once, however often that has happened."""
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker is replaced, by how many in a row have died young."""
+_LOOK_SECONDS = 1.0
+"""Between two looks at whether the workers' loops turn."""
+_STILL_SECONDS = 2.0
+"""A worker whose loop has not turned for so long gets no new connections until it does."""
 _HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _FAILURES: dict[str, type[Exception]] = {
     error.__name__: error for error in (ValueError, OSError, ImportError)
@@ -109,6 +114,13 @@ class _Worker:
     ready: bool = False
     leaves: bool = False
     left: bool = False
+    pulse: int = 0
+    still: float = 0.0
+
+    @property
+    def open(self) -> bool:
+        """Whether it should be given connections."""
+        return self.ready and not self.leaves and self.still < _STILL_SECONDS
 
 
 @dataclass
@@ -153,6 +165,7 @@ class Supervisor:
         work: serves in a forked process, from ready to end; gives its exit status.
         listeners: bound to one port, one for each seat; closed at the end.
         end_seconds: what the end of a worker takes at most; it is killed then.
+        hang_seconds: a worker whose loop does not turn for so long is killed and replaced.
     """
 
     def __init__(
@@ -160,10 +173,13 @@ class Supervisor:
         work: Callable[[Seat], int],
         listeners: Sequence[socket.socket],
         end_seconds: float,
+        hang_seconds: float = math.inf,
     ) -> None:
         self._work = work
         self._workers = [_Worker(number, each) for number, each in enumerate(listeners)]
         self._end_seconds = end_seconds
+        self._hang_seconds = hang_seconds
+        self._looked = time.monotonic()
         self._board = Board(len(listeners))
         self._known: dict[str, tuple[str, str]] = {}
         self._wires = _Wires.laid()
@@ -196,6 +212,7 @@ class Supervisor:
                     self._fill()
                     self._heed(self._wait(), started)
                     self._reap()
+                    self._look()
         finally:
             gc.unfreeze()
             self._kill(signal.SIGKILL)
@@ -235,7 +252,7 @@ class Supervisor:
             next_seconds = 0.5
         else:
             dues = [worker.due - now for worker in self._workers if not worker.pid]
-            next_seconds = max(min(dues), 0.0) if dues else None
+            next_seconds = max(min([self._looked + _LOOK_SECONDS - now, *dues]), 0.0)
         wires = self._wires
         select.select([wires.wake_reads, wires.told], [], [], next_seconds)
         try:
@@ -270,7 +287,7 @@ class Supervisor:
     def _hear(self, what: dict[str, Any]) -> None:
         worker = self._workers[what["seat"]]
         if "ready" in what:
-            worker.ready = True
+            worker.ready, worker.still = True, 0.0
         elif "leaves" in what:
             worker.leaves = True
         elif "left" in what:
@@ -308,6 +325,28 @@ class Supervisor:
         if self._deadline is not None and now > self._deadline:
             self._kill(signal.SIGKILL)
 
+    def _look(self) -> None:
+        """Kill whoever hangs, in a loop that does not turn: no signal that it heeds would help."""
+        now = time.monotonic()
+        passed = now - self._looked
+        if passed < _LOOK_SECONDS:
+            return
+        self._looked = now
+        for worker in self._workers:
+            pulse = self._board.pulse(worker.number)
+            # All processes may have been stopped for long, and this one be the first to go on.
+            still = min(passed, 2 * _LOOK_SECONDS) if pulse == worker.pulse else -math.inf
+            worker.still = max(worker.still + still, 0.0)
+            worker.pulse = pulse
+            if worker.pid and worker.ready and worker.still >= self._hang_seconds:
+                log.error(
+                    "worker %d (process %d) hangs: its loop has not turned for %.0f s",
+                    *(worker.number, worker.pid, worker.still),
+                )
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
+        self._steer()
+
     def _died(self, worker: _Worker, status: int, now: float) -> None:
         pid, worker.pid = worker.pid, 0
         how = f"ended by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -337,7 +376,7 @@ class Supervisor:
         """New connections go to the seats whose workers take them."""
         if not self._begun or not self._steers:
             return
-        places = [worker.number for worker in self._workers if worker.ready and not worker.leaves]
+        places = [worker.number for worker in self._workers if worker.open]
         if places and places != self._open:
             everybody = len(places) == len(self._workers)
             self._steers = steer(self._workers[0].listener, [] if everybody else places)

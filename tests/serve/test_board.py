@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -68,3 +69,15 @@ def test_a_seat_is_live_only_while_someone_sits_there():
     assert (board.live(0), board.live(1)) == (False, True)
     board.take(1, False)
     assert not board.live(1)
+
+
+def test_a_pulse_changes_with_each_beat_of_its_seat_and_no_other():
+    board = Board(2)
+    seen = []
+    for _ in range(300):
+        board.beat(1)
+        seen.append(board.pulse(1))
+    assert all(a != b for a, b in pairwise(seen))
+    assert board.pulse(0) == 0
+    assert not board.live(0)
+    assert board.read(1) == b""

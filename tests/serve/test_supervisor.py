@@ -195,6 +195,24 @@ def test_a_worker_that_dies_again_and_again_is_replaced_after_longer_and_longer(
     assert pauses == ["", "0.5", "1"]
 
 
+def test_a_worker_whose_loop_does_not_turn_is_passed_by_then_killed_and_replaced(several):
+    server = several(hang_seconds=3.0)
+    time.sleep(1.5)  # it has been seen to turn
+    victim, other = server.workers
+    os.kill(victim, signal.SIGSTOP)
+    time.sleep(2.5)
+    started = time.monotonic()
+    assert [server.ask()[0] for _ in range(12)] == [200] * 12
+    assert time.monotonic() - started < 1.0  # nobody waited for the one that is still
+    assert victim in server.workers
+    wait_until(lambda: victim not in server.workers and len(server.workers) == 2)
+    assert other in server.workers
+    wait_until(lambda: server.metric("drivetrain_ready") == 1)
+    server.child.send_signal(signal.SIGTERM)
+    assert server.child.wait(10) == 0
+    assert "hangs: its loop has not turned for 3 s" in server.child.stderr.read()
+
+
 def test_a_worker_is_replaced_by_the_version_that_the_others_serve(several, write_bundle, tmp_path):
     server = several(reload_seconds=0.1)
     bad = write_bundle(tmp_path / "bad", weight=2.0)
@@ -254,6 +272,11 @@ def test_a_port_that_is_taken_is_the_supervisors_error(tiny):
 def test_a_count_of_workers_that_cannot_be_is_refused(tiny, workers):
     with pytest.raises(ValueError, match="workers: found"):
         Server({"tiny": tiny.path}, workers=workers)
+
+
+def test_a_bound_on_hanging_below_what_can_be_seen_is_refused(tiny):
+    with pytest.raises(ValueError, match=r"hang_seconds: found 0\.5, allowed: 2 or more"):
+        Server({"tiny": tiny.path}, hang_seconds=0.5)
 
 
 def test_several_workers_start_on_the_main_thread_only(tiny):
