@@ -6,7 +6,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
@@ -153,10 +153,9 @@ class Call(Task):
         timeout: float | None = None,
         options: Any = None,
     ) -> None:
+        deadline = math.inf if exchange.deadline is None else exchange.deadline
         if timeout is not None:
-            deadline = exchange.received + timeout
-        else:
-            deadline = math.inf if exchange.deadline is None else exchange.deadline
+            deadline = min(deadline, exchange.received + timeout)
         super().__init__(route.model, columns, rows, deadline)
         self._route = route
         self._exchange = exchange
@@ -279,6 +278,21 @@ def header_timeout(exchange: Exchange) -> float | None:
     except ValueError:
         found = value.decode("latin-1")
         raise wrong("header 'x-timeout-ms'", found, "a positive number of milliseconds") from None
+
+
+def parameter_timeout(parameters: Mapping[str, Any]) -> float | None:
+    """Seconds that the client waits at most, from the parameter ``timeout`` of V2.
+
+    Raises:
+        ValueError: it is no positive number of microseconds.
+    """
+    value = parameters.get("timeout")
+    if value is None:
+        return None
+    try:
+        return positive(float(value)) / 1e6
+    except (TypeError, ValueError, OverflowError):
+        raise wrong("parameter 'timeout'", value, "a positive number of microseconds") from None
 
 
 def positive(value: float) -> float:

@@ -10,7 +10,7 @@ import msgspec
 from drivetrain.core.batch import Array
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import Schema
-from drivetrain.serve.calls import Call, Route, Service, body_id, header_timeout, positive
+from drivetrain.serve.calls import Call, Route, Service, body_id, header_timeout, parameter_timeout
 from drivetrain.serve.columns import Values
 from drivetrain.serve.exchange import JSON, Exchange
 from drivetrain.serve.models import Model
@@ -122,7 +122,7 @@ class InferRoute(Route):
         if request.outputs or request.parameters:
             parameters = request.parameters or {}
             asked.outputs = self._outputs(request.outputs, parameters)
-            timeout = _timeout(parameters) or timeout
+            timeout = parameter_timeout(parameters) or timeout
         return Call(
             self,
             exchange,
@@ -249,13 +249,3 @@ def _flag(where: str, value: Any) -> bool:
     if value is not None and type(value) is not bool:
         raise wrong(where, value, "true or false")
     return bool(value)
-
-
-def _timeout(parameters: dict[str, Any]) -> float | None:
-    value = parameters.get("timeout")
-    if value is None:
-        return None
-    try:
-        return positive(float(value)) / 1e6
-    except (TypeError, ValueError, OverflowError):
-        raise wrong("parameter 'timeout'", value, "a positive number of microseconds") from None
