@@ -1,6 +1,8 @@
 """How the graph of a bundle gets into memory: by itself, or with weights that workers share."""
 
+import ctypes
 import logging
+import sys
 
 from drivetrain.core.bundle import GRAPH, Bundle
 from drivetrain.core.graph import Session
@@ -26,6 +28,12 @@ class Loader:
             OSError: it cannot be read.
             ValueError: it was changed since the bundle was verified.
         """
+        try:
+            return self._session(bundle)
+        finally:
+            _give_back()
+
+    def _session(self, bundle: Bundle) -> Session:
         weights, graph = self._weights, bundle.manifest.files[GRAPH]
         if weights is not None and graph["bytes"] >= weights.least:
             try:
@@ -35,3 +43,11 @@ class Loader:
             except Exception as error:  # a full disk, or what ONNX Runtime cannot write
                 log.warning("%s keeps its weights to itself: %s", bundle.path, error)
         return Session(bundle.read(GRAPH), threads=1)
+
+
+def _give_back() -> None:
+    """Return what loading took for a while; glibc would keep it, as much as the weights again."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none, and need not
+        if trim is not None:
+            trim(0)
