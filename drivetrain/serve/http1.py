@@ -7,6 +7,7 @@ httptools; what it lets pass and a proxy might read otherwise is refused here.
 import asyncio
 import logging
 import math
+import re
 from collections import deque
 from http import HTTPStatus
 from time import monotonic
@@ -34,6 +35,7 @@ _KEPT = frozenset(
     }
 )
 """The headers that mean something to this server; each may come once."""
+_ABSOLUTE = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
 _LINGER_SECONDS = 2.0
 _HEADER_COUNT = 100
 _TARGET_BYTES = 4096
@@ -91,6 +93,15 @@ class Http1Exchange(Exchange):
 
 def _status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
+
+
+def _origin_form(target: bytes) -> bytes:
+    """The path and query of an absolute target, which RFC 9112 §3.2.2 has every server take."""
+    match = _ABSOLUTE.match(target)
+    if match is None:
+        return target
+    rest = target[match.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest
 
 
 _STATUS_LINES = {status.value: _status_line(status) for status in HTTPStatus}
@@ -312,7 +323,10 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._upgrading:
             return
-        exchange = Http1Exchange(self, self._method, self._target)
+        target = self._target
+        if not target.startswith(b"/"):
+            target = _origin_form(target)
+        exchange = Http1Exchange(self, self._method, target)
         exchange.keep = self._keep
         if self._body:
             exchange.body = self._body  # counted until it is answered: it is held until then

@@ -173,7 +173,7 @@ class Server:
 
     def _asked(self, exchange: Exchange) -> None:
         headers = exchange.headers
-        kept = tuple((name, headers[name]) for name in _COMPARED if name in headers)
+        kept = tuple((name, headers[name].lower()) for name in _COMPARED if name in headers)
         body = bytes(exchange.body)
         assert len(body) <= LIMITS["body_bytes"], "a body is no longer than its limit"
         self.waiting.append((len(self.taken), exchange))
@@ -317,8 +317,8 @@ def reference(stream: bytes) -> tuple[list[Taken], str | None]:
             if not isinstance(event, h11.EndOfMessage):
                 return found, None
             headers = dict(request.headers)
-            kept = tuple((name, headers[name]) for name in _COMPARED if name in headers)
-            found.append(Taken(request.method, request.target, body, kept))
+            kept = tuple((name, headers[name].lower()) for name in _COMPARED if name in headers)
+            found.append(Taken(request.method, _origin(request.target), body, kept))
             old = request.http_version == b"1.0"
             if request.method == b"CONNECT":
                 return found, "CONNECT makes a tunnel"
@@ -329,6 +329,15 @@ def reference(stream: bytes) -> tuple[list[Taken], str | None]:
             connection.start_next_cycle()
     except h11.RemoteProtocolError as error:
         return found, str(error)
+
+
+def _origin(target: bytes) -> bytes:
+    """What the application is to see of a request target."""
+    scheme, found, rest = target.partition(b"://")
+    if not found or scheme.lower() not in (b"http", b"https") or rest[:1] in b"/?#":
+        return target
+    place = next((n for n, byte in enumerate(rest) if byte in b"/?#"), len(rest))
+    return rest[place:] if rest[place : place + 1] == b"/" else b"/" + rest[place:]
 
 
 def inputs(stream: bytes) -> list[bytes]:
