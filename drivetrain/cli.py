@@ -1,4 +1,4 @@
-"""The command line: check, run, show, test, promote, rollback, serve and watch."""
+"""The command line: from checking a declaration to watching what is served."""
 
 import argparse
 import json
@@ -92,7 +92,16 @@ def _parser() -> argparse.ArgumentParser:
     test = verb("test", _test, "verify a bundle and measure its probes again", "BUNDLE")
     test.add_argument("--data", metavar="FILE", help="Parquet rows with targets; default: its own")
     verb("promote", _promote, "point an alias at a bundle whose bounds hold", "BUNDLE", "ALIAS")
-    verb("rollback", _rollback, "point an alias at the bundle before", "ALIAS")
+    canary = verb("canary", _canary, "let a bundle answer a share of an alias' requests", "ALIAS")
+    canary.add_argument("bundle", metavar="BUNDLE", nargs="?", help="its bounds must hold")
+    canary.add_argument("--share", type=float, help="of the requests, such as 0.05")
+    canary.add_argument("--end", action="store_true", help="the alias' bundle answers all again")
+    shadow = verb("shadow", _shadow, "ask a bundle what an alias is asked, unheard", "ALIAS")
+    shadow.add_argument("bundle", metavar="BUNDLE", nargs="?", help="its bounds need not hold")
+    shadow.add_argument("--end", action="store_true", help="ask it no longer")
+    about = "end an alias' canary; without one, point it at the bundle before"
+    verb("rollback", _rollback, about, "ALIAS")
+    verb("history", _history, "tell what an alias means and all that was done to it", "ALIAS")
     serve = verb("serve", _serve, "serve the bundle that an alias points at", "ALIAS")
     serve.add_argument("--port", type=int, help="instead of the site's; 0 takes a free one")
     watch = verb("watch", _watch, "watch a served alias: rates, latencies, drift", "ALIAS")
@@ -238,7 +247,13 @@ def _show(options: argparse.Namespace) -> int:
     pages |= _monitoring(options, bundle)
     for path, page in pages.items():
         Path(path).write_text(page, encoding="utf-8")
-    _print(options, drawn, "\n".join(f"wrote {path}" for path in pages) or text(drawn))
+    shown = "\n".join(f"wrote {path}" for path in pages) or text(drawn)
+    if bundle is not None and not pages and not Path(options.what).exists():
+        registry = _registry(_site(options))
+        traffic = None if registry.is_digest(options.what) else registry.traffic(options.what)
+        if traffic is not None and (traffic.canary or traffic.shadow):
+            shown += f"\n\n{options.what}: {traffic}"
+    _print(options, drawn, shown)
     return 0
 
 
@@ -290,13 +305,63 @@ def _promote(options: argparse.Namespace) -> int:
     return 0
 
 
+def _canary(options: argparse.Namespace) -> int:
+    registry = _registry(_site(options))
+    if _ends(options, "canary"):
+        registry.end_canary(options.alias)
+    elif options.share is None:
+        raise wrong("canary --share", None, "a share of the requests, such as 0.05")
+    else:
+        registry.canary(options.alias, options.bundle, options.share)
+    return _tell(options, registry)
+
+
+def _shadow(options: argparse.Namespace) -> int:
+    registry = _registry(_site(options))
+    if _ends(options, "shadow"):
+        registry.end_shadow(options.alias)
+    else:
+        registry.shadow(options.alias, options.bundle)
+    return _tell(options, registry)
+
+
+def _ends(options: argparse.Namespace, verb: str) -> bool:
+    if options.end == (options.bundle is not None):
+        found = f"{options.bundle or 'no bundle'}{' and --end' if options.end else ''}"
+        raise wrong(verb, found, "a bundle, or --end")
+    return options.end
+
+
 def _rollback(options: argparse.Namespace) -> int:
-    bundle = _registry(_site(options)).rollback(options.alias)
+    registry = _registry(_site(options))
+    bundle = registry.rollback(options.alias)
+    last = registry.history(options.alias)[-1]
+    ended = f"the canary {last.bundle[:12]} is ended: " if last.did == "canary ended" else ""
     _print(
         options,
         {"alias": options.alias, "bundle": bundle.digest},
-        f"{options.alias} is {bundle.digest} again",
+        f"{ended}{options.alias} is {bundle.digest} again",
     )
+    return 0
+
+
+def _history(options: argparse.Namespace) -> int:
+    registry = _registry(_site(options))
+    if options.json:
+        for change in registry.history(options.alias):
+            print(_json(vars(change)))
+        return 0
+    for change in registry.history(options.alias):
+        print(change)
+    return _tell(options, registry)
+
+
+def _tell(options: argparse.Namespace, registry: "Registry") -> int:
+    """Print what an alias means now."""
+    traffic = registry.traffic(options.alias)
+    found = {"alias": options.alias, "bundle": traffic.bundle, "canary": traffic.canary}
+    found |= {"share": traffic.share, "shadow": traffic.shadow}
+    _print(options, found, f"{options.alias}: {traffic}")
     return 0
 
 
@@ -312,9 +377,19 @@ def _serve(options: argparse.Namespace) -> int:
     registry = _registry(site)
     registry.open(options.alias)  # fail before a port is taken
 
+    def artefact(digest: str) -> Artefact:
+        return Artefact(digest, registry.path(digest))
+
     def current() -> Traffic:
-        digest = registry.resolve(options.alias)
-        return Traffic(stable=Artefact(digest, registry.path(digest)))
+        if registry.is_digest(options.alias):
+            return Traffic(stable=artefact(registry.resolve(options.alias)))
+        now = registry.traffic(options.alias)
+        return Traffic(
+            stable=artefact(now.bundle),
+            canary=artefact(now.canary) if now.canary else None,
+            share=now.share,
+            shadow=artefact(now.shadow) if now.shadow else None,
+        )
 
     port = site.serve.port if options.port is None else options.port
     feedback = Path(site.serve.feedback) if site.serve.feedback else None

@@ -154,6 +154,11 @@ class Registry(Rooms):
             raise unknown("alias", ref, self.aliases(), str(self.root))
         return entry.bundle
 
+    @staticmethod
+    def is_digest(ref: str) -> bool:
+        """Whether a ref names a bundle by its digest, for good; any other is an alias."""
+        return PREFIX.fullmatch(ref.removeprefix("sha256:")) is not None
+
     def lineage(self, ref: str) -> tuple[Ancestor, ...]:
         """A bundle and what it was made of, nearest first, through every stored bundle.
 
