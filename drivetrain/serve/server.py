@@ -39,6 +39,7 @@ from drivetrain.serve.loading import Loader
 from drivetrain.serve.metrics import Figures, Metrics
 from drivetrain.serve.models import Resolve, checked_name, pinned
 from drivetrain.serve.supervisor import Seat, Supervisor
+from drivetrain.serve.tls import Tls
 from drivetrain.serve.weights import Weights
 
 log = logging.getLogger("drivetrain.serve")
@@ -62,7 +63,9 @@ class Server:
             directory of a bundle that stays. The callable is asked about once a second.
         host: the address to listen at.
         port: the port; 0 takes a free one.
-        token: what clients bring as ``Authorization: Bearer``; must be set off loopback.
+        token: what clients bring as ``Authorization: Bearer``; must be set off loopback, unless
+            ``tls`` asks clients for certificates.
+        tls: what is served over it; None serves in the clear, the token included.
         feedback: a directory for events (see :class:`drivetrain.serve.feedback.Feedback`).
         access_log: gets one line of JSON for each answer.
         limits: what one client may take.
@@ -88,6 +91,7 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 8080,
         token: str | None = None,
+        tls: Tls | None = None,
         feedback: Path | None = None,
         access_log: TextIO | None = None,
         limits: HttpLimits | None = None,
@@ -104,14 +108,17 @@ class Server:
             checked_name(name): pinned(given) if isinstance(given, Path) else given
             for name, given in models.items()
         }
-        if not is_loopback(host) and not token:
+        if not is_loopback(host) and not token and not (tls is not None and tls.identifies):
             raise wrong(
-                "host", host, "a loopback address, or any with a token that clients must bring"
+                *("host", host),
+                "a loopback address, or any with a token or a certificate that clients must bring",
             )
         self.host = host
         self.port = port
         self.metrics = Metrics()
         self._token = token or None
+        self._tls = tls
+        self._secure = {} if tls is None else tls.options
         self._feedback = feedback
         self._access_log = access_log
         self._limits = limits or HttpLimits()
@@ -133,7 +140,7 @@ class Server:
     def url(self) -> str:
         """Where it listens; the port is known once it runs."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{'http' if self._tls is None else 'https'}://{host}:{self.port}"
 
     def run(self, started: Callable[[], object] = lambda: None) -> int:
         """Serve until :meth:`stop`, SIGTERM or SIGINT, then answer what was accepted and end.
@@ -222,7 +229,7 @@ class Server:
             http = Http(application, self._limits, application.count_refusal)
             stack.callback(http.abort)
             server = await loop.create_server(
-                lambda: Connection(http), sock=listener, backlog=BACKLOG
+                lambda: Connection(http), sock=listener, backlog=BACKLOG, **self._secure
             )
             self._heed_signals(loop, stopping, again, http)
             # What was made until now stays: a full collection need not walk it each time.
@@ -274,7 +281,10 @@ class Server:
         http.draining = True
         for connection in await self._leave(server, listener):
             connection.setblocking(False)
-            await loop.connect_accepted_socket(lambda: Connection(http), connection)
+            begun = loop.create_task(
+                loop.connect_accepted_socket(lambda: Connection(http), connection, **self._secure)
+            )
+            begun.add_done_callback(_let_fail)
         settled = loop.time() + min(_SETTLE_SECONDS, self._grace_seconds / 2)
         while loop.time() < end and (http.unanswered or loop.time() < settled):
             await asyncio.sleep(0.01)
@@ -325,7 +335,7 @@ class Server:
             loop.add_signal_handler(signal.SIGTERM, stopping.set)
             loop.add_signal_handler(signal.SIGQUIT, lambda: (stopping.set(), http.abort()))
         if hasattr(signal, "SIGHUP"):
-            loop.add_signal_handler(signal.SIGHUP, again.set)
+            loop.add_signal_handler(signal.SIGHUP, lambda: (again.set(), self._renew(always=True)))
 
     async def _tick(self, http: Http, lines: list[str]) -> None:
         limits = self._limits
@@ -335,8 +345,13 @@ class Server:
             http.tick()
             self._write_access(lines)
             self._publish()
+            self._renew()
             if self._seat is not None:
                 self._seat.board.beat(self._seat.number)
+
+    def _renew(self, *, always: bool = False) -> None:
+        if self._tls is not None:
+            self._tls.renew(always=always)
 
     def _write_access(self, lines: list[str]) -> None:
         if self._access_log is None or not lines:
@@ -389,6 +404,12 @@ def _shared_weights() -> Weights | None:
     except OSError as error:
         log.warning("every worker keeps its weights to itself: %s", error)
         return None
+
+
+def _let_fail(begun: "asyncio.Task[object]") -> None:
+    """A handshake that failed is its client's matter."""
+    if not begun.cancelled():
+        begun.exception()
 
 
 def _count(workers: int) -> int:
