@@ -182,7 +182,9 @@ def silence(listener: socket.socket) -> list[socket.socket]:
     share a port the others take what comes then; a socket that was silenced can listen again.
     """
     taken = take(listener)
-    with contextlib.suppress(OSError):  # it has not listened yet
+    # One that does not listen would keep the mark of a shutdown: should it listen again, every
+    # connection that it takes would be shut from its first byte.
+    if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         listener.shutdown(socket.SHUT_RDWR)
     return taken
 

@@ -68,6 +68,21 @@ def test_a_silenced_listener_gives_what_had_connected_and_the_others_take_the_re
 
 
 @linux
+def test_a_listener_that_was_silenced_twice_serves_when_it_listens_again():
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen(8)
+        assert silence(listener) == silence(listener) == []
+        listener.listen(8)
+        (client,) = connect(listener.getsockname(), 1)
+        (served,) = take(listener)
+        client.sendall(b"ask")
+        assert served.recv(8) == b"ask"
+        served.sendall(b"tell")
+        assert client.recv(8) == b"tell"
+        close([client, served])
+
+
+@linux
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_listener_that_holds_off_takes_no_new_client_until_it_lets_in_again(host):
     with bind(host, 0) as listener:
