@@ -255,7 +255,12 @@ class Session:
         threads: of one run; 0 takes one for each core.
         configure: is given the ``SessionOptions`` to change before the graph is loaded.
         providers: the execution providers that may take nodes, the first that can takes each.
+
+    Attributes:
+        placement: where it runs, by the name that a site gives it.
     """
+
+    placement = "cpu"
 
     def __init__(
         self,
@@ -294,7 +299,7 @@ class Session:
         names = list(self.outputs.names if outputs is None else outputs)
         feeds = {name: feed(batch, name, shape) for name, shape in self.inputs}
         try:
-            arrays: list[Array] = self._session.run(names, feeds)
+            arrays: list[Array] = self.raw(feeds, names)
         except Exception:
             self._blame(feeds)
             raise
@@ -315,6 +320,14 @@ class Session:
     def raw(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """Run over arrays that are already as the graph takes them: the hot path."""
         return self._session.run(outputs, feeds)
+
+    def assignment(self) -> dict[str, list[str]]:
+        """The operators that each execution provider took; recorded only if the options of the
+        session say ``session.record_ep_graph_assignment_info``."""
+        found: dict[str, list[str]] = {}
+        for part in self._session.get_provider_graph_assignment_info():
+            found.setdefault(part.ep_name, []).extend(node.op_type for node in part.get_nodes())
+        return found
 
 
 def _ort_schema(nodes: Sequence[Any]) -> Schema:
