@@ -1,5 +1,6 @@
 """Which request goes where: the table of targets, the token, health, metadata, docs, metrics."""
 
+import asyncio
 import hmac
 import json
 import re
@@ -14,6 +15,7 @@ from drivetrain.serve.metrics import CONTENT_TYPE
 from drivetrain.serve.models import Model, Release
 from drivetrain.serve.openapi import PAGE_HEADERS, document, page
 from drivetrain.serve.rows import RowsRoute
+from drivetrain.serve.shadow import Shadow
 from drivetrain.serve.split import Split
 from drivetrain.serve.tfserving import PredictRoute, status
 from drivetrain.serve.v2 import InferRoute, model_metadata, server_metadata
@@ -44,10 +46,11 @@ class Application:
         self.releases: dict[str, Release] = {}
         self.ready = False
         self._service = service
-        self._token = None if token is None else f"Bearer {token}".encode()
+        self._token = None if token is None else token.encode()
         self._other = Series(service, "", "", "other")
         self._routes: dict[str, dict[Model, dict[str, Route]]] = {}
         self._of_model: dict[str, dict[str, Methods]] = {}
+        self._shadows: dict[str, Shadow] = {}
         metadata = self._constant("v2", server_metadata())
         health = Series(service, "", "", "health")
         metrics = Series(service, "", "", "metrics")
@@ -80,6 +83,7 @@ class Application:
             model: self._routes.get(name, {}).get(model) or self._of_version(model)
             for model in release.models
         }
+        self._cast(release)
         targets: dict[str, Methods] = {}
         for version, model in (("", release.stable), *((m.version, m) for m in release.models)):
             v1, v2 = f"/v1/models/{name}", f"/v2/models/{name}"
@@ -95,6 +99,26 @@ class Application:
         targets[f"/predict/{name}"] = {b"POST": self.route(RowsRoute.name, name)}
         self._of_model[name] = targets
         self._fill()
+
+    def _cast(self, release: Release) -> None:
+        """Tell the routes of each version its role, and of the shadow that is to hear of them."""
+        shadow = self._shadows.get(release.name)
+        if shadow is not None and shadow.model is not release.shadow:
+            self._shadows.pop(release.name).close()
+            shadow = None
+        if shadow is None and release.shadow is not None:
+            shadow = Shadow(release.shadow, self._service, asyncio.get_running_loop())
+            self._shadows[release.name] = shadow
+        for role, model in release.roles:
+            heard = shadow is not None and role != "shadow"
+            mirror = shadow.beside(model) if shadow is not None and heard else None
+            for route in self._routes[release.name][model].values():
+                route.role, route.echo = role, mirror
+
+    def shut_down(self) -> None:
+        """Ask shadows no more."""
+        for shadow in self._shadows.values():
+            shadow.close()
 
     def _of_version(self, model: Model) -> dict[str, Route]:
         return {route.name: route(model, self._service) for route in ROUTES}
@@ -159,8 +183,9 @@ class Application:
         if exchange.target.decode("latin-1") in _OPEN:
             return True
         assert self._token is not None
-        found = exchange.headers.get(b"authorization", b"")
-        return hmac.compare_digest(found, self._token)
+        # RFC 9110 §11.4: the scheme in any case, then one or more spaces.
+        scheme, _, found = exchange.headers.get(b"authorization", b"").partition(b" ")
+        return hmac.compare_digest(found.lstrip(b" "), self._token) and scheme.lower() == b"bearer"
 
     def _nearest(self, path: str) -> str:
         match = _MODEL.fullmatch(path)

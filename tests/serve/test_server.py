@@ -155,13 +155,15 @@ def test_off_loopback_a_token_is_required(tiny, host):
 
 def test_with_a_token_only_its_bearer_comes_in_but_health_is_open(serve):
     client = serve(token="sesame")
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "sesame"}):
+    wrong = ("Bearer wrong", "sesame", "Bearer", "Bearer ", "Basic sesame", "Bearersesame")
+    for headers in ({}, *({"Authorization": value} for value in wrong)):
         reply = client.post("/predict/tiny", ROW, headers=headers)
         assert (reply.status, reply.headers["www-authenticate"]) == (401, "Bearer")
         assert client.get("/metrics", headers=headers).status == 401
         assert client.get("/no/such/place", headers=headers).status == 401
-    good = {"Authorization": "Bearer sesame"}
-    assert client.post("/predict/tiny", ROW, headers=good).status == 200
+    for scheme in ("Bearer ", "bearer ", "BEARER  "):  # RFC 9110 §11.1
+        good = {"Authorization": f"{scheme}sesame"}
+        assert client.post("/predict/tiny", ROW, headers=good).status == 200
     assert client.get("/v2/health/ready").status == 200
 
 
