@@ -78,6 +78,10 @@ class Exchange(ABC):
         self.respond(status, body, JSON, extra)
         return len(body)
 
+    def refuse_target(self, message: str) -> int:
+        """Answer that there is nothing at this target; gives the bytes of the content."""
+        return self.refuse(404, message)
+
     @property
     @abstractmethod
     def answered(self) -> bool:

@@ -1,12 +1,15 @@
 """What all connections of a process share: the limits of a client, the clock, the drain."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from drivetrain.serve.exchange import Exchange
+
+if TYPE_CHECKING:
+    from drivetrain.serve.grpc_stream import GrpcStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,8 @@ class HttpLimits:
             together.
         header_bytes: request line and headers together.
         connections: open at once; the longest idle one makes way for a new one.
-        pipeline: requests of one connection that wait for their answers.
+        pipeline: requests of one connection that wait for their answers, over HTTP/1.1.
+        streams: the same over HTTP/2.
         header_seconds: from a request's first byte to the end of its headers.
         body_seconds: from there to the end of its body, and for a client to take its answer.
         idle_seconds: between requests.
@@ -30,6 +34,7 @@ class HttpLimits:
     header_bytes: int = 16 << 10
     connections: int = 4096
     pipeline: int = 64
+    streams: int = 256
     header_seconds: float = 10.0
     body_seconds: float = 10.0
     idle_seconds: float = 75.0
@@ -60,6 +65,10 @@ class Peer(Protocol):
         """A deadline has passed."""
         ...
 
+    def drain(self) -> None:
+        """The server ends: say so, where the protocol has a word for it."""
+        ...
+
     def close(self) -> None:
         """Close after what is written has gone out."""
         ...
@@ -76,6 +85,8 @@ class Http:
         application: gets each whole request and sees to it that it is answered.
         limits: what a client may take.
         refused: told the status of each request that never became one.
+        streams: for each target of gRPC that streams, who gets its calls. It may change at any
+            time.
     """
 
     def __init__(
@@ -83,8 +94,10 @@ class Http:
         application: Callable[[Exchange], None],
         limits: HttpLimits,
         refused: Callable[[int], None] = lambda status: None,
+        streams: "Mapping[bytes, Callable[[GrpcStream], None]] | None" = None,
     ) -> None:
         self.application = application
+        self.streams = {} if streams is None else streams
         self.refused = refused
         self.limits = limits
         self.connections: set[Peer] = set()
@@ -115,6 +128,12 @@ class Http:
     def unanswered(self) -> int:
         """Requests that came in, wholly or in part, and have no answer yet."""
         return sum(not c.idle for c in self.connections if not c.ending)
+
+    def drain(self) -> None:
+        """Take what is under way, and tell the clients to go elsewhere."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
 
     def close_idle(self) -> None:
         """Close every connection that has no request under way."""

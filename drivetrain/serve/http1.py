@@ -417,6 +417,9 @@ class Connection(asyncio.Protocol):
         """Its last answer is written."""
         return self.stage == _LINGER
 
+    def drain(self) -> None:
+        """Nothing to say: the answers that follow say ``Connection: close``."""
+
     def abort(self) -> None:
         """Close at once."""
         self.transport.abort()
