@@ -49,6 +49,7 @@ class Application:
         self._token = None if token is None else token.encode()
         self._other = Series(service, "", "", "other")
         self._routes: dict[str, dict[Model, dict[str, Route]]] = {}
+        self._answers: dict[str, dict[tuple[str, str], Answer]] = {}
         self._of_model: dict[str, dict[str, Methods]] = {}
         self._shadows: dict[str, Shadow] = {}
         metadata = self._constant("v2", server_metadata())
@@ -84,6 +85,12 @@ class Application:
             for model in release.models
         }
         self._cast(release)
+        versions = ["", *(model.version for model in release.models)]
+        self._answers[name] = {
+            (route.name, version): self._answer(release, route.name, version)
+            for route in ROUTES
+            for version in versions
+        }
         targets: dict[str, Methods] = {}
         for version, model in (("", release.stable), *((m.version, m) for m in release.models)):
             v1, v2 = f"/v1/models/{name}", f"/v2/models/{name}"
@@ -134,16 +141,19 @@ class Application:
         Raises:
             ValueError: no such alias, or it has no such version; names the nearest.
         """
-        release = self.releases.get(name)
-        if release is None:
+        answers = self._answers.get(name)
+        if answers is None:
             raise unknown("model", name, self.releases)
-        routes = self._routes[name]
-        if version:
-            for model, of_version in routes.items():
-                if model.version == version:
-                    return of_version[kind]
-            found = [model.version for model in release.models]
+        answer = answers.get((kind, version))
+        if answer is None:
+            found = [model.version for model in self.releases[name].models]
             raise unknown("version", version, found, f"model {name!r}")
+        return answer
+
+    def _answer(self, release: Release, kind: str, version: str) -> Answer:
+        routes = self._routes[release.name]
+        if version:
+            return next(r[kind] for model, r in routes.items() if model.version == version)
         stable = routes[release.stable][kind]
         if release.canary is None or not release.share:
             return stable
