@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from drivetrain.features.text import Text
     from drivetrain.pipeline import run
     from drivetrain.registry.registry import Registry
+    from drivetrain.train.all_reduce import AllReduce
     from drivetrain.train.estimator import Estimator
     from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
     from drivetrain.train.schedule import Constant, Cosine, StepDecay
@@ -95,6 +96,7 @@ _HOME = {
     "features.text": ("Text",),
     "pipeline": ("run",),
     "registry.registry": ("Registry",),
+    "train.all_reduce": ("AllReduce",),
     "train.estimator": ("Estimator",),
     "train.loss": (
         "BinaryCrossEntropy",
@@ -125,6 +127,7 @@ __all__ = [
     "CSV",
     "RMSE",
     "Accuracy",
+    "AllReduce",
     "Arrow",
     "Batch",
     "BinaryCrossEntropy",

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.errors import wrong
-from drivetrain.core.job import Resources
+from drivetrain.core.job import LOST, Resources
 from drivetrain.core.metric import Emit, Emitted, Metric, fan_out
 from drivetrain.core.schema import Schema
 from drivetrain.core.site import Site
+from drivetrain.core.world import World
 from drivetrain.declaration import load, with_settings
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.traceback:
             raise
         _fail(options, error)
-        return 2
+        # Whoever lost its company says so by its status: a launcher may start all of them anew.
+        return LOST if isinstance(error, ConnectionError) else 2
     except KeyboardInterrupt:
         return 130
 
@@ -180,13 +182,23 @@ def _check(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     system, site = _read(options, options.file)
     inline = site.launcher.kind == "inline" and not options.dry_run
-    _check_resources(system, site, inline)
+    world = World.of()
+    _check_resources(system, site, inline, world)
     if not inline:
         return _launch(options, system, site)
+    return _run_here(options, system, site, world)
+
+
+def _run_here(
+    options: argparse.Namespace, system: "System", site: Site, world: World = World()
+) -> int:
     from drivetrain.pipeline import run
 
+    if not world.leads:  # the leader speaks for all
+        run(system, site, until=options.until, world=world)
+        return 0
     with _listening(options, system, site) as emit:
-        bundle = run(system, site, until=options.until, emit=emit)
+        bundle = run(system, site, until=options.until, emit=emit, world=world)
     if bundle is None:
         return 0
     broken = _registry(site).broken_bounds(bundle)
@@ -202,12 +214,16 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if broken else 0
 
 
-def _check_resources(system: "System", site: Site, inline: bool) -> None:
+def _check_resources(system: "System", site: Site, inline: bool, world: World) -> None:
     """Refuse what is asked for and would be given by nobody."""
     strategy = type(system.train).__name__
     nobody = {"nodes": f"1 with {strategy}", "processes": f"1 with {strategy}"}
     nobody |= {"gpus": "0; device= names the one to use", "memory": "'' with a local launcher"}
-    if inline:
+    if getattr(system.train, "distributed", False):
+        del nobody["processes"]
+        if inline and world.size == 1:
+            nobody["processes"] = "1 with the launcher 'inline'"
+    if inline and world.size == 1:
         nobody["cpus"] = "0 with the launcher 'inline'"
     for field in fields(Resources):
         found = getattr(site.resources, field.name)
@@ -216,21 +232,32 @@ def _check_resources(system: "System", site: Site, inline: bool) -> None:
 
 
 def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
+    """Run in a child process; of several, the training only: the rest is one process's work."""
     from drivetrain.core.job import Job
     from drivetrain.launch.local import Local, this_command
+    from drivetrain.pipeline import run
 
     if site.launcher.kind not in ("inline", "local"):
         raise wrong("[launcher] kind", site.launcher.kind, "inline, local")
+    several = site.resources.processes > 1
+    if several and options.until in ("events", "features") and not options.dry_run:
+        return _run_here(options, system, site)
+    last = "train" if several else options.until
     settings = [f"--set={item}" for item in (*options.set, "launcher.kind=inline")]
     on = [f"--on={options.on}"] if options.on else []
-    until = [f"--until={options.until}"] if options.until else []
+    until = [f"--until={last}"] if last else []
     flags = ["--json"] if options.json else []
     command = this_command("run", options.file, *on, *until, *flags, *settings)
     job = Job(name=system.name, command=command, resources=site.resources)
+    launcher = Local(restarts=site.launcher.restarts)
     if options.dry_run:
-        print(Local().render(job), end="")
+        print(launcher.render(job), end="")
         return 0
-    return Local().start(job)
+    if not several:
+        return launcher.start(job)
+    with _listening(options, system, site) as emit:
+        run(system, site, until="features", emit=emit)
+    return launcher.start(job) or _run_here(options, system, site)
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -369,6 +396,7 @@ def _serve(options: argparse.Namespace) -> int:
     import logging
 
     from drivetrain.serve.models import Artefact, Traffic
+    from drivetrain.serve.retention import Retention
     from drivetrain.serve.server import Server
 
     # New versions and replaced workers are told with their time, not errors alone.
@@ -399,7 +427,10 @@ def _serve(options: argparse.Namespace) -> int:
         port=port,
         token=site.serve.token(),
         feedback=feedback,
+        retention=Retention(bytes=site.serve.feedback_bytes, days=site.serve.feedback_days),
         workers=site.serve.workers,
+        placement=site.serve.placement,
+        parity=site.serve.parity,
     )
     return server.run(lambda: print(f"serving {options.alias} at {server.url}", flush=True))
 

@@ -10,7 +10,7 @@ import fcntl
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +30,7 @@ from drivetrain.core.site import Site
 from drivetrain.core.sketch import Counts, Fitted
 from drivetrain.core.statistic import Quantiles, Statistic, TopK
 from drivetrain.core.system import System
+from drivetrain.core.world import World
 from drivetrain.events import prepared as laid
 from drivetrain.events.prepared import Prepared, fingerprint, prepare
 from drivetrain.events.table import Table
@@ -88,8 +89,12 @@ def run(
     until: Stage | None = None,
     engine: Engine | None = None,
     emit: Emit = silent,
+    world: World = World(),
 ) -> Bundle | None:
     """Run a system from its events to a registered bundle.
+
+    Several processes of one world train together; each is called with ``until="train"``, when
+    what comes before has been made.
 
     Args:
         system: what to run.
@@ -97,6 +102,7 @@ def run(
         until: the last stage to run; None runs all.
         engine: computes the statistics instead of the site's own.
         emit: hears every metric, progress and note.
+        world: the processes that train together.
 
     Returns:
         The registered bundle, or None when the run stopped before.
@@ -106,6 +112,8 @@ def run(
     """
     if until is not None and until not in STAGES:
         raise unknown("stage", until, STAGES)
+    if world.size > 1 and until != "train":
+        raise wrong("until", until, f"'train' in one of {world.size} processes")
     work = Path(site.work)
 
     with _stage("events", emit):
@@ -117,7 +125,7 @@ def run(
     if until == "features":
         return None
     with _stage("train", emit):
-        graph = make_model(system, data, features, site, emit)
+        graph = make_model(system, data, features, site, emit, world)
     if until == "train":
         return None
     with _stage("compress", emit):
@@ -212,7 +220,12 @@ def _watched(schema: Schema) -> list[Statistic]:
 
 
 def make_model(
-    system: System, data: Data, features: Features, site: Site, emit: Emit = silent
+    system: System,
+    data: Data,
+    features: Features,
+    site: Site,
+    emit: Emit = silent,
+    world: World = World(),
 ) -> Graph:
     """Train the model and put it behind the feature graph: raw columns to predictions."""
     work = Path(site.work)
@@ -232,14 +245,16 @@ def make_model(
     parts = (system.train, system.model, features.graph.digest, data.digest, device, _packages())
     directory = work / "train" / digest(*(describe(part) for part in parts))
     directory.mkdir(parents=True, exist_ok=True)
-    with _alone(directory):
+    with _alone(directory) if world.leads else nullcontext():
         made = directory / "model.onnx"
         if made.exists():
             emit(Note(stage="train", text=f"nothing changed: read from {made}"))
             return features.graph.join(Graph.load(made))
         make = getattr(system.train, "build", build)
         model = make(system.model, features.schema, seed=getattr(system.train, "seed", 0))
-        lent = Run(directory=directory, emit=emit, device=device)
+        if device == "cuda" and world.size > 1:
+            device = f"cuda:{world.local_rank}"
+        lent = Run(directory=directory, emit=emit, device=device, world=world)
         fitted = system.train.fit(model, examples, lent)
         if isinstance(fitted, Graph):  # a strategy may fit what is no torch module
             graph = fitted
@@ -247,7 +262,8 @@ def make_model(
             predictions = getattr(system.train, "predictions", None)
             graph = export(fitted, features.schema.tensors, predictions)
         joined = features.graph.join(graph)
-        graph.save(made)
+        if world.leads:
+            graph.save(made)
         return joined
 
 

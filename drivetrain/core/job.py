@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+LOST = 75
+"""Exit status of a process that ended because another of its job did: EX_TEMPFAIL of sysexits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:

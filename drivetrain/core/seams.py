@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from drivetrain.core.metric import Emit, Metric, silent
 from drivetrain.core.schema import FeatureField, FeatureSchema, Schema
+from drivetrain.core.world import World
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,12 +99,16 @@ class Examples(Protocol):
     ) -> Iterator["Batch"]:
         """Batches of ``size`` rows (the last may be smaller).
 
+        Where the rows can be counted, all shards have equally many batches, so that workers that
+        wait for one another never wait in vain; the last one of a shard may then have no rows.
+
         Args:
             split: which rows.
             shard: which part of them.
-            size: rows a batch.
+            size: rows a batch, of all shards together.
             order: a seeded shuffle; None keeps the source's order.
-            start: how many batches to skip, for resuming in the middle of an epoch.
+            start: how many rows to skip, of all shards together, for resuming in the middle of
+                an epoch.
         """
         ...
 
@@ -161,11 +166,14 @@ class Run:
             training and of no other, so that a checkpoint found there is one to resume from.
         emit: where measurements go.
         device: where tensors live, as torch names it.
+        world: the processes that run this training together; each calls ``fit``, with the same
+            directory where they share a disk.
     """
 
     directory: Path
     emit: Emit = silent
     device: str = "cpu"
+    world: World = World()
 
 
 class Strategy(Protocol):

@@ -27,9 +27,16 @@ class EngineSite:
 
 @dataclass(frozen=True, kw_only=True)
 class LauncherSite:
-    """Which launcher starts the job: ``inline`` (this process) or ``local`` (a child process)."""
+    """Which launcher starts the job.
+
+    Attributes:
+        kind: ``inline`` (this process) or ``local`` (processes on this machine).
+        restarts: how often the processes of a training are started anew when one of them dies;
+            each goes on from the last checkpoint.
+    """
 
     kind: str = "inline"
+    restarts: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +47,26 @@ class ServeSite:
         host: loopback by default.
         port: 0 takes a free one.
         feedback: a directory for requests and answers as events; empty keeps none.
+        feedback_bytes: of them are kept on disk, the newest; 0 is no bound.
+        feedback_days: they are kept; 0 is no bound.
         workers: processes that share the port; 0 for one a core.
         token_file: a file that holds what clients must bring as ``Authorization: Bearer``; empty
             asks for nothing, on loopback only. The secret itself never stands in a site.
+        placement: where graphs run: ``cpu`` is ONNX Runtime's own, and measures nothing;
+            ``openvino``, ``openvino-bf16``, ``cuda``, ``tensorrt`` and others are used, or are an
+            error; ``auto`` measures what is installed and picks the fastest that gives the same.
+        parity: how far answers may be from the plain CPU's; 0 for the placement's own limit.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     feedback: str = ""
+    feedback_bytes: int = 10 << 30
+    feedback_days: int = 30
     workers: int = 1
     token_file: str = ""
+    placement: str = "cpu"
+    parity: float = 0.0
 
     def token(self) -> str | None:
         """What ``token_file`` holds, less white space around it; None if there is none.

@@ -24,7 +24,7 @@ from drivetrain.core.schema import MISSING_INT, FeatureSchema, Schema
 from drivetrain.core.seams import SPLITS, Order, Shard, Source, Split
 from drivetrain.features.ahead import ahead, in_parallel
 from drivetrain.features.blocks import Block, Blocks, blocks_of, fill
-from drivetrain.features.order import CHUNKS, Windows, generator, slice_of
+from drivetrain.features.order import CHUNKS, Windows, generator, turns
 
 Tensors = Mapping[str, Array]
 
@@ -106,34 +106,34 @@ class Examples:
         """Batches of ``size`` rows (the last may be smaller), one column a tensor and a target.
 
         Over the shards of one split, order and count every row comes exactly once. With a cache
-        the shards are contiguous slices of the one order that a single shard would see, equal to
-        within a row; :func:`drivetrain.features.order.slice_of` says what this means for the
-        number of batches. Without a cache the source divides the rows.
+        the shards share each batch that a single shard would see, and have equally many:
+        :func:`drivetrain.features.order.turns`. Without a cache the source divides the rows.
 
         Args:
             split: which rows.
             shard: which part of them.
-            size: rows a batch.
+            size: rows a batch, of all shards together.
             order: a seeded shuffle; None keeps the source's order. With a cache, random chunks
                 of the split make a window of some ten megabytes, which is shuffled; a split that
                 fits in one is shuffled uniformly. Without a cache, 16 batches at a time are.
-            start: how many batches to skip; what lies before is not read (with a cache) or not
-                transformed (without).
+            start: how many rows to skip, of all shards together, for resuming in the middle of an
+                epoch, with as many shards as then or another number (without a cache, the same);
+                what lies before is not read (with a cache) or not transformed (without).
 
         Raises:
             ValueError: a target is missing in some row; an argument is out of its range.
             OSError: the cache can't be written; nothing is then left of it.
         """
         _check_split(split)
-        if size < 1:
-            raise wrong("size", size, "1 or more")
-        if start < 0:
-            raise wrong("start", start, "0 or more")
         if not 0 <= shard.index < shard.count:
             raise wrong("shard", shard, "an index from 0 to below the count")
+        if size < shard.count:
+            raise wrong("size", size, f"{shard.count} or more, a row for each shard")
+        if start < 0:
+            raise wrong("start", start, "0 or more")
         if self.cache is None:
-            return _cut(self._streamed(split, shard, size, order, start), size)
-        return _cut(self._read(self._blocks(split), shard, size, order, start), size)
+            return self._streamed(split, shard, size, order, start)
+        return self._read(self._blocks(split), shard, size, order, start)
 
     # -- with a cache --------------------------------------------------------------------------
 
@@ -179,26 +179,36 @@ class Examples:
 
     def _read(
         self, blocks: Blocks, shard: Shard, size: int, order: Order | None, start: int
-    ) -> Iterator[Tensors]:
-        first, stop = slice_of(shard, blocks.rows)
-        windows = Windows.of(blocks.rows, blocks.row_bytes, order)
-        parts = windows.parts(first + start * size, stop)
-        return ahead(blocks.read(part.spans, part.rows) for part in parts)
+    ) -> Iterator[Batch]:
+        order_of = Windows.of(blocks.rows, blocks.row_bytes, order)
+        ranges = list(turns(shard, size, start, blocks.rows))
+        parts = order_of.parts((low, high) for low, high in ranges if low < high)
+        windows = ahead(blocks.read(part.spans, part.rows) for part in parts)
+        yield from _cut(windows, _share(size, shard))
+        if ranges and ranges[-1][0] == ranges[-1][1]:  # its turn, though no row was left for it
+            yield Batch(blocks.read(()))
 
     # -- without a cache -----------------------------------------------------------------------
 
     def _streamed(
         self, split: Split, shard: Shard, size: int, order: Order | None, start: int
+    ) -> Iterator[Batch]:
+        share = _share(size, shard)
+        return _cut(self._mixed(split, shard, share, order, start // size * share), share)
+
+    def _mixed(
+        self, split: Split, shard: Shard, size: int, order: Order | None, start: int
     ) -> Iterator[Tensors]:
         """Windows of 16 batches, each shuffled; without an order, batches as they come."""
-        number, inside = divmod(start, CHUNKS) if order else (0, 0)
-        skipped = number * CHUNKS * size if order else start * size
-        tensors = self._transformed(_after(self.source.batches(split, shard), skipped), split)
+        number, inside = divmod(start, CHUNKS * size) if order else (0, 0)
+        tensors = self._transformed(
+            _after(self.source.batches(split, shard), start - inside), split
+        )
         if order is None:
             yield from tensors
             return
         for window, batch in enumerate(_cut(tensors, CHUNKS * size), start=number):
-            rows = generator(order, window).permutation(len(batch))[inside * size :]
+            rows = generator(order, window).permutation(len(batch))[inside:]
             inside = 0
             yield {name: np.take(column, rows, axis=0) for name, column in _arrays(batch).items()}
 
@@ -216,6 +226,12 @@ class Examples:
             for target in self.targets
         }
         return self.transform.run(batch).with_columns(columns)
+
+
+def _share(size: int, shard: Shard) -> int:
+    """The rows of one shard in a batch of all."""
+    each, more = divmod(size, shard.count)
+    return each + (shard.index < more)
 
 
 def _check_split(split: str) -> None:

@@ -1,11 +1,12 @@
-"""The order of a split's rows: windows of shuffled chunks, and the slice that a shard reads.
+"""The order of a split's rows: windows of shuffled chunks, and the turns that a shard takes in it.
 
 A full shuffle of rows on disk costs a seek for each. Here the chunks of a split are put in random
 order, several of them make a window, and the rows of a window are put in random order in memory:
 what is read is contiguous, and a split that fits in one window is shuffled uniformly.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -53,23 +54,32 @@ class Windows:
         """Windows of about ``WINDOW_BYTES``."""
         return cls(rows, max(1, WINDOW_BYTES // (CHUNKS * max(1, row_bytes))), order)
 
-    def parts(self, start: int, stop: int) -> Iterator[Part]:
-        """What to read for the positions ``start`` to ``stop`` of the order; other windows are
-        neither read nor shuffled."""
+    def parts(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Part]:
+        """What to read for some ranges of positions of the order, which ascend; a window that
+        none of them touches is neither read nor shuffled."""
+        waiting = deque(ranges)
         begin = 0
         for number, spans in enumerate(self._spans):
             end = begin + sum(b - a for a, b in spans)
-            low, high = max(start, begin) - begin, min(stop, end) - begin
-            if low < high:
-                yield self._part(number, spans, low, high)
+            inside: list[tuple[int, int]] = []
+            while waiting and waiting[0][0] < end:
+                low, high = waiting.popleft()
+                inside.append((low - begin, min(high, end) - begin))
+                if high > end:
+                    waiting.appendleft((end, high))
+            if inside:
+                yield self._part(number, spans, inside)
             begin = end
 
-    def _part(self, number: int, spans: tuple[tuple[int, int], ...], low: int, high: int) -> Part:
+    def _part(
+        self, number: int, spans: tuple[tuple[int, int], ...], inside: Sequence[tuple[int, int]]
+    ) -> Part:
         if self.order is None:
             first = spans[0][0]
-            return Part(((first + low, first + high),), None)
+            return Part(tuple((first + low, first + high) for low, high in inside), None)
         length = sum(b - a for a, b in spans)
-        return Part(spans, generator(self.order, number + 1).permutation(length)[low:high])
+        rows = generator(self.order, number + 1).permutation(length)
+        return Part(spans, np.concatenate([rows[low:high] for low, high in inside]))
 
     @cached_property
     def _spans(self) -> list[tuple[tuple[int, int], ...]]:
@@ -89,13 +99,21 @@ def generator(order: Order, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
 
 
-def slice_of(shard: Shard, rows: int) -> tuple[int, int]:
-    """The positions of the order that a shard reads: contiguous, and equal to within one row.
+def turns(shard: Shard, size: int, start: int, rows: int) -> Iterator[tuple[int, int]]:
+    """The positions of the order that a shard reads: ``(low, high)`` of each of its batches.
 
-    The first ``rows % count`` shards have one row more. So all shards have equally many batches
-    of a size, unless ``rows // count`` is a multiple of the size and some rows are left: then
-    these first shards have one batch more, of a single row.
+    The shards share each batch of the order, equally to within a row. So the rows of a batch are
+    the same whatever the number of shards; what all have read after some batches is the beginning
+    of the order, and a training that stops there goes on with any other number of shards. All
+    have equally many turns; of a last batch with fewer rows than shards some get none.
+
+    Args:
+        shard: whose positions.
+        size: rows a batch, of all shards together.
+        start: the first position that anybody reads.
+        rows: of the split.
     """
-    each, more = divmod(rows, shard.count)
-    start = shard.index * each + min(shard.index, more)
-    return start, start + each + (shard.index < more)
+    for first in range(start, rows, size):
+        each, more = divmod(min(size, rows - first), shard.count)
+        low = first + shard.index * each + min(shard.index, more)
+        yield low, low + each + (shard.index < more)

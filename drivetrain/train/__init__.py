@@ -1,11 +1,13 @@
 """The one loop, strategies on it, checkpoints and export."""
 
+from drivetrain.train.all_reduce import AllReduce
 from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from drivetrain.train.schedule import Constant, Cosine, StepDecay
 from drivetrain.train.single import Single
 from drivetrain.train.stopping import EarlyStopping
 
 __all__ = [
+    "AllReduce",
     "BinaryCrossEntropy",
     "Constant",
     "Cosine",

@@ -10,6 +10,7 @@ from torch import Tensor
 from drivetrain.core.metric import Emit
 from drivetrain.core.seams import Examples, Order, Shard
 from drivetrain.train.feed import Feed
+from drivetrain.train.group import Alone, Group
 from drivetrain.train.step import Step
 
 
@@ -20,6 +21,7 @@ class Position:
     Attributes:
         epoch: epochs that are complete.
         batch: batches taken of the next one.
+        at: rows taken of the next one, by all processes together.
         rows: rows taken in all.
         stopped: a callback ended the training.
         window: losses of updates that no report has read yet.
@@ -27,6 +29,7 @@ class Position:
 
     epoch: int = 0
     batch: int = 0
+    at: int = 0
     rows: int = 0
     stopped: bool = False
     window: list[float] = field(default_factory=list[float])
@@ -60,9 +63,9 @@ class Loop:
         examples: gives batches.
         feed: turns them into tensors.
         epochs: passes over the rows.
-        batch_size: rows a batch.
+        batch_size: rows a batch, of all processes together.
         seed: of the order of the rows.
-        shard: which part of the rows this process reads.
+        group: the processes that train together.
         emit: where measurements go.
         callbacks: in the order in which they are called.
     """
@@ -77,7 +80,7 @@ class Loop:
         batch_size: int,
         emit: Emit,
         seed: int = 0,
-        shard: Shard = Shard(),
+        group: Group | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.step = step
@@ -86,7 +89,8 @@ class Loop:
         self.epochs = epochs
         self.batch_size = batch_size
         self.seed = seed
-        self.shard = shard
+        self.group = group or Alone()
+        self.shard = Shard(self.group.rank, self.group.size)
         self.emit = emit
         self.callbacks = callbacks
         self.position = Position()
@@ -105,27 +109,30 @@ class Loop:
                 return
             self.read()  # what is wrong is named by the epoch that it happened in
             position.epoch += 1
-            position.batch = 0
+            position.batch = position.at = 0
             for callback in self.callbacks:
                 callback.after_epoch(self)
 
     def _epoch(self) -> None:
         step, feed, position, callbacks = self.step, self.feed, self.position, self.callbacks
         first = position.epoch == 0
+        total = None if self.group.size == 1 else self.examples.rows("train")
         batches = self.examples.batches(
             "train",
             self.shard,
             size=self.batch_size,
             order=Order(self.seed, position.epoch),
-            start=position.batch,
+            start=position.at,
         )
         for batch in batches:
             rows = len(batch)
             if first:
                 feed.check(batch)
-            updated = step(*feed(batch), rows)
+            of_all = rows if total is None else min(self.batch_size, total - position.at)
+            updated = step(*feed(batch), rows, of_all)
             position.batch += 1
-            position.rows += rows
+            position.at += of_all
+            position.rows += of_all
             if updated:
                 for callback in callbacks:
                     callback.after_update(self)

@@ -14,6 +14,8 @@ from drivetrain.train.checkpoint import Checkpoint, Checkpoints
 from drivetrain.train.loop import Callback, Loop, Position
 
 _GENERATOR = "generator"
+_AGREE_STEPS = 16
+"""Updates between two looks at the leader's clock: each costs a message."""
 
 
 class Keep:
@@ -44,13 +46,24 @@ class Keep:
 
     def after_update(self, loop: Loop) -> None:
         """Write one if it is time."""
-        by_steps = self.steps is not None and loop.step.done % self.steps == 0
-        if by_steps or time.perf_counter() >= self._next:
+        if self._due(loop):
             self.save(loop)
 
     def after_epoch(self, loop: Loop) -> None:
         """Write one if it is time: what validation found is then in it."""
         self.after_update(loop)
+
+    def _due(self, loop: Loop) -> bool:
+        """Whether it is time; the leader's clock tells it to all."""
+        done = loop.step.done
+        if self.steps is not None and done % self.steps == 0:
+            return True
+        if loop.group.size == 1:
+            return time.perf_counter() >= self._next
+        if self.seconds == math.inf or done % _AGREE_STEPS:
+            return False
+        due = time.perf_counter() >= self._next and loop.group.rank == 0
+        return bool(loop.group.sum(torch.tensor([float(due)])))
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Nothing."""
@@ -68,7 +81,9 @@ class Keep:
         """
         loop.read()
         check_finite(loop)
-        self.checkpoints.save(capture(loop, self.keeps), loop.step.done)
+        checkpoint = capture(loop, self.keeps)
+        if loop.group.rank == 0:
+            self.checkpoints.save(checkpoint, loop.step.done)
         self._next = time.perf_counter() + self.seconds
 
     def resume(self, loop: Loop) -> bool:
@@ -92,6 +107,8 @@ class Keep:
     def finish(self, loop: Loop) -> None:
         """Write the final weights: the same training is then never run again."""
         check_finite(loop)
+        if loop.group.rank:
+            return
         final = Checkpoint({"step": loop.step.done}, dict(unique(loop.step.model)))
         self.checkpoints.save(final, loop.step.done, final=True)
 
@@ -115,7 +132,8 @@ def capture(loop: Loop, keeps: Mapping[str, Callback]) -> Checkpoint:
         state[f"callback/{name}"], held = callback.state()
         tensors.update({f"callback/{name}/{key}": tensor for key, tensor in held.items()})
     for device, generator in generators(step.model):
-        tensors[f"{_GENERATOR}/{device}"] = generator
+        for rank, state_of in enumerate(loop.group.gather(generator)):
+            tensors[f"{_GENERATOR}/{rank}/{device}"] = state_of
     return Checkpoint(state, tensors)
 
 
@@ -137,11 +155,12 @@ def restore(loop: Loop, checkpoint: Checkpoint, keeps: Mapping[str, Callback]) -
         callback.load(state[f"callback/{name}"], {k: t.to(device) for k, t in held.items()})
     loop.position = Position(**state["position"])
     step.done = state["step"]
-    for device, generator in below(tensors, f"{_GENERATOR}/").items():
+    # A process that was not there goes on with the generators that its own seed gave it.
+    for device, generator in below(tensors, f"{_GENERATOR}/{loop.group.rank}/").items():
         if device == "cpu":
             torch.set_rng_state(generator)
         else:
-            torch.cuda.set_rng_state(generator, device)
+            torch.cuda.set_rng_state(generator, step.parameters[0].device)
 
 
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -170,7 +189,7 @@ def generators(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
     yield "cpu", torch.get_rng_state()
     device = next(model.parameters()).device
     if device.type == "cuda":
-        yield str(device), torch.cuda.get_rng_state(device)
+        yield "cuda", torch.cuda.get_rng_state(device)
 
 
 def check_finite(loop: Loop) -> None:

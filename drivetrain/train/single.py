@@ -1,11 +1,13 @@
 """The strategy of one process on one device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from drivetrain.core.describe import digest
 from drivetrain.core.errors import unknown, wrong
+from drivetrain.core.metric import silent
 from drivetrain.core.seams import Examples, Run
 from drivetrain.train.loss import Loss
 from drivetrain.train.schedule import Constant, Schedule
@@ -14,9 +16,10 @@ from drivetrain.train.stopping import EarlyStopping
 if TYPE_CHECKING:
     from torch import nn
 
+    from drivetrain.train.group import Group
     from drivetrain.train.loop import Loop
     from drivetrain.train.resume import Keep
-    from drivetrain.train.step import Step
+    from drivetrain.train.step import Exchange, Step
     from drivetrain.train.validate import Validate
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad")
@@ -120,9 +123,12 @@ class Single:
         """
         from drivetrain.train.repeatable import repeatable
 
-        with repeatable(self.seed, run.device, deterministic=self.deterministic):
+        with (
+            self._together(source, run) as group,
+            repeatable(self.seed + group.rank, run.device, deterministic=self.deterministic),
+        ):
             model = model.to(run.device).train()
-            loop, keep, validate = self._assemble(model, source, run)
+            loop, keep, validate = self._assemble(model, source, run, group)
             if not keep.resume(loop):
                 loop.run()
                 self._final_weights(loop.step, validate)
@@ -136,8 +142,23 @@ class Single:
         predictions = getattr(self.loss, "predictions", None)
         return named(outputs) if predictions is None else predictions(outputs)
 
+    @contextmanager
+    def _together(self, source: Examples, run: Run) -> "Generator[Group]":
+        """Meet the processes that train with this one."""
+        from drivetrain.train.group import Alone
+
+        if run.world.size > 1:
+            raise wrong(
+                f"processes of {type(self).__name__}", run.world.size, "1; AllReduce takes several"
+            )
+        yield Alone()
+
+    def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
+        """What sums gradients over them."""
+        return None
+
     def _assemble(
-        self, model: "nn.Module", source: Examples, run: Run
+        self, model: "nn.Module", source: Examples, run: Run, group: "Group"
     ) -> "tuple[Loop, Keep, Validate]":
         from drivetrain.train.checkpoint import Checkpoints
         from drivetrain.train.feed import Feed
@@ -147,7 +168,7 @@ class Single:
         from drivetrain.train.validate import Validate
 
         rows = source.rows("train")
-        step = self._step(model, run.device, rows)
+        step = self._step(model, run.device, rows, group)
         scores = getattr(self.loss, "scores", None) or (
             lambda outputs, targets: {"loss": self.loss(outputs, targets)}
         )
@@ -155,7 +176,7 @@ class Single:
         shapes = [(name, list(t.shape)) for name, t in model.state_dict().items()]
         fingerprint = digest(self, shapes, rows, source.rows("validate"))
         keep = Keep(
-            Checkpoints(run.directory, fingerprint, run.emit),
+            Checkpoints(run.directory, fingerprint, run.emit if group.rank == 0 else silent),
             {"validate": validate},
             seconds=self.checkpoint_seconds,
             steps=self.checkpoint_steps,
@@ -168,12 +189,14 @@ class Single:
             epochs=self.epochs,
             batch_size=self.batch_size,
             seed=self.seed,
-            emit=run.emit,
+            group=group,
+            # One of them speaks for all: their losses and figures are the same.
+            emit=run.emit if group.rank == 0 else silent,
             callbacks=(report, validate, keep),
         )
         return loop, keep, validate
 
-    def _step(self, model: "nn.Module", device: str, rows: int | None) -> "Step":
+    def _step(self, model: "nn.Module", device: str, rows: int | None, group: "Group") -> "Step":
         from drivetrain.train.device import check_bfloat16, check_compiler
         from drivetrain.train.optimizer import make
         from drivetrain.train.step import Step
@@ -206,6 +229,7 @@ class Single:
             precision=self.precision,
             average=self.average,
             compile=self.compile,
+            exchange=self._exchange(model, group),
         )
 
     def _final_weights(self, step: "Step", validate: "Validate") -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +10,37 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from drivetrain.train.device import compiled
 
-Gradients = Callable[[Sequence[Tensor]], None]
-"""Changes gradients in place between backward and clipping, such as an all-reduce."""
+
+class Exchange(Protocol):
+    """Sums gradients over the processes that train together."""
+
+    def begin(self, loss: Tensor) -> None:
+        """The last backward before an update comes: what it finishes may be sent at once.
+
+        Args:
+            loss: this process's part of the update's loss.
+        """
+        ...
+
+    def finish(self, loss: Tensor) -> Tensor:
+        """Put the sums in the place of the gradients; the sum of the losses.
+
+        Args:
+            loss: as :meth:`begin` had it, or for the first time where no backward came: then
+                this process had no rows.
+        """
+        ...
 
 
 class Step:
-    """Forward, backward, update. A strategy that shares gradients gives ``gradients``.
+    """Forward, backward, update. A strategy that shares gradients gives an ``exchange``.
 
     Args:
         model: called with the input tensors in order.
         loss: called with the model's outputs and the targets; answers a scalar.
         optimizer: over the model's parameters.
         rate: the learning rate of an update, counted from 0.
-        batch_size: the rows of a full batch.
+        batch_size: the rows of a full batch, of all processes together.
         accumulate: batches an update. Their gradients add up to that of one large batch, also
             where the last one is smaller.
         clip_norm: the largest norm of all gradients together; None for any.
@@ -30,7 +48,7 @@ class Step:
         average: the decay of the exponential moving average of the weights; None for none. It
             follows faster at the start: ``(1 + done) / (10 + done)`` while that is smaller.
         compile: run the model through ``torch.compile``.
-        gradients: see :data:`Gradients`.
+        exchange: sums gradients over processes; None in a process by itself.
 
     Attributes:
         done: updates so far.
@@ -50,7 +68,7 @@ class Step:
         precision: str = "float32",
         average: float | None = None,
         compile: bool = False,
-        gradients: Gradients | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self.model = model
         self.loss = loss
@@ -59,7 +77,7 @@ class Step:
         self.full = batch_size * accumulate
         self.accumulate = accumulate
         self.clip_norm = clip_norm
-        self.gradients = gradients
+        self.exchange = exchange
         self.done = 0
         self.losses: list[Tensor] = []
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
@@ -77,21 +95,38 @@ class Step:
         self._rows = 0
         self._loss: Tensor | None = None
 
-    def __call__(self, inputs: Sequence[Tensor], targets: Mapping[str, Tensor], rows: int) -> bool:
-        """Take one batch; whether the weights were updated."""
-        loss = self.loss(self.outputs(inputs), targets)
-        if self.accumulate == 1:
+    def __call__(
+        self,
+        inputs: Sequence[Tensor],
+        targets: Mapping[str, Tensor],
+        rows: int,
+        of_all: int | None = None,
+    ) -> bool:
+        """Take one batch; whether the weights were updated.
+
+        Args:
+            inputs: in order.
+            targets: by name.
+            rows: of this process; 0 if none was left for it.
+            of_all: rows that all processes take together; None if this is the only one.
+        """
+        if self.accumulate == 1 and self.exchange is None:
+            loss = self.loss(self.outputs(inputs), targets)
             loss.backward()
             self.losses.append(loss.detach())
             self._update()
             return True
-        part = loss * (rows / self.full)
-        part.backward()
-        part = part.detach()
-        self._loss = part if self._loss is None else self._loss + part
-        self._rows += rows
         self._batches += 1
-        return self.flush() if self._batches == self.accumulate else False
+        self._rows += rows if of_all is None else of_all
+        last = self._batches == self.accumulate
+        if rows:
+            part = self.loss(self.outputs(inputs), targets) * (rows / self.full)
+            held = part.detach()
+            self._loss = held if self._loss is None else self._loss + held
+            if last and self.exchange is not None:
+                self.exchange.begin(self._loss)
+            part.backward()
+        return self.flush() if last else False
 
     def outputs(self, inputs: Sequence[Tensor]) -> Any:
         """The model's outputs, in float32."""
@@ -104,14 +139,18 @@ class Step:
         """Update with the batches that wait for one; whether there were any."""
         if not self._batches:
             return False
-        assert self._loss is not None
+        loss = self._loss
+        if loss is None:  # of these batches no row was this process's
+            loss = torch.zeros((), device=self.parameters[0].device)
+        if self.exchange is not None:
+            loss = self.exchange.finish(loss)
         if self._rows != self.full:  # the last group of an epoch has fewer rows
             scale = self.full / self._rows
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     parameter.grad.mul_(scale)
-            self._loss = self._loss * scale
-        self.losses.append(self._loss)
+            loss = loss * scale
+        self.losses.append(loss)
         self._batches, self._rows, self._loss = 0, 0, None
         self._update()
         return True
@@ -120,8 +159,6 @@ class Step:
         rate = self.rate(self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.gradients is not None:
-            self.gradients(self.parameters)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm, foreach=True)
         self.optimizer.step()

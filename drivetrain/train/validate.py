@@ -8,6 +8,8 @@ from torch import Tensor
 
 from drivetrain.core.errors import unknown
 from drivetrain.core.metric import Metric, Note
+from drivetrain.core.seams import Shard
+from drivetrain.train.group import Group
 from drivetrain.train.loop import Loop
 from drivetrain.train.stopping import Best, EarlyStopping
 
@@ -80,9 +82,14 @@ class Validate:
         """Each figure over the whole split; empty if the split is."""
         sums: dict[str, Tensor] = {}
         rows = 0
-        size = max(loop.batch_size, self.least_rows)
+        # Where there are fewer rows than processes each measures all of them.
+        shared = (loop.examples.rows("validate") or 0) >= loop.group.size > 1
+        shard = loop.shard if shared else Shard()
+        size = max(loop.batch_size, self.least_rows) * shard.count
         with loop.step.evaluated():
-            for batch in loop.examples.batches("validate", loop.shard, size=size):
+            for batch in loop.examples.batches("validate", shard, size=size):
+                if not len(batch):
+                    continue
                 inputs, targets = loop.feed(batch)
                 loop.feed.check(batch)
                 outputs = loop.step.outputs(inputs)
@@ -90,6 +97,8 @@ class Validate:
                 for name, value in self.scores(outputs, targets).items():
                     part = value.detach().double() * len(batch)
                     sums[name] = sums[name] + part if name in sums else part
+        if shared:
+            sums, rows = _of_all(loop.group, sums, rows)
         return {f"validate/{name}": float(total) / rows for name, total in sums.items()}
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -100,3 +109,11 @@ class Validate:
         """Go back to what :meth:`state` gave."""
         self.best = Best(**state)
         self.weights = {name: torch.as_tensor(tensor) for name, tensor in tensors.items()}
+
+
+def _of_all(group: Group, sums: Mapping[str, Tensor], rows: int) -> tuple[dict[str, Tensor], int]:
+    """The sums and rows of all processes."""
+    *values, total = group.sum(
+        torch.stack([*(value.cpu() for value in sums.values()), torch.tensor(rows).double()])
+    )
+    return dict(zip(sums, values, strict=True)), int(total)

@@ -138,12 +138,12 @@ def _plain(batch: Batch) -> list[tuple[str, np.ndarray[Any, Any]]]:
 @some
 @given(
     length=st.integers(0, 300),
-    size=st.integers(1, 50),
+    size=st.integers(5, 60),
     start=st.integers(0, 12),
     count=st.integers(1, 5),
     order=st.one_of(st.none(), st.builds(Order, st.integers(-9, 9), st.integers(0, 3))),
 )
-def test_every_row_comes_once_over_the_shards_and_a_start_skips_batches(
+def test_every_row_comes_once_over_the_shards_and_a_start_skips_rows(
     tmp_path_factory: pytest.TempPathFactory,
     small_windows: None,
     length: int,
@@ -158,24 +158,49 @@ def test_every_row_comes_once_over_the_shards_and_a_start_skips_batches(
         for index in range(count):
             shard = Shard(index, count)
             batches = list(examples.batches("train", shard, size=size, order=order))
-            later = examples.batches("train", shard, size=size, order=order, start=start)
+            skipped = start * size
+            later = examples.batches("train", shard, size=size, order=order, start=skipped)
             assert numbers(later) == numbers(batches[start:])
-            assert all(len(batch) == size for batch in batches[:-1])
+            share = size // count + (index < size % count)
+            assert all(len(batch) == share for batch in batches[:-1])
             whole += numbers(batches)
         assert sorted(whole) == list(range(length))
 
 
-def test_shards_are_slices_of_the_one_order_and_differ_by_a_row(
+def test_shards_share_the_batches_of_the_one_order(tmp_path: Path, small_windows: None) -> None:
+    examples, order = made(101, tmp_path), Order(3, 4)
+    whole = list(examples.batches("train", size=39, order=order))
+    shards = [list(examples.batches("train", Shard(i, 4), size=39, order=order)) for i in range(4)]
+    for batch, *parts in zip(whole, *shards, strict=True):
+        assert numbers(parts) == numbers([batch])
+    assert [[len(batch) for batch in batches] for batches in shards] == [
+        [10, 10, 6],
+        [10, 10, 6],
+        [10, 10, 6],
+        [9, 9, 5],
+    ]
+
+
+def test_a_shard_for_which_no_row_was_left_still_has_its_turn(tmp_path: Path) -> None:
+    examples = made(42, tmp_path)
+    shards = [list(examples.batches("train", Shard(i, 4), size=40)) for i in range(4)]
+    sizes = [[len(batch) for batch in batches] for batches in shards]
+    assert sizes == [[10, 1], [10, 1], [10, 0], [10, 0]]
+    assert shards[3][1]["dense"].shape == (0, 2)
+
+
+def test_another_number_of_shards_goes_on_where_the_first_stopped(
     tmp_path: Path, small_windows: None
 ) -> None:
-    examples = made(101, tmp_path)
-    order = Order(3, 4)
-    whole = numbers(examples.batches("train", size=10, order=order))
-    shards = [
-        numbers(examples.batches("train", Shard(i, 4), size=10, order=order)) for i in range(4)
+    examples, order = made(250, tmp_path), Order(5, 1)
+    begun = [
+        next(iter(examples.batches("train", Shard(i, 3), size=60, order=order))) for i in range(3)
     ]
-    assert [row for rows in shards for row in rows] == whole
-    assert [len(rows) for rows in shards] == [26, 25, 25, 25]
+    rest = [
+        numbers(examples.batches("train", Shard(i, 2), size=60, order=order, start=60))
+        for i in range(2)
+    ]
+    assert sorted([*numbers(begun), *rest[0], *rest[1]]) == list(range(250))
 
 
 def test_an_order_is_the_same_each_time_and_another_each_epoch(
@@ -228,7 +253,7 @@ def test_skipped_windows_are_not_read(
         return read(self, number, *rest)
 
     monkeypatch.setattr(order_module.Windows, "_part", spy)
-    numbers(examples.batches("train", size=10, order=Order(), start=45))
+    numbers(examples.batches("train", size=10, order=Order(), start=450))
     windows = len(order_module.Windows.of(500, examples._blocks("train").row_bytes, Order())._spans)
     assert windows > 5
     assert asked
@@ -237,7 +262,7 @@ def test_skipped_windows_are_not_read(
 
 def test_skipped_rows_are_not_transformed_without_a_cache() -> None:
     examples = made(100)
-    numbers(examples.batches("train", size=10, start=8))
+    numbers(examples.batches("train", size=10, start=80))
     assert examples.transform.transformed == 20
 
 
@@ -288,7 +313,12 @@ def test_targets_must_be_numeric_columns() -> None:
 
 def test_arguments_out_of_range_are_refused(cache: Path | None) -> None:
     examples = made(3, cache)
-    for mistake in ({"size": 0}, {"size": 1, "start": -1}, {"size": 1, "shard": Shard(2, 2)}):
+    for mistake in (
+        {"size": 0},
+        {"size": 1, "start": -1},
+        {"size": 2, "shard": Shard(2, 2)},
+        {"size": 1, "shard": Shard(0, 2)},
+    ):
         with pytest.raises(ValueError, match="allowed"):
             examples.batches("train", **mistake)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="Did you mean 'train'"):

@@ -59,11 +59,11 @@ class Made:
         start: int = 0,
     ) -> Iterator[Batch]:
         table = self.tables[split]
-        rows = np.arange(len(table["y"]))[shard.index :: shard.count]
+        rows = np.arange(len(table["y"]))
         if order is not None:
             np.random.default_rng((order.seed, order.epoch)).shuffle(rows)
-        for first in range(start * size, len(rows), size):
-            part = rows[first : first + size]
+        for first in range(start, len(rows), size):
+            part = np.array_split(rows[first : first + size], shard.count)[shard.index]
             yield Batch({name: column[part] for name, column in table.items()})
 
 

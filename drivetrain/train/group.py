@@ -1,0 +1,130 @@
+"""The processes that train one model together: their sums, and what ends a wait in vain."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from drivetrain.core.seams import Run
+from drivetrain.core.world import World
+
+
+class Group(Protocol):
+    """Processes that go through the same batches in step.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: how many there are.
+    """
+
+    rank: int
+    size: int
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of the tensors that all give, in place; they have one shape and type.
+
+        Raises:
+            ConnectionError: another process has gone, or did not come within the time-out.
+        """
+        ...
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """The tensors that all give, by rank; they have one shape and type.
+
+        Raises:
+            ConnectionError: as :meth:`sum`.
+        """
+        ...
+
+
+class Alone:
+    """A process by itself."""
+
+    rank = 0
+    size = 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        """What was given."""
+        return values
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """What was given."""
+        return [values]
+
+
+class Processes:
+    """The processes of a job, over torch.distributed.
+
+    Args:
+        world: this one's place among them.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.rank = world.rank
+        self.size = world.size
+
+    def sum(self, values: Tensor) -> Tensor:
+        with naming(self):
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        found = [torch.empty_like(values) for _ in range(self.size)]
+        with naming(self):
+            dist.all_gather(found, values.contiguous())
+        return found
+
+
+@contextmanager
+def naming(group: Group) -> Iterator[None]:
+    """Say what a broken wait means: torch speaks of sockets."""
+    try:
+        yield
+    except RuntimeError as error:  # what every back end raises, dist.DistBackendError included
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ConnectionError(
+            f"rank {group.rank} of {group.size} waited for the others in vain: one of them has "
+            f"ended or stands still ({str(error).splitlines()[0][:300]})."
+        ) from error
+
+
+@contextmanager
+def joined(run: Run, seconds: float) -> Iterator[Group]:
+    """Meet the other processes of a run's world for as long as the block runs.
+
+    Args:
+        run: with its world and device.
+        seconds: how long any wait for another process lasts at most.
+
+    Raises:
+        ConnectionError: not all came in time.
+    """
+    world = run.world
+    if world.size == 1:
+        yield Alone()
+        return
+    # Small sums and gathers happen on the CPU, wherever the gradients live.
+    backend = "cpu:gloo,cuda:nccl" if run.device.startswith("cuda") else "gloo"
+    bound = timedelta(seconds=seconds)
+    try:
+        dist.init_process_group(
+            backend,
+            init_method=f"tcp://{world.address}:{world.port}",
+            rank=world.rank,
+            world_size=world.size,
+            timeout=bound,
+        )
+    except (RuntimeError, TimeoutError) as error:
+        raise ConnectionError(
+            f"rank {world.rank}: found fewer than {world.size} processes at "
+            f"{world.address}:{world.port} within {seconds:g} s ({str(error).splitlines()[0]})."
+        ) from error
+    try:
+        yield Processes(world)
+    finally:
+        dist.destroy_process_group()

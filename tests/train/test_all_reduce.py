@@ -1,0 +1,190 @@
+"""Several processes train one model: the same updates as one, and nothing hangs or is lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from drivetrain.core.job import LOST, Job, Resources
+from drivetrain.core.seams import Run
+from drivetrain.core.world import World
+from drivetrain.launch.local import Local
+from drivetrain.models import MLP
+from drivetrain.models.bind import build
+from drivetrain.train import AllReduce, BinaryCrossEntropy, Single
+
+pytestmark = pytest.mark.slow
+WORKER = Path(__file__).with_name("worker.py")
+RANDOM = {"dropout": 0.2, "norm": "batch"}
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Callable[..., Weights]:
+    """Trains in ``size`` processes and gives the weights, which are the same in all of them."""
+
+    def start(size: int, name: str = "whole", status: int = 0, **options: Any) -> Weights:
+        directory = tmp_path / name
+        (directory / "run").mkdir(parents=True, exist_ok=True)
+        restarts = options.pop("restarts", 0)
+        job = job_of(directory, size, options)
+        assert Local(restarts=restarts).start(job) == status
+        if status:
+            return {}
+        files = [directory / f"weights-{rank}.safetensors" for rank in range(size)]
+        first, *others = [load_file(file) for file in files]
+        assert all(same(first, other) for other in others)
+        return first
+
+    return start
+
+
+def job_of(directory: Path, size: int, options: dict[str, Any]) -> Job:
+    command = (sys.executable, "-W", "error", str(WORKER), str(directory), json.dumps(options))
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    resources = Resources(processes=size)
+    return Job(name="job", command=command, environment=environment, resources=resources)
+
+
+def same(one: Weights, two: Weights) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+
+
+def seen(directory: Path) -> np.ndarray:
+    """What was trained on since the last look, sorted."""
+    parts: list[np.ndarray] = []
+    for file in directory.glob("seen-*"):
+        parts.append(np.fromfile(file, np.float32))
+        file.unlink()
+    return np.sort(np.concatenate(parts))
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_any_number_of_processes_trains_as_one(
+    train: Any, made: Any, tmp_path: Path, accumulate: int
+) -> None:
+    examples = made(1003)
+    single = Single(
+        loss=BinaryCrossEntropy("y"), epochs=3, batch_size=64, lr=0.02, accumulate=accumulate
+    )
+    model = build(MLP(hidden=(16,), dim=4), examples.features, seed=1)
+    expected = single.fit(model, examples, Run(directory=tmp_path / "single")).state_dict()
+    for size in (2, 3):
+        found = train(size, f"of {size}", strategy={"accumulate": accumulate})
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=2e-4, atol=2e-5)
+
+
+def test_a_batch_with_fewer_rows_than_processes_counts_its_rows_once(train: Any) -> None:
+    one, three = (train(size, f"of {size}", rows=65) for size in (1, 3))  # a last batch of 1
+    for name, tensor in one.items():
+        torch.testing.assert_close(three[name], tensor, rtol=2e-4, atol=2e-5)
+
+
+def test_an_interrupted_training_ends_with_the_same_bits(train: Any) -> None:
+    options = {"model": RANDOM, "strategy": {"checkpoint_steps": 4, "average": 0.9}}
+    whole = train(2, **options)
+    cut = {"cut": {"1": 11, "how": "killed"}}
+    train(2, "cut", status=128 + signal.SIGKILL, **options, **cut)
+    assert same(whole, train(2, "cut", **options))
+
+
+def test_another_number_of_processes_sees_exactly_the_rows_that_were_left(
+    train: Any, tmp_path: Path
+) -> None:
+    strategy = {"epochs": 1, "checkpoint_steps": 5}
+    train(1, strategy={"epochs": 1})
+    every = seen(tmp_path / "whole")
+    cut = {"cut": {"0": 5, "how": "killed"}}
+    train(2, "cut", status=128 + signal.SIGKILL, strategy=strategy, **cut)
+    first = seen(tmp_path / "cut")
+    train(3, "cut", strategy=strategy)
+    rest = seen(tmp_path / "cut")
+    # Rank 1 may have read on before it noticed: of its rows those before the checkpoint count.
+    assert len(rest) == 1003 - 5 * 64
+    begun = every[~np.isin(every, rest)]
+    assert len(begun) == 5 * 64
+    assert np.isin(begun, first).all()
+
+
+def test_who_loses_the_others_says_so_and_ends(train: Any, tmp_path: Path) -> None:
+    train(3, "cut", status=128 + signal.SIGKILL, cut={"2": 3, "how": "killed"})
+    for rank in (0, 1):
+        text = (tmp_path / "cut" / f"lost-{rank}").read_text()
+        assert text.startswith(f"rank {rank} of 3 waited for the others in vain: ")
+
+
+def test_nobody_waits_longer_than_was_said_for_one_that_stands_still(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    options = {"strategy": {"wait_seconds": 2}, "cut": {"1": 3, "how": "stopped"}}
+    begin = time.monotonic()
+    assert Local(grace=0.5).start(job_of(tmp_path, 2, options)) == LOST
+    assert time.monotonic() - begin < 60
+    assert "in vain" in (tmp_path / "lost-0").read_text()
+
+
+def test_processes_that_do_not_come_are_not_waited_for(made: Any, tmp_path: Path) -> None:
+    strategy = AllReduce(loss=BinaryCrossEntropy("y"), wait_seconds=1)
+    world = World(rank=1, size=2, port=1)
+    model = build(MLP(hidden=(4,)), made().features, seed=0)
+    with pytest.raises(ConnectionError, match=r"rank 1: found fewer than 2 processes at 127"):
+        strategy.fit(model, made(), Run(directory=tmp_path, world=world))
+
+
+def test_one_process_by_itself_needs_no_group(train: Any, made: Any, tmp_path: Path) -> None:
+    strategy = AllReduce(loss=BinaryCrossEntropy("y"), epochs=3, batch_size=64, lr=0.02)
+    model = build(MLP(hidden=(16,), dim=4), made(1003).features, seed=1)
+    alone = strategy.fit(model, made(1003), Run(directory=tmp_path / "alone")).state_dict()
+    assert same(train(1), dict(alone))
+
+
+def test_a_strategy_of_one_process_refuses_several(made: Any, tmp_path: Path) -> None:
+    model = build(MLP(hidden=(4,)), made().features, seed=0)
+    run = Run(directory=tmp_path, world=World(size=2))
+    with pytest.raises(ValueError, match="processes of Single: found 2, allowed: 1; AllReduce"):
+        Single(loss=BinaryCrossEntropy("y")).fit(model, made(), run)
+    with pytest.raises(ValueError, match=r"AllReduce.batch_size: found 1, allowed: 2, a row for"):
+        AllReduce(loss=BinaryCrossEntropy("y"), batch_size=1).fit(model, made(), run)
+
+
+def test_random_kills_cost_work_but_no_bit(train: Any, tmp_path: Path) -> None:
+    options = {"model": RANDOM, "rows": 4003, "strategy": {"epochs": 6, "checkpoint_steps": 10}}
+    whole = train(2, **options)
+    children = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children")
+    generator, kills, ended = random.Random(0), [0], threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(generator.uniform(2.5, 6)) and kills[0] < 5:
+            alive = [int(pid) for pid in children.read_text().split()]
+            workers = [pid for pid in alive if WORKER.name in command_of(pid)]
+            if workers:
+                os.kill(generator.choice(workers), signal.SIGKILL)
+                kills[0] += 1
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        survived = train(2, "killed", restarts=20, **options)
+    finally:
+        ended.set()
+        killer.join()
+    assert kills[0] >= 1
+    assert same(whole, survived)
+
+
+def command_of(pid: int) -> str:
+    return subprocess.run(
+        ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout

@@ -1,0 +1,62 @@
+"""One process of a training that several share, started by the tests: DIRECTORY OPTIONS (JSON)."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import Made  # beside this file, which Python puts on the path
+from safetensors.torch import save_file
+
+from drivetrain.core.job import LOST
+from drivetrain.core.seams import Run
+from drivetrain.core.world import World
+from drivetrain.models import MLP
+from drivetrain.models.bind import build
+from drivetrain.train import AllReduce, BinaryCrossEntropy
+
+STRATEGY = AllReduce(
+    loss=BinaryCrossEntropy("y"), epochs=3, batch_size=64, lr=0.02, wait_seconds=20
+)
+
+
+def main(directory: Path, options: dict[str, Any]) -> int:
+    torch.set_num_threads(1)
+    world = World.of()
+    examples = Made(options.get("rows", 1003))
+    seen = directory / f"seen-{os.getpid()}"
+    cut, batches = options.get("cut", {}), examples.batches
+
+    def noting(split: Any, *args: Any, **more: Any) -> Any:
+        for number, batch in enumerate(batches(split, *args, **more)):
+            if split == "train":
+                if number == cut.get(str(world.rank)):
+                    end_as(cut["how"])
+                with seen.open("ab") as file:
+                    file.write(batch["dense"][:, 0].tobytes())
+            yield batch
+
+    examples.batches = noting
+    model = MLP(hidden=(16,), dim=4, **options.get("model", {}))
+    strategy = replace(STRATEGY, **options.get("strategy", {}))
+    run = Run(directory=directory / "run", world=world)
+    try:
+        fitted = strategy.fit(build(model, examples.features, seed=1), examples, run)
+    except ConnectionError as error:
+        (directory / f"lost-{world.rank}").write_text(str(error))
+        return LOST
+    weights = {name: tensor.contiguous() for name, tensor in fitted.state_dict().items()}
+    save_file(weights, directory / f"weights-{world.rank}.safetensors")
+    return 0
+
+
+def end_as(how: str) -> None:
+    """End this process, or let it stand still, as a test wants it."""
+    os.kill(os.getpid(), {"killed": 9, "stopped": 19}[how])
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
