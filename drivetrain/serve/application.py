@@ -11,6 +11,8 @@ from urllib.parse import unquote
 from drivetrain.core.errors import unknown
 from drivetrain.serve.calls import Route, Series, Service
 from drivetrain.serve.exchange import Exchange
+from drivetrain.serve.grpc import GrpcStatus
+from drivetrain.serve.grpc_stream import GrpcStream
 from drivetrain.serve.metrics import CONTENT_TYPE
 from drivetrain.serve.models import Model, Release
 from drivetrain.serve.openapi import PAGE_HEADERS, document, page
@@ -24,6 +26,7 @@ Answer = Callable[[Exchange], object]
 Methods = Mapping[bytes, Answer]
 
 HTML = b"text/html; charset=utf-8"
+_NO_TOKEN = "header 'authorization': found no valid token, allowed: Bearer TOKEN."
 _LIVE, _READY = "/v2/health/live", "/v2/health/ready"
 _OPEN = frozenset({_LIVE, _READY})
 """Targets that need no token: a platform's health checks carry none, and they say nothing else."""
@@ -45,6 +48,7 @@ class Application:
     def __init__(self, service: Service, token: str | None = None) -> None:
         self.releases: dict[str, Release] = {}
         self.ready = False
+        self.streams: dict[bytes, Callable[[GrpcStream], None]] = {}
         self._service = service
         self._token = None if token is None else token.encode()
         self._other = Series(service, "", "", "other")
@@ -173,10 +177,9 @@ class Application:
             path = unquote(exchange.target.partition(b"?")[0].decode("latin-1"))
             methods = self._table.get(path.encode())
         if self._token is not None and not self._allowed(exchange):
-            message = "header 'authorization': found no valid token, allowed: Bearer TOKEN."
-            self._other.refuse(exchange, 401, message, b"WWW-Authenticate: Bearer\r\n")
+            self._other.refuse(exchange, 401, _NO_TOKEN, b"WWW-Authenticate: Bearer\r\n")
         elif methods is None:
-            self._other.refuse(exchange, 404, self._nearest(path))
+            self._other.refuse(exchange, exchange.missing, self._nearest(path))
         elif exchange.method not in methods:
             found = exchange.method.decode("latin-1")
             allowed = ", ".join(sorted(method.decode() for method in methods))
@@ -185,11 +188,28 @@ class Application:
         else:
             methods[exchange.method](exchange)
 
+    def stream(self, target: str, opened: Callable[[GrpcStream], None]) -> None:
+        """Let a streaming method of gRPC be answered.
+
+        Args:
+            target: ``/package.Service/Method``.
+            opened: gets each call, if it brings the token.
+        """
+
+        def admit(stream: GrpcStream) -> None:
+            if self._token is None or self._allowed(stream):
+                opened(stream)
+            else:
+                self.count_refusal(401)
+                stream.finish(GrpcStatus.UNAUTHENTICATED, _NO_TOKEN)
+
+        self.streams[target.encode()] = admit
+
     def count_refusal(self, status: int) -> None:
         """Count a request that broke off before it was one."""
         self._service.metrics.requests.of("", "", "http", str(status)).value += 1
 
-    def _allowed(self, exchange: Exchange) -> bool:
+    def _allowed(self, exchange: Exchange | GrpcStream) -> bool:
         if exchange.target.decode("latin-1") in _OPEN:
             return True
         assert self._token is not None

@@ -43,6 +43,9 @@ class Exchange(ABC):
         "target",
     )
 
+    missing = 404
+    """The status of a target that there is not."""
+
     def __init__(
         self, method: bytes, target: bytes, headers: Mapping[bytes, bytes], managed: bool = False
     ) -> None:
@@ -77,10 +80,6 @@ class Exchange(ABC):
         body = error_body(message)
         self.respond(status, body, JSON, extra)
         return len(body)
-
-    def refuse_target(self, message: str) -> int:
-        """Answer that there is nothing at this target; gives the bytes of the content."""
-        return self.refuse(404, message)
 
     @property
     @abstractmethod

@@ -97,6 +97,9 @@ class GrpcExchange(Exchange):
 
     __slots__ = ("_stream", "_was_answered")
 
+    missing = 501
+    """It is the method that is not there; 404 is for what a method did not find."""
+
     def __init__(self, stream: "Request") -> None:
         assert stream.connection is not None
         head = stream.head
@@ -141,10 +144,6 @@ class GrpcExchange(Exchange):
 
     def refuse(self, status: int, message: str, extra: bytes = b"") -> int:
         self.fail(of_http(status), message, extra)
-        return 0
-
-    def refuse_target(self, message: str) -> int:
-        self.fail(GrpcStatus.UNIMPLEMENTED, message)
         return 0
 
     def fail(self, status: int, message: str, extra: bytes = b"") -> None:

@@ -24,7 +24,6 @@ from drivetrain.serve.calls import RequestIds, Service
 from drivetrain.serve.engine import Batching, Engine
 from drivetrain.serve.feedback import Feedback
 from drivetrain.serve.http import Http, HttpLimits
-from drivetrain.serve.http1 import Connection
 from drivetrain.serve.listen import (
     BACKLOG,
     HANDSHAKE_SECONDS,
@@ -38,6 +37,7 @@ from drivetrain.serve.listen import (
 from drivetrain.serve.loading import Loader
 from drivetrain.serve.metrics import Figures, Metrics
 from drivetrain.serve.models import Resolve, checked_name, pinned
+from drivetrain.serve.opening import Opening
 from drivetrain.serve.supervisor import Seat, Supervisor
 from drivetrain.serve.tls import Tls
 from drivetrain.serve.weights import Weights
@@ -226,10 +226,12 @@ class Server:
             loader = Loader(self._weights)
             aliases = Aliases(self._resolve, application, engine, self.metrics, loader, seat)
             aliases.begin()
-            http = Http(application, self._limits, application.count_refusal)
+            http = Http(
+                application, self._limits, application.count_refusal, application.streams
+            )
             stack.callback(http.abort)
             server = await loop.create_server(
-                lambda: Connection(http), sock=listener, backlog=BACKLOG, **self._secure
+                lambda: Opening(http), sock=listener, backlog=BACKLOG, **self._secure
             )
             self._heed_signals(loop, stopping, again, http)
             # What was made until now stays: a full collection need not walk it each time.
@@ -278,11 +280,11 @@ class Server:
         """Answer what was accepted; gives how many requests were left when the grace was over."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._grace_seconds
-        http.draining = True
+        http.drain()
         for connection in await self._leave(server, listener):
             connection.setblocking(False)
             begun = loop.create_task(
-                loop.connect_accepted_socket(lambda: Connection(http), connection, **self._secure)
+                loop.connect_accepted_socket(lambda: Opening(http), connection, **self._secure)
             )
             begun.add_done_callback(_let_fail)
         settled = loop.time() + min(_SETTLE_SECONDS, self._grace_seconds / 2)
