@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PEERS := $(patsubst bench/peers/%.txt,$(VENV)/peers/%/.done,$(wildcard bench/peers/*.txt))
 
 .PHONY: help run stop test test-fast lint types format bench-setup bench clean system-packages
 
@@ -35,10 +36,12 @@ format: $(VENV)/.test ## write the format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-setup: $(VENV)/.bench ## install the peers that the benchmarks compare with
+bench-setup: $(VENV)/.bench $(PEERS) ## install the peers that the benchmarks compare with
+	@sh .ci/install-system-packages bench-packages
 
-bench: $(VENV)/.bench ## print the figures, peer and project in one run
+bench: bench-setup ## print the figures, peer and project in one run
 	$(BIN)/python bench/main_path.py --quick --json
+	$(BIN)/python bench/serving.py --quick --json
 
 clean: ## forget the environment and all that runs kept
 	rm -rf $(VENV) .drivetrain
@@ -60,3 +63,9 @@ $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) -e '.[bench]'
 	@touch $@
+
+# Servers whose packages clash with ours have an environment each. One that cannot be had is left out.
+$(VENV)/peers/%/.done: bench/peers/%.txt $(BIN)/python
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --quiet \
+	    --disable-pip-version-check -r $< && touch $@ || \
+	    echo "*** NOT INSTALLED: the peer $*; its figures are absent." >&2
