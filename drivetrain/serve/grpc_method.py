@@ -1,16 +1,34 @@
 """A method of a gRPC service that is answered at once: a message in, a message or an error out."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from drivetrain.serve.calls import Series
 from drivetrain.serve.exchange import Exchange, RefusedError
+from drivetrain.serve.models import Release
 from drivetrain.serve.wire import MalformedError
 
+Answer = Callable[[Exchange], object]
 Messages = Callable[[], Mapping[str, Any]]
 """Gives the classes of a service's messages by name; it may find that protobuf is absent."""
 
 PROTOBUF = b"application/grpc+proto"
+
+
+class Served(Protocol):
+    """What a service answers for; :class:`drivetrain.serve.application.Application` is one.
+
+    Attributes:
+        releases: the loaded versions of each alias.
+        ready: whether requests are taken.
+    """
+
+    releases: dict[str, Release]
+    ready: bool
+
+    def route(self, kind: str, name: str, version: str = "") -> Answer:
+        """Where a call for a version goes, or a ValueError that names the nearest."""
+        ...
 
 
 class Method:
@@ -36,13 +54,29 @@ class Method:
         try:
             request = parsed(self._messages, self._request, bytes(exchange.body))
             body = self._answer(request).SerializeToString()
-        except (ValueError, ImportError, RefusedError) as error:
-            self._series.refuse(exchange, status_of(error), str(error))
+        except Exception as error:
+            refuse(self._series, exchange, error)
         else:
             self._series.answer(exchange, 200, body, PROTOBUF)
 
 
-def unimplemented(series: Series, message: str) -> Callable[[Exchange], None]:
+def refuse(series: Series, exchange: Exchange, error: Exception) -> None:
+    """Answer what kept a method from answering.
+
+    Raises:
+        Exception: ``error`` itself, if nobody is meant to read it.
+    """
+    if isinstance(error, RefusedError):
+        series.refuse(exchange, error.status, str(error))
+    elif isinstance(error, ImportError):
+        series.refuse(exchange, 501, str(error))
+    elif isinstance(error, ValueError):
+        series.refuse(exchange, 400, str(error))
+    else:
+        raise error
+
+
+def unimplemented(series: Series, message: str) -> Answer:
     """A method that is there to say why it is not."""
     return lambda exchange: series.refuse(exchange, 501, message)
 
@@ -59,13 +93,6 @@ def parsed(messages: Messages, name: str, data: bytes) -> Any:
         return kind.FromString(data)
     except Exception as error:  # protobuf's own DecodeError, which only protobuf can name
         raise MalformedError(f"body: {error}; allowed: a {name}.") from None
-
-
-def status_of(error: Exception) -> int:
-    """The status of HTTP for what kept a method from answering."""
-    if isinstance(error, RefusedError):
-        return error.status
-    return 501 if isinstance(error, ImportError) else 400
 
 
 def found(ask: Callable[[], Any]) -> Any:

@@ -38,25 +38,6 @@ GetModelStatusRequest: 1 model_spec ModelSpec
 GetModelStatusResponse: 1 model_version_status *ModelVersionStatus
 """
 
-DTYPES: Mapping[str, int] = {
-    "float32": 1,
-    "float64": 2,
-    "int32": 3,
-    "uint8": 4,
-    "int16": 5,
-    "int8": 6,
-    "string": 7,
-    "bytes": 7,
-    "int64": 9,
-    "timestamp": 9,
-    "bool": 10,
-    "uint16": 17,
-    "float16": 19,
-    "uint32": 22,
-    "uint64": 23,
-}
-"""TensorFlow's ``DataType`` for each element type of a field."""
-
 
 @cache
 def messages() -> Mapping[str, Any]:
