@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from drivetrain.serve.application import Application
@@ -11,6 +12,7 @@ from drivetrain.serve.engine import Engine
 from drivetrain.serve.loading import Loader
 from drivetrain.serve.metrics import Counter, Metrics
 from drivetrain.serve.models import Artefact, Model, Release, Resolve, Traffic
+from drivetrain.serve.shadow import places
 from drivetrain.serve.supervisor import Seat
 
 log = logging.getLogger("drivetrain.serve")
@@ -108,7 +110,20 @@ class Aliases:
         present = Release(stable)
         canary = traffic.canary and self._loaded(present, traffic.canary, loaded)
         shadow = traffic.shadow and self._loaded(present, traffic.shadow, loaded)
-        return Release(stable, canary, traffic.share if canary else 0.0, shadow)
+        release = Release(stable, canary, traffic.share if canary else 0.0, shadow)
+        return self._heard(release)
+
+    def _heard(self, release: Release) -> Release:
+        """``release``, less a shadow that cannot be asked what the others are asked."""
+        if release.shadow is None:
+            return release
+        try:
+            for _, model in release.roles:
+                places(release.shadow.inputs, model.inputs)
+        except ValueError as error:
+            self._refuse(Release(release.stable), release.shadow.digest, error)
+            return replace(release, shadow=None)
+        return release
 
     def _loaded(
         self, present: Release, artefact: Artefact, loaded: Mapping[str, Model]
@@ -140,15 +155,23 @@ class Aliases:
             if model not in before:
                 self._engine.open(model)
         self._application.install(release)
-        info = self._metrics.model_info
         for model in before:
             if model not in release.models:
                 self._engine.close(model)
-                info.remove(model.name, model.version, model.digest)
-        for model in release.models:
-            present = Counter()
-            present.value = 1.0
-            info.set(present, model.name, model.version, model.digest)
+        self._describe(old, release)
         if self._seat is not None:
             stable = release.stable.artefact
             self._seat.tell(serves=(release.name, stable.digest, str(stable.path)))
+
+    def _describe(self, old: Release | None, release: Release) -> None:
+        """Say in the metrics which versions there are, and what each is."""
+        info, shares = self._metrics.model_info, self._metrics.traffic_share
+        for role, model in () if old is None else old.roles:
+            info.remove(model.name, model.version, model.digest, role)
+            shares.remove(model.name, model.version, role)
+        share = {"stable": 1.0 - release.share, "canary": release.share, "shadow": 0.0}
+        for role, model in release.roles:
+            present, answers = Counter(), Counter()
+            present.value, answers.value = 1.0, share[role]
+            info.set(present, model.name, model.version, model.digest, role)
+            shares.set(answers, model.name, model.version, role)

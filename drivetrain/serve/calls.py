@@ -18,7 +18,7 @@ from drivetrain.serve.columns import UnfitError, Values
 from drivetrain.serve.engine import Engine, ExpiredError, OverloadedError, Task
 from drivetrain.serve.exchange import JSON, Exchange
 from drivetrain.serve.metrics import Counter, Metrics
-from drivetrain.serve.models import Model
+from drivetrain.serve.models import Model, Role
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -37,8 +37,17 @@ class Recorder(Protocol):
         latency: float,
         inputs: Sequence[Array],
         outputs: Sequence[Array],
+        role: Role = "stable",
     ) -> None:
-        """Keep or drop, at once."""
+        """Keep or drop, at once; on any thread."""
+        ...
+
+
+class Echo(Protocol):
+    """Is told what was answered; :class:`drivetrain.serve.shadow.Mirror` is one."""
+
+    def offer(self, request_id: str, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """Take or drop, at once."""
         ...
 
 
@@ -79,7 +88,7 @@ class Series:
     def __init__(self, service: Service, model: str, version: str, route: str) -> None:
         self._service = service
         self._labels = (model, version, route)
-        self._seconds = service.metrics.request_seconds.of(model, route)
+        self._seconds = service.metrics.request_seconds.of(model, version, route)
         self._codes: dict[int, Counter] = {}
 
     def answer(
@@ -172,9 +181,12 @@ class Call(Task):
         seconds = self._route.series.answer(
             self._exchange, 200, body, kind, self._identity + extra, self.request_id
         )
-        recorder = self._route.service.recorder
+        route = self._route
+        recorder = route.service.recorder
         if recorder is not None:
-            recorder.offer(self.model, self.request_id, seconds, inputs, outputs)
+            recorder.offer(self.model, self.request_id, seconds, inputs, outputs, route.role)
+        if route.echo is not None:
+            route.echo.offer(self.request_id, inputs, outputs)
 
     def failed(self, error: Exception) -> None:
         if isinstance(error, ExpiredError):
@@ -206,6 +218,10 @@ class Route:
         self.model = model
         self.service = service
         self.series = Series(service, model.name, model.version, self.name)
+        self.role: Role = "stable"
+        """What the version is to its alias now."""
+        self.echo: Echo | None = None
+        """Is told of each answer."""
 
     def decode(self, exchange: Exchange) -> Call:
         """The call that a request makes.

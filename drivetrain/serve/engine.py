@@ -130,6 +130,11 @@ class Engine:
         """Rows that wait for a run of the alias ``name``."""
         return float(sum(lane.rows for m, lane in self._lanes.items() if m.name == name))
 
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for a run, of all versions; may be asked on any thread."""
+        return sum(lane.rows for lane in tuple(self._lanes.values()))
+
     def submit(self, task: Task) -> None:
         """Queue a task for the next run.
 
@@ -203,7 +208,7 @@ class Engine:
                 continue
             try:
                 for number, histogram in lane.predictions:
-                    _observe(histogram, outcome[1][number])
+                    observe(histogram, outcome[1][number])
                 task.done(*outcome)
             except Exception as error:  # one answer that cannot be written must not take others
                 task.failed(error)
@@ -236,7 +241,8 @@ def _alone(model: Model, task: Task) -> Outcome:
         return error
 
 
-def _observe(histogram: Histogram, array: Array) -> None:
+def observe(histogram: Histogram, array: Array) -> None:
+    """Count the finite values of an array."""
     if array.size <= 32:
         for value in array.reshape(-1).tolist():
             if value - value == 0.0:  # neither NaN nor infinite: such a sum would be lost

@@ -8,47 +8,46 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from drivetrain.core.batch import Array
 from drivetrain.core.durable import write
 from drivetrain.core.need import need
-from drivetrain.core.schema import MISSING_INT, Field
 from drivetrain.serve.metrics import Counter, Family, Metrics
 from drivetrain.serve.models import Model
+from drivetrain.serve.record import Event, Role, size_of, table
+from drivetrain.serve.retention import Retention, place
 
 log = logging.getLogger("drivetrain.serve")
 
-RECORD = ("request_id", "row", "at", "model", "version", "latency_us")
-"""What each event says of its request; ``row`` counts from 0 within it. Where a raw column has
-such a name, the record's own column is called ``served.<name>``."""
-
-
-class _Event(NamedTuple):
-    rows: int
-    model: Model
-    request_id: str
-    at: int
-    latency: float
-    inputs: Sequence[Array]
-    outputs: Sequence[Array]
+_SWEEP_SECONDS = 60.0
 
 
 class Feedback:
-    """Writes ``directory/<model>/part-<utc>-<pid>-<n>.parquet``, each file whole when it appears.
+    """Writes ``directory/<model>/date=<UTC day>/part-<utc>-<pid>-<n>.parquet``, each file whole
+    when it appears.
 
-    A file has one row for each row that was asked for: the record (``request_id``, ``row``,
-    ``at``, ``model``, ``version``, ``latency_us``), each raw column under its own name, null where
-    it is missing, and ``prediction.<output>`` for each output.
+    A file has one row for each row that was asked for (see
+    :func:`drivetrain.serve.record.table`). What a shadow said lies apart, under
+    ``directory/_shadow/<model>/``: nobody was answered it, so it must not train the next bundle
+    unless somebody asks for it by name.
+
+    Held in memory are at most ``queue_rows`` and about ``queue_bytes``, from the answer until the
+    file is written; what comes beyond them is dropped and counted, and so is what cannot be
+    written. A worker that is killed loses what it held.
 
     Args:
         directory: where the files go.
-        metrics: where rows written and dropped are counted.
-        rows: a file is closed at so many rows.
-        seconds: or when its first row is so old.
-        queue_rows: rows held in memory; further ones are dropped.
+        metrics: where rows written and dropped and files deleted are counted.
+        file_rows: a file is closed at so many rows.
+        file_bytes: or at about so many bytes of memory.
+        seconds: or when its first row is so old; each further file of a version waits twice as
+            long as the one before, so that a new version's first rows are seen soon.
+        longest: seconds that a file waits at most.
+        queue_rows: rows held in memory.
+        queue_bytes: bytes held in memory.
+        retention: how much is kept on disk.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -60,20 +59,31 @@ class Feedback:
         directory: Path,
         metrics: Metrics,
         *,
-        rows: int = 50_000,
+        file_rows: int = 100_000,
+        file_bytes: int = 32 << 20,
         seconds: float = 5.0,
+        longest: float = 60.0,
         queue_rows: int = 200_000,
+        queue_bytes: int = 64 << 20,
+        retention: Retention | None = None,
     ) -> None:
         need("pyarrow.parquet", "data")
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._metrics = metrics
-        self._file_rows = rows
+        self._file_rows = file_rows
+        self._file_bytes = file_bytes
         self._seconds = seconds
-        self._limit = queue_rows
-        self._queue: deque[_Event] = deque()
-        self._held = 0
+        self._longest = max(longest, seconds)
+        self._limits = (queue_rows, queue_bytes)
+        self._retention = retention or Retention()
+        self._queue: deque[Event] = deque()
+        self._held_rows = 0
+        self._held_bytes = 0
+        self._waits: WeakKeyDictionary[Model, float] = WeakKeyDictionary()
         self._files = 0
+        self._on_disk = 0
+        self._swept = -_SWEEP_SECONDS
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drivetrain-feedback", daemon=True)
@@ -86,16 +96,19 @@ class Feedback:
         latency: float,
         inputs: Sequence[Array],
         outputs: Sequence[Array],
+        role: Role = "stable",
     ) -> None:
-        """Keep one answered request for the next file, or drop it when too many are held."""
-        rows = len(outputs[0])
+        """Keep one answered request for the next file, or drop it when too much is held."""
+        rows, size = len(outputs[0]), size_of(inputs, outputs)
+        most_rows, most_bytes = self._limits
         with self._lock:
-            if self._held + rows > self._limit:
+            if self._held_rows + rows > most_rows or self._held_bytes + size > most_bytes:
                 self._metrics.feedback_dropped.of(model.name).value += rows
                 return
-            self._held += rows
+            self._held_rows += rows
+            self._held_bytes += size
         at = time.time_ns() // 1000
-        self._queue.append(_Event(rows, model, request_id, at, latency, inputs, outputs))
+        self._queue.append(Event(rows, model, role, request_id, at, latency, inputs, outputs, size))
 
     def close(self) -> None:
         """Write what is held, and end."""
@@ -103,61 +116,104 @@ class Feedback:
         self._thread.join()
 
     def _run(self) -> None:
-        files: dict[Model, _File] = {}
+        files: dict[tuple[Model, bool], _File] = {}
         ending = False
         while not ending:
             ending = self._end.wait(min(self._seconds / 4, 0.25))
             # Each turn makes its table at once: one long conversion at a file's end would hold
             # the interpreter, and with it the answers.
-            for model, events in self._taken().items():
-                try:
-                    files.setdefault(model, _File(time.monotonic())).add(model, events)
-                except Exception:
-                    log.exception("events of %s could not be made a table", model.name)
-                    lost = sum(event.rows for event in events)
-                    self._count(self._metrics.feedback_dropped, model, lost)
-            for model, file in list(files.items()):
-                old = time.monotonic() - file.opened >= self._seconds
-                if ending or old or file.rows >= self._file_rows:
-                    self._write(model, files.pop(model))
+            for key, events in self._taken().items():
+                self._add(files, key, events)
+            crowded = self._is_crowded()
+            for key, file in list(files.items()):
+                if ending or crowded or file.due <= time.monotonic() or self._is_full(file):
+                    self._write(*key, files.pop(key))
+            self._sweep()
 
-    def _taken(self) -> dict[Model, list[_Event]]:
-        taken: dict[Model, list[_Event]] = {}
+    def _taken(self) -> dict[tuple[Model, bool], list[Event]]:
+        taken: dict[tuple[Model, bool], list[Event]] = {}
         while self._queue:
             event = self._queue.popleft()
-            taken.setdefault(event.model, []).append(event)
+            taken.setdefault((event.model, event.role == "shadow"), []).append(event)
         return taken
 
-    def _write(self, model: Model, file: "_File") -> None:
-        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    def _add(
+        self,
+        files: dict[tuple[Model, bool], "_File"],
+        key: tuple[Model, bool],
+        events: list[Event],
+    ) -> None:
+        model, _ = key
+        rows, size = sum(event.rows for event in events), sum(event.size for event in events)
+        try:
+            made = table(model, events)
+        except Exception:
+            log.exception("events of %s could not be made a table", model.name)
+            self._let_go(self._metrics.feedback_dropped, model, rows, size)
+            return
+        if key not in files:
+            wait = self._waits.get(model, self._seconds)
+            self._waits[model] = min(2 * wait, self._longest)
+            files[key] = _File(time.monotonic() + wait)
+        files[key].add(made, rows, size)
+
+    def _is_crowded(self) -> bool:
+        """Whether the open files of several versions together keep out what comes."""
+        most_rows, most_bytes = self._limits
+        return 2 * self._held_rows > most_rows or 2 * self._held_bytes > most_bytes
+
+    def _is_full(self, file: "_File") -> bool:
+        return file.rows >= self._file_rows or file.size >= self._file_bytes
+
+    def _write(self, model: Model, shadow: bool, file: "_File") -> None:
         self._files += 1
-        path = self._directory / model.name / f"part-{now}-{os.getpid()}-{self._files}.parquet"
+        now = datetime.now(UTC)
+        path = place(self._directory, model.name, shadow, now, os.getpid(), self._files)
         family = self._metrics.feedback_rows
         try:
-            if file.rows:
-                write(path, file.parquet())
+            data = file.parquet()
+            write(path, data)
+            self._on_disk += len(data)
         except Exception:  # the events are lost, and the server goes on
             log.exception("%d rows of feedback could not be written to %s", file.rows, path)
             family = self._metrics.feedback_dropped
-        self._count(family, model, file.rows)
+        self._let_go(family, model, file.rows, file.size)
 
-    def _count(self, family: Family[Counter], model: Model, rows: int) -> None:
+    def _let_go(self, family: Family[Counter], model: Model, rows: int, size: int) -> None:
         with self._lock:
-            self._held -= rows
+            self._held_rows -= rows
+            self._held_bytes -= size
             family.of(model.name).value += rows
+
+    def _sweep(self) -> None:
+        """Hold the bounds of the disk: once a minute, and whenever this process alone wrote more;
+        what others write is seen within the minute."""
+        beyond = 0 < self._retention.bytes < self._on_disk
+        if not beyond and time.monotonic() - self._swept < _SWEEP_SECONDS:
+            return
+        try:
+            self._on_disk, deleted = self._retention.sweep(self._directory)
+        except OSError:
+            log.exception("old feedback in %s could not be deleted", self._directory)
+            deleted = {}
+        self._swept = time.monotonic()
+        for model, files in deleted.items():
+            self._metrics.feedback_deleted.of(model).value += files
 
 
 class _File:
     """What the next file of one version will hold."""
 
-    def __init__(self, opened: float) -> None:
-        self.opened = opened
+    def __init__(self, due: float) -> None:
+        self.due = due
         self.rows = 0
+        self.size = 0
         self._tables: list[Any] = []
 
-    def add(self, model: Model, events: list[_Event]) -> None:
-        self._tables.append(_table(model, events))
-        self.rows += sum(event.rows for event in events)
+    def add(self, made: Any, rows: int, size: int) -> None:
+        self._tables.append(made)
+        self.rows += rows
+        self.size += size
 
     def parquet(self) -> Any:
         pa = need("pyarrow", "data")
@@ -165,50 +221,3 @@ class _File:
         table = pa.concat_tables(self._tables)
         need("pyarrow.parquet", "data").write_table(table, sink, compression="zstd")
         return sink.getvalue()
-
-
-def _table(model: Model, events: list[_Event]) -> Any:
-    pa = need("pyarrow", "data")
-    sizes = np.array([event.rows for event in events])
-    rows = int(sizes.sum())
-
-    def each(values: list[Any], dtype: Any) -> Any:
-        return np.repeat(np.array(values, dtype), sizes)
-
-    record = {
-        "request_id": pa.array(each([e.request_id for e in events], np.object_)),
-        "row": pa.array(np.arange(rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)),
-        "at": pa.array(each([e.at for e in events], np.int64)).cast(pa.timestamp("us")),
-        "model": pa.repeat(model.name, rows),
-        "version": pa.repeat(model.version, rows),
-        "latency_us": pa.array(each([round(e.latency * 1e6) for e in events], np.int64)),
-    }
-    names = set(model.inputs.names)
-    columns = {f"served.{name}" if name in names else name: record[name] for name in RECORD}
-    for number, field in enumerate(model.inputs):
-        columns[field.name] = _column(field, [event.inputs[number] for event in events])
-    for number, field in enumerate(model.bundle.manifest.outputs):
-        parts = [event.outputs[number] for event in events]
-        if field.shape == (1,):
-            field, parts = Field(field.name, field.dtype), [part[:, 0] for part in parts]
-        columns[f"prediction.{field.name}"] = _column(field, parts)
-    return pa.table(columns)
-
-
-def _column(field: Field, parts: Sequence[Array]) -> Any:
-    """One Arrow column, null where a value is missing."""
-    pa = need("pyarrow", "data")
-    if field.shape:
-        rows = [row.reshape(-1).tolist() for part in parts for row in part]
-        kind = pa.from_numpy_dtype(field.numpy)
-        fixed = None not in field.shape
-        width = int(np.prod([n or 0 for n in field.shape]))
-        return pa.array(rows, pa.list_(kind, width) if fixed else pa.list_(kind))
-    array = np.concatenate(parts)
-    if field.numpy == "object":
-        kind = pa.binary() if field.dtype == "bytes" else pa.string()
-        return pa.array([value or None for value in array.tolist()], kind)
-    if field.numpy == "int64":
-        column = pa.array(array, mask=array == MISSING_INT)
-        return column.cast(pa.timestamp("us")) if field.dtype == "timestamp" else column
-    return pa.array(array, from_pandas=True)  # NaN becomes null

@@ -26,7 +26,11 @@ ROWS = tuple(float(2**n) for n in range(13))
 DECILES = tuple(n / 10 for n in range(1, 11))
 """Bounds of predictions: deciles of a probability. Of a prediction that is no probability only
 the mean (sum over count) says something."""
-
+DIFFERENCES = (
+    *(0.0, 1e-6, 1e-5, 1e-4, 0.001, 0.0025, 0.005, 0.01),
+    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
+)
+"""Bounds of differences between two probabilities: none, rounding, a little, a lot."""
 
 Numbers = Sequence[float]
 """What a series has counted: one number, or a histogram's counts and then its sum."""
@@ -188,15 +192,15 @@ class Metrics:
         )  # fmt: skip
         self.request_seconds = Family(
             "drivetrain_request_seconds", "histogram", "From a request's arrival to its answer.",
-            ("model", "route"), lambda: Histogram(SECONDS),
+            ("model", "version", "route"), lambda: Histogram(SECONDS),
         )  # fmt: skip
         self.inference_seconds = Family(
             "drivetrain_inference_seconds", "histogram", "One run of the graph over a batch.",
-            ("model",), lambda: Histogram(SECONDS),
+            ("model", "version"), lambda: Histogram(SECONDS),
         )  # fmt: skip
         self.batch_rows = Family(
             "drivetrain_batch_rows", "histogram", "Rows of one run of the graph.",
-            ("model",), lambda: Histogram(ROWS),
+            ("model", "version"), lambda: Histogram(ROWS),
         )  # fmt: skip
         self.queue_rows = Family(
             "drivetrain_queue_rows", "gauge", "Rows that wait for a run of the graph.",
@@ -205,11 +209,27 @@ class Metrics:
         self.prediction = Family(
             "drivetrain_prediction", "histogram",
             "Predicted values, by deciles of a probability.",
-            ("model", "output"), lambda: Histogram(DECILES),
+            ("model", "version", "output"), lambda: Histogram(DECILES),
         )  # fmt: skip
         self.model_info = Family(
-            "drivetrain_model_info", "gauge", "1 for each version that is being served.",
-            ("model", "version", "digest"), Counter, max,
+            "drivetrain_model_info", "gauge", "1 for each served version, in its role.",
+            ("model", "version", "digest", "role"), Counter, max,
+        )  # fmt: skip
+        self.traffic_share = Family(
+            "drivetrain_traffic_share", "gauge",
+            "Share of the requests to the model that a version answers.",
+            ("model", "version", "role"), Counter, max,
+        )  # fmt: skip
+        self.shadow_requests = Family(
+            "drivetrain_shadow_requests_total", "counter",
+            "Answered requests that were to be asked of a shadow too, by what became of them.",
+            ("model", "version", "outcome"), Counter,
+        )  # fmt: skip
+        self.shadow_difference = Family(
+            "drivetrain_shadow_difference", "histogram",
+            "How far a shadow's output lies from the answer: of a number the absolute difference, "
+            "of anything else 0 if it is the same and 1 if not.",
+            ("model", "version", "against", "output"), lambda: Histogram(DIFFERENCES),
         )  # fmt: skip
         self.reload_failures = Family(
             "drivetrain_reload_failures_total", "counter",
@@ -222,6 +242,11 @@ class Metrics:
         self.feedback_dropped = Family(
             "drivetrain_feedback_dropped_total", "counter",
             "Rows that were not written as events, because the writer was behind or failed.",
+            ("model",), Counter,
+        )  # fmt: skip
+        self.feedback_deleted = Family(
+            "drivetrain_feedback_files_deleted_total", "counter",
+            "Files of events that were deleted, because they were too old or too many.",
             ("model",), Counter,
         )  # fmt: skip
         self.ready = Family(
@@ -242,7 +267,9 @@ class Metrics:
         self._families: tuple[Family[Counter] | Family[Reading] | Family[Histogram], ...] = (
             *(self.requests, self.request_seconds, self.inference_seconds, self.batch_rows),
             *(self.queue_rows, self.prediction, self.model_info, self.reload_failures),
-            *(self.feedback_rows, self.feedback_dropped, self.ready, memory, cpu),
+            *(self.traffic_share, self.shadow_requests, self.shadow_difference),
+            *(self.feedback_rows, self.feedback_dropped, self.feedback_deleted),
+            *(self.ready, memory, cpu),
         )
 
         self.others: Callable[[], Sequence[Figures]] = tuple

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -76,6 +77,8 @@ class Traffic:
         return tuple(artefact for artefact in found if artefact is not None)
 
 
+Role = Literal["stable", "canary", "shadow"]
+"""What a version is to its alias."""
 Resolve = Callable[[], Traffic]
 """Asks what an alias means now."""
 
@@ -204,6 +207,16 @@ class Release:
         """All of them, each once."""
         found = (self.stable, self.canary, self.shadow)
         return tuple(dict.fromkeys(model for model in found if model is not None))
+
+    @property
+    def roles(self) -> tuple[tuple[Role, Model], ...]:
+        """Each version with what it is; one that is two things has the first role."""
+        found: dict[Model, Role] = {self.stable: "stable"}
+        if self.canary is not None:
+            found.setdefault(self.canary, "canary")
+        if self.shadow is not None:
+            found.setdefault(self.shadow, "shadow")
+        return tuple((role, model) for model, role in found.items())
 
     @property
     def traffic(self) -> Traffic:

@@ -38,6 +38,7 @@ from drivetrain.serve.loading import Loader
 from drivetrain.serve.metrics import Figures, Metrics
 from drivetrain.serve.models import Resolve, checked_name, pinned
 from drivetrain.serve.opening import Opening
+from drivetrain.serve.retention import Retention
 from drivetrain.serve.supervisor import Seat, Supervisor
 from drivetrain.serve.tls import Tls
 from drivetrain.serve.weights import Weights
@@ -67,6 +68,7 @@ class Server:
             ``tls`` asks clients for certificates.
         tls: what is served over it; None serves in the clear, the token included.
         feedback: a directory for events (see :class:`drivetrain.serve.feedback.Feedback`).
+        retention: how much of them is kept there.
         access_log: gets one line of JSON for each answer.
         limits: what one client may take.
         batching: how requests share runs.
@@ -93,6 +95,7 @@ class Server:
         token: str | None = None,
         tls: Tls | None = None,
         feedback: Path | None = None,
+        retention: Retention | None = None,
         access_log: TextIO | None = None,
         limits: HttpLimits | None = None,
         batching: Batching | None = None,
@@ -120,6 +123,7 @@ class Server:
         self._tls = tls
         self._secure = {} if tls is None else tls.options
         self._feedback = feedback
+        self._retention = retention or Retention()
         self._access_log = access_log
         self._limits = limits or HttpLimits()
         self._batching = batching or Batching()
@@ -223,6 +227,7 @@ class Server:
             engine = Engine(self._batching, self.metrics, loop)
             application = self._application(engine, lines, stack)
             stack.callback(engine.shut_down)
+            stack.callback(application.shut_down)
             loader = Loader(self._weights)
             aliases = Aliases(self._resolve, application, engine, self.metrics, loader, seat)
             aliases.begin()
@@ -259,7 +264,7 @@ class Server:
         """The application; what must be closed goes on the stack."""
         feedback = None
         if self._feedback is not None:
-            feedback = Feedback(self._feedback, self.metrics)
+            feedback = Feedback(self._feedback, self.metrics, retention=self._retention)
             stack.callback(feedback.close)
         service = Service(
             engine=engine,
