@@ -1,10 +1,12 @@
-"""How the graph of a bundle gets into memory: by itself, or with weights that workers share."""
+"""How the graph of a bundle gets into memory: where it runs, and whose memory it is."""
 
 import ctypes
 import logging
 import sys
 
+from drivetrain.core import placement
 from drivetrain.core.bundle import GRAPH, Bundle
+from drivetrain.core.errors import wrong
 from drivetrain.core.graph import Session
 from drivetrain.serve.weights import Weights
 
@@ -16,24 +18,55 @@ class Loader:
 
     Args:
         weights: where several processes share what they load; None in a process by itself.
+        place: where graphs run, as :mod:`drivetrain.core.placement` names it. ``auto`` measures
+            what is installed, once for each bundle, and all workers go by what the first found.
+        parity: how far answers may be from the plain CPU's, 0 for the placement's own limit.
+
+    Raises:
+        ValueError: there is no such placement, or ``parity`` is negative.
     """
 
-    def __init__(self, weights: Weights | None = None) -> None:
+    def __init__(
+        self, weights: Weights | None = None, place: str = placement.CPU, parity: float = 0.0
+    ) -> None:
         self._weights = weights
+        self._place = placement.checked(place)
+        if not parity >= 0.0:
+            raise wrong("parity", parity, "0 or more")
+        self._parity = parity
 
     def session(self, bundle: Bundle) -> Session:
         """Load the graph of a verified bundle.
 
         Raises:
-            OSError: it cannot be read.
-            ValueError: it was changed since the bundle was verified.
+            ImportError: what the placement needs is not installed.
+            OSError: the bundle cannot be read.
+            ValueError: it was changed since it was verified; or the placement that was asked for
+                is not available here, did not take the graph or gives other answers.
         """
         try:
-            return self._session(bundle)
+            place = self._place
+            if place == placement.AUTO:
+                place = self._decided(bundle)
+            if place == placement.CPU:
+                return self._plain(bundle)
+            return placement.load_checked(place, bundle, self._parity)
         finally:
             _give_back()
 
-    def _session(self, bundle: Bundle) -> Session:
+    def _decided(self, bundle: Bundle) -> str:
+        """What ``auto`` means for this bundle."""
+
+        def decide() -> str:
+            choice = placement.choose(bundle, self._parity)
+            log.info("placement of version %s: %s", bundle.digest[:12], choice)
+            return choice.placement
+
+        if self._weights is None:
+            return decide()
+        return self._weights.once(f"placement-{bundle.digest}", decide)
+
+    def _plain(self, bundle: Bundle) -> Session:
         weights, graph = self._weights, bundle.manifest.files[GRAPH]
         if weights is not None and graph["bytes"] >= weights.least:
             try:

@@ -41,7 +41,7 @@ def model_metadata(model: Model, versions: Sequence[str]) -> dict[str, Any]:
     return {
         "name": model.name,
         "versions": list(versions),
-        "platform": "onnxruntime_onnx",
+        "platform": _platform(model),
         "inputs": _tensors(model.inputs),
         "outputs": _tensors(model.bundle.manifest.outputs),
     }
@@ -64,6 +64,11 @@ class _Input(msgspec.Struct):
     shape: list[int]
     data: list[Any] | None = None
     parameters: dict[str, Any] | None = None
+def _platform(model: Model) -> str:
+    """What runs it, in the words of V2 and Triton."""
+    return "openvino_onnx" if model.placement.startswith("openvino") else "onnxruntime_onnx"
+
+
 
 
 class _Output(msgspec.Struct):

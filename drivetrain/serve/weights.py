@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from drivetrain.core.durable import write
 from drivetrain.core.graph import Session
 from drivetrain.core.need import need
 
@@ -45,6 +46,8 @@ class Weights:
             room for the weights of all versions that are served at one time.
         least: bytes of a graph from which sharing is worth a file; what is smaller is loaded
             plainly.
+
+    It also holds what one process decides for all (:meth:`once`).
 
     Raises:
         OSError: the directory cannot be made.
@@ -87,6 +90,19 @@ class Weights:
                 raise
         weakref.finalize(session, os.close, in_use)
         return session
+
+    def once(self, name: str, decide: Callable[[], str]) -> str:
+        """What the first process to ask decided; it decides again if it failed.
+
+        Raises:
+            OSError: the directory is gone.
+            Exception: what ``decide`` raises, in the process that asked it.
+        """
+        path = self.path / name
+        with self._alone():
+            if not path.exists():
+                write(path, decide().encode())
+            return path.read_text()
 
     def close(self) -> None:
         """Delete the directory; what is mapped of it stays mapped."""
