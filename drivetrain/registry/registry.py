@@ -17,6 +17,7 @@ from drivetrain.core.metric import Metric
 from drivetrain.core.sketch import Fitted
 from drivetrain.registry.alias import Alias, Change, Signature
 from drivetrain.registry.rooms import Rooms, is_directory, read
+from drivetrain.registry.signature import SUFFIX, PublicKey, Trust, sign
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 PREFIX = re.compile(r"[0-9a-f]{8,64}")
@@ -46,12 +47,26 @@ class Registry(Rooms):
     ``bundles/<digest>/`` are immutable and named by the SHA-256 of their manifest, which names
     the SHA-256 of every other file. ``aliases/<name>.json`` say which bundles a name means and
     all that was ever done to it. ``measured/<digest>.jsonl`` keep what is not the same in every
-    run, such as timings. Nothing is created before the first write, and reading needs no right
-    to write. Writers in several processes exclude one another by ``flock``.
+    run, such as timings. ``signatures/<digest>.<key>.sig`` say who vouches for a bundle. Nothing
+    is created before the first write, and reading needs no right to write. Writers in several
+    processes exclude one another by ``flock``.
 
     A ``ref`` is a digest, at least 8 of its first characters, either with ``sha256:`` in front,
     or an alias.
     """
+
+    def __init__(self, root: Path | str, trust: Trust | None = None) -> None:
+        """
+        Args:
+            root: the store's directory.
+            trust: whoever must have signed a bundle before an alias may mean it; None asks for no
+                signature.
+
+        Raises:
+            ValueError: the store is at a URL, or is no directory.
+        """
+        super().__init__(root)
+        self.trust = trust
 
     # -- bundles -------------------------------------------------------------------------------
 
@@ -224,7 +239,7 @@ class Registry(Rooms):
                 of the bundle's probes that does not hold (each is named).
         """
         _check_alias(alias)
-        bundle = self._held(self.open(ref), f"promoted to {alias!r}")
+        bundle = self._held(self._vouched(ref), f"promoted to {alias!r}")
         with self.locked():
             now, entry = Signature.now(), self._alias(alias)
             if entry is None:
@@ -254,7 +269,7 @@ class Registry(Rooms):
             except ValueError as error:
                 raise ValueError(f"alias {alias!r} {error}") from None
             if before.bundle != entry.bundle:
-                self.open(before.bundle)  # what is damaged must not answer
+                self._vouched(before.bundle)  # what is damaged must not answer
             self._put(alias, entry, before)
         return self.open(before.bundle)
 
@@ -274,7 +289,7 @@ class Registry(Rooms):
                 no such share, or a bound that does not hold.
         """
         stable = self.open(self.traffic(alias).bundle)
-        bundle = self._held(self.open(ref), f"made a canary of {alias!r}")
+        bundle = self._held(self._vouched(ref), f"made a canary of {alias!r}")
         for side in ("inputs", "outputs"):
             found, allowed = (set(getattr(b.manifest, side)) for b in (bundle, stable))
             if found != allowed:
@@ -309,7 +324,7 @@ class Registry(Rooms):
             ValueError: no such alias or bundle, a damaged one, or it answers already.
         """
         self.traffic(alias)
-        bundle = self.open(ref)
+        bundle = self._vouched(ref)
         with self.locked():
             entry = self.traffic(alias)
             self._put(alias, entry, entry.with_shadow(bundle.digest, Signature.now()))
@@ -325,6 +340,17 @@ class Registry(Rooms):
         with self.locked():
             entry = self.traffic(alias)
             self._put(alias, entry, entry.without_shadow(Signature.now()))
+
+    def _vouched(self, ref: str) -> Bundle:
+        """A bundle that is signed, where the store asks for that.
+
+        Raises:
+            ValueError: no such bundle, a damaged one, or no trusted key signed it.
+        """
+        bundle = self.open(ref)
+        if self.trust is not None:
+            self.trust.check(bundle, self.signatures(bundle.digest))
+        return bundle
 
     def _held(self, bundle: Bundle, what: str) -> Bundle:
         """A bundle whose bounds hold.
@@ -372,6 +398,56 @@ class Registry(Rooms):
     def _put(self, alias: str, before: Alias | None, now: Alias) -> None:
         if now != before:
             durable.write(self.room("aliases") / f"{alias}.json", now.to_json())
+
+    # -- signatures ----------------------------------------------------------------------------
+
+    def sign(self, ref: str, key: Path | str) -> Path:
+        """Sign a bundle; signatures by other keys stay.
+
+        Args:
+            ref: the bundle.
+            key: the file of a private key (see :func:`drivetrain.registry.signature.sign`).
+
+        Returns:
+            The signature's file.
+
+        Raises:
+            ValueError: no such bundle, a damaged one, or a key that others can read or that does
+                not sign.
+            OSError: the key cannot be read; no space, no permission.
+        """
+        bundle = self.open(ref)
+        signature, fingerprint = sign(bundle, key)
+        path = self.room("signatures") / f"{bundle.digest}.{fingerprint[:16]}{SUFFIX}"
+        with self.writing():
+            durable.write(path, signature)
+        return path
+
+    def signatures(self, ref: str) -> tuple[bytes, ...]:
+        """The files of all signatures of a bundle; whose they are is for :meth:`verify` to say.
+
+        Raises:
+            ValueError: no such bundle.
+        """
+        paths = sorted(self.room("signatures").glob(f"{self.resolve(ref)}.*{SUFFIX}"))
+        return tuple(text for text in map(read, paths) if text is not None)
+
+    def verify(self, ref: str, public_key: Path | str) -> PublicKey:
+        """See that a bundle is signed.
+
+        Args:
+            ref: the bundle.
+            public_key: the file of one or several public keys in PEM, any of which may have.
+
+        Returns:
+            The key that has signed it.
+
+        Raises:
+            ValueError: no such bundle, a damaged one, or none of the keys has; says what was
+                found.
+            OSError: the keys cannot be read.
+        """
+        return Trust.load(public_key).check(self.open(ref), self.signatures(ref))
 
     # -- what was measured ---------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class Rooms:
 
     def _delete_leftovers(self) -> int:
         swept = 0
-        for room in ("bundles", "aliases", "measured"):
+        for room in ("bundles", "aliases", "measured", "signatures"):
             for leftover in self.room(room).glob(".*"):
                 swept += 1
                 if is_directory(leftover):
