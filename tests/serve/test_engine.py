@@ -247,7 +247,8 @@ def test_a_poisoned_request_fails_alone_beside_good_ones_of_the_same_batch(serve
     assert "the graph refuses these values" in found[10][1]["error"]
     for (status, body), value in zip(found, expected, strict=True):
         assert status == 400 or np.float32(body["predictions"][0]["late"]) == value
-    runs = 'drivetrain_batch_rows_count{model="tiny"}'
+    version = tiny.digest[:12]
+    runs = f'drivetrain_batch_rows_count{{model="tiny",version="{version}"}}'
     assert client.metric(runs) < 5  # they did share runs
 
 

@@ -20,7 +20,7 @@ ROWS = [
 
 
 def events(directory):
-    files = sorted(directory.glob("*/*.parquet"))
+    files = sorted(directory.glob("*/*/*.parquet"))
     return [event for file in files for event in pq.read_table(file).to_pylist()]
 
 
@@ -63,7 +63,7 @@ def test_the_events_are_what_was_sent_and_answered(serve, tiny, tmp_path):
     assert [{n: event[n] for n in ROWS[0]} for event in found[:3]] == ROWS
     assert found[3]["carrier"] == "UA"
     assert [np.float32(event["prediction.late"]) for event in found] == late.tolist()
-    assert {event["model"] for event in found} == {"tiny"}
+    assert {(event["model"], event["role"]) for event in found} == {("tiny", "stable")}
     assert {event["version"] for event in found} == {tiny.digest[:12]}
     now = datetime.now(UTC).replace(tzinfo=None)
     assert all(before <= event["at"] <= now for event in found)
@@ -84,12 +84,12 @@ def test_the_files_have_declared_types_and_no_half_written_ones_show(tmp_path):
         [np.array([0.5, np.nan], np.float32)],
     )
     feedback.close()
-    (file,) = tmp_path.glob("toy/*")
+    (file,) = tmp_path.glob("toy/*/*")
     table = pq.read_table(file)
     kinds = {field.name: str(field.type) for field in table.schema}
     assert kinds == {
         "request_id": "string", "row": "int64", "served.at": "timestamp[us]", "model": "string",
-        "version": "string", "latency_us": "int64", "at": "timestamp[us]", "blob": "binary",
+        "version": "string", "role": "string", "latency_us": "int64", "at": "timestamp[us]", "blob": "binary",
         "pixels": "fixed_size_list<element: float>[2]", "prediction.late": "float",
     }  # fmt: skip
     assert table["at"].null_count == table["blob"].null_count == 1

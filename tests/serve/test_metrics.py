@@ -13,7 +13,9 @@ NAMES = {
     *("drivetrain_requests", "drivetrain_request_seconds", "drivetrain_inference_seconds"),
     *("drivetrain_batch_rows", "drivetrain_queue_rows", "drivetrain_prediction"),
     *("drivetrain_model_info", "drivetrain_feedback_rows", "drivetrain_feedback_dropped"),
-    *("drivetrain_reload_failures", "drivetrain_ready"),
+    *("drivetrain_reload_failures", "drivetrain_ready", "drivetrain_traffic_share"),
+    *("drivetrain_shadow_requests", "drivetrain_shadow_difference"),
+    "drivetrain_feedback_files_deleted",
     *("process_resident_memory_bytes", "process_cpu_seconds"),
 }
 
@@ -48,14 +50,18 @@ def test_every_promised_metric_is_there_and_counts(serve, tiny):
     assert requests(model="", version="", route="http", code="400") == 1
     seconds = found["drivetrain_request_seconds"]
     name = "drivetrain_request_seconds_count"
-    assert value(seconds, name, model="tiny", route="rows") == 2
+    assert value(seconds, name, model="tiny", version=version, route="rows") == 2
     rows = found["drivetrain_batch_rows"]
-    assert value(rows, "drivetrain_batch_rows_sum", model="tiny") == 3
+    assert value(rows, "drivetrain_batch_rows_sum", model="tiny", version=version) == 3
     late = found["drivetrain_prediction"]
-    assert value(late, "drivetrain_prediction_count", model="tiny", output="late") == 3
+    of_output = {"model": "tiny", "version": version, "output": "late"}
+    assert value(late, "drivetrain_prediction_count", **of_output) == 3
     info = found["drivetrain_model_info"]
-    labels = {"model": "tiny", "version": version, "digest": tiny.digest}
+    labels = {"model": "tiny", "version": version, "digest": tiny.digest, "role": "stable"}
     assert value(info, "drivetrain_model_info", **labels) == 1
+    share = found["drivetrain_traffic_share"]
+    labels = {"model": "tiny", "version": version, "role": "stable"}
+    assert value(share, "drivetrain_traffic_share", **labels) == 1
     assert value(found["drivetrain_queue_rows"], "drivetrain_queue_rows", model="tiny") == 0
     assert value(found["drivetrain_ready"], "drivetrain_ready") == 1
     memory = found["process_resident_memory_bytes"]
@@ -70,7 +76,8 @@ def test_the_predictions_fall_into_their_deciles(serve, tiny):
     found = parsed(client.get("/metrics").body.decode())["drivetrain_prediction"]
     buckets = {float(s.labels["le"]): s.value for s in found.samples if s.name.endswith("_bucket")}
     assert all(count == (41 if bound >= late else 0) for bound, count in buckets.items())
-    total = value(found, "drivetrain_prediction_sum", model="tiny", output="late")
+    labels = {"model": "tiny", "version": tiny.digest[:12], "output": "late"}
+    total = value(found, "drivetrain_prediction_sum", **labels)
     assert total == pytest.approx(41 * late, rel=1e-6)
 
 

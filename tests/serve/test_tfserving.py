@@ -84,10 +84,11 @@ def test_what_is_wrong_is_named(client, body, message):
     assert message in reply.json["error"]
 
 
-def test_the_metrics_tell_its_requests_apart(serve):
+def test_the_metrics_tell_its_requests_apart(serve, tiny):
     client = serve()
     client.post(PREDICT, {"instances": ROWS})
-    assert client.metric('drivetrain_request_seconds_count{model="tiny",route="tfs_predict"}') == 1
+    labels = f'model="tiny",version="{tiny.digest[:12]}",route="tfs_predict"'
+    assert client.metric(f"drivetrain_request_seconds_count{{{labels}}}") == 1
 
 
 @pytest.fixture(scope="module")
