@@ -169,9 +169,11 @@ class Aliases:
         for role, model in () if old is None else old.roles:
             info.remove(model.name, model.version, model.digest, role)
             shares.remove(model.name, model.version, role)
+            self._metrics.placement_info.remove(model.name, model.version, model.placement)
         share = {"stable": 1.0 - release.share, "canary": release.share, "shadow": 0.0}
         for role, model in release.roles:
             present, answers = Counter(), Counter()
             present.value, answers.value = 1.0, share[role]
             info.set(present, model.name, model.version, model.digest, role)
             shares.set(answers, model.name, model.version, role)
+            self._metrics.placement_info.set(present, model.name, model.version, model.placement)

@@ -218,6 +218,10 @@ class Metrics:
         self.traffic_share = Family(
             "drivetrain_traffic_share", "gauge",
             "Share of the requests to the model that a version answers.",
+        self.placement_info = Family(
+            "drivetrain_placement_info", "gauge", "1 for where each version runs.",
+            ("model", "version", "placement"), Counter, max,
+        )  # fmt: skip
             ("model", "version", "role"), Counter, max,
         )  # fmt: skip
         self.shadow_requests = Family(
@@ -267,7 +271,8 @@ class Metrics:
         self._families: tuple[Family[Counter] | Family[Reading] | Family[Histogram], ...] = (
             *(self.requests, self.request_seconds, self.inference_seconds, self.batch_rows),
             *(self.queue_rows, self.prediction, self.model_info, self.reload_failures),
-            *(self.traffic_share, self.shadow_requests, self.shadow_difference),
+            *(self.placement_info, self.traffic_share),
+            *(self.shadow_requests, self.shadow_difference),
             *(self.feedback_rows, self.feedback_dropped, self.feedback_deleted),
             *(self.ready, memory, cpu),
         )

@@ -155,6 +155,11 @@ class Model:
         """Where it was loaded from."""
         return Artefact(self.digest, self.bundle.path)
 
+    @property
+    def placement(self) -> str:
+        """Where it runs, as :mod:`drivetrain.core.placement` names it."""
+        return self._session.placement
+
     def run(self, requests: Sequence[Sequence[Values]]) -> tuple[list[Array], list[Array]]:
         """The columns' arrays of all requests together, and the outputs for them."""
         arrays = self.columns.arrays(requests)

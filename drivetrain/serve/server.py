@@ -18,6 +18,7 @@ from typing import TextIO
 import msgspec
 
 from drivetrain.core.errors import wrong
+from drivetrain.core.placement import AUTO, CPU, checked
 from drivetrain.serve.aliases import Aliases
 from drivetrain.serve.application import Application
 from drivetrain.serve.calls import RequestIds, Service
@@ -78,6 +79,9 @@ class Server:
         grace_seconds: after that, how long it goes on answering what it has accepted.
         workers: processes that share the port, 0 for one a core. More than one need Linux, whose
             kernel spreads connections over them; limits and queues are each process's own.
+        placement: where graphs run, as :mod:`drivetrain.core.placement` names it; ``auto``
+            measures what is installed and picks the fastest that gives the same.
+        parity: how far its answers may be from the plain CPU's; 0 for its own limit.
         hang_seconds: of several workers one whose event loop does not turn for so long, such as
             in a graph that never returns, is killed and replaced.
 
@@ -103,6 +107,8 @@ class Server:
         drain_seconds: float = 0.0,
         grace_seconds: float = 20.0,
         workers: int = 1,
+        placement: str = CPU,
+        parity: float = 0.0,
         hang_seconds: float = 30.0,
     ) -> None:
         if not models:
@@ -134,6 +140,7 @@ class Server:
         if hang_seconds < _LEAST_HANG_SECONDS:
             raise wrong("hang_seconds", hang_seconds, f"{_LEAST_HANG_SECONDS:g} or more")
         self._hang_seconds = hang_seconds
+        self._placement, self._parity = checked(placement), parity
         self._weights: Weights | None = None
         self._seat: Seat | None = None
         self._supervisor: Supervisor | None = None
@@ -177,7 +184,7 @@ class Server:
             self._access_log.flush()  # or every fork would write again what it holds
         end_seconds = self._drain_seconds + self._grace_seconds + _END_SECONDS
         self._supervisor = Supervisor(self._work, listeners, end_seconds, self._hang_seconds)
-        self._weights = _shared_weights()
+        self._weights = _shared_weights(needed=self._placement == AUTO)
         try:
             return self._supervisor.run(started)
         finally:
@@ -228,7 +235,7 @@ class Server:
             application = self._application(engine, lines, stack)
             stack.callback(engine.shut_down)
             stack.callback(application.shut_down)
-            loader = Loader(self._weights)
+            loader = Loader(self._weights, self._placement, self._parity)
             aliases = Aliases(self._resolve, application, engine, self.metrics, loader, seat)
             aliases.begin()
             http = Http(
@@ -404,9 +411,12 @@ def _figures(seat: Seat, number: int) -> Figures:
     return msgspec.msgpack.decode(text) if text else {}
 
 
-def _shared_weights() -> Weights | None:
-    """Where workers share weights; without it each has its own, and they serve as well."""
+def _shared_weights(needed: bool) -> Weights | None:
+    """Where workers share weights; without it each has its own, and they serve as well. But
+    what ``auto`` picks they must share: ``needed``."""
     try:
+        if needed:
+            raise
         return Weights()
     except OSError as error:
         log.warning("every worker keeps its weights to itself: %s", error)
