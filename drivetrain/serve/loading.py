@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import sys
+from collections.abc import Callable
 
 from drivetrain.core import placement
 from drivetrain.core.bundle import GRAPH, Bundle
@@ -11,6 +12,9 @@ from drivetrain.core.graph import Session
 from drivetrain.serve.weights import Weights
 
 log = logging.getLogger("drivetrain.serve")
+
+Verify = Callable[[Bundle], object]
+"""Raises ``ValueError`` for a bundle that nobody who is trusted has signed."""
 
 
 class Loader:
@@ -21,15 +25,22 @@ class Loader:
         place: where graphs run, as :mod:`drivetrain.core.placement` names it. ``auto`` measures
             what is installed, once for each bundle, and all workers go by what the first found.
         parity: how far answers may be from the plain CPU's, 0 for the placement's own limit.
+        verify: given each bundle, whose bytes are verified, before it is loaded; raises
+            ``ValueError`` if it is not vouched for.
 
     Raises:
         ValueError: there is no such placement, or ``parity`` is negative.
     """
 
     def __init__(
-        self, weights: Weights | None = None, place: str = placement.CPU, parity: float = 0.0
+        self,
+        weights: Weights | None = None,
+        place: str = placement.CPU,
+        parity: float = 0.0,
+        verify: Verify | None = None,
     ) -> None:
         self._weights = weights
+        self._verify = verify
         self._place = placement.checked(place)
         if not parity >= 0.0:
             raise wrong("parity", parity, "0 or more")
@@ -42,8 +53,11 @@ class Loader:
             ImportError: what the placement needs is not installed.
             OSError: the bundle cannot be read.
             ValueError: it was changed since it was verified; or the placement that was asked for
-                is not available here, did not take the graph or gives other answers.
+                is not available here, did not take the graph or gives other answers; or it is
+                not vouched for.
         """
+        if self._verify is not None:
+            self._verify(bundle)
         try:
             place = self._place
             if place == placement.AUTO:

@@ -35,7 +35,7 @@ from drivetrain.serve.listen import (
     silence,
     take,
 )
-from drivetrain.serve.loading import Loader
+from drivetrain.serve.loading import Loader, Verify
 from drivetrain.serve.metrics import Figures, Metrics
 from drivetrain.serve.models import Resolve, checked_name, pinned
 from drivetrain.serve.opening import Opening
@@ -62,7 +62,10 @@ class Server:
 
     Args:
         models: for each alias, a callable that gives the bundles which it means now, or the
-            directory of a bundle that stays. The callable is asked about once a second.
+            directory or the packed file of a bundle that stays. The callable is asked about once
+            a second.
+        verify: given every bundle before it is loaded; raises ``ValueError`` if nobody who is
+            trusted has signed it. It is refused then, and what is served stays.
         host: the address to listen at.
         port: the port; 0 takes a free one.
         token: what clients bring as ``Authorization: Bearer``; must be set off loopback, unless
@@ -94,6 +97,7 @@ class Server:
         self,
         models: Mapping[str, Resolve | Path],
         *,
+        verify: Verify | None = None,
         host: str = "127.0.0.1",
         port: int = 8080,
         token: str | None = None,
@@ -125,6 +129,7 @@ class Server:
         self.host = host
         self.port = port
         self.metrics = Metrics()
+        self._verify = verify
         self._token = token or None
         self._tls = tls
         self._secure = {} if tls is None else tls.options
@@ -235,12 +240,10 @@ class Server:
             application = self._application(engine, lines, stack)
             stack.callback(engine.shut_down)
             stack.callback(application.shut_down)
-            loader = Loader(self._weights, self._placement, self._parity)
+            loader = Loader(self._weights, self._placement, self._parity, self._verify)
             aliases = Aliases(self._resolve, application, engine, self.metrics, loader, seat)
             aliases.begin()
-            http = Http(
-                application, self._limits, application.count_refusal, application.streams
-            )
+            http = Http(application, self._limits, application.count_refusal, application.streams)
             stack.callback(http.abort)
             server = await loop.create_server(
                 lambda: Opening(http), sock=listener, backlog=BACKLOG, **self._secure
@@ -415,10 +418,10 @@ def _shared_weights(needed: bool) -> Weights | None:
     """Where workers share weights; without it each has its own, and they serve as well. But
     what ``auto`` picks they must share: ``needed``."""
     try:
-        if needed:
-            raise
         return Weights()
     except OSError as error:
+        if needed:
+            raise
         log.warning("every worker keeps its weights to itself: %s", error)
         return None
 
