@@ -16,9 +16,10 @@ from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.serve.columns import UnfitError, Values
 from drivetrain.serve.engine import Engine, ExpiredError, OverloadedError, Task
-from drivetrain.serve.exchange import JSON, Exchange
+from drivetrain.serve.exchange import JSON, NOT_MANAGED, Exchange, RefusedError
 from drivetrain.serve.metrics import Counter, Metrics
 from drivetrain.serve.models import Model, Role
+from drivetrain.serve.shared_memory import Place, SharedMemory
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -73,6 +74,8 @@ class Service:
         request_ids: names it.
         recorder: writes it as an event, or None.
         access: takes one line of JSON for each answer, or None.
+        shared_memory: where tensors of requests that may use it lie, or None.
+        tensor_bytes: what the inputs of a request may take in shared memory.
     """
 
     engine: Engine
@@ -80,6 +83,8 @@ class Service:
     request_ids: RequestIds
     recorder: Recorder | None = None
     access: Callable[[str], None] | None = None
+    shared_memory: SharedMemory | None = None
+    tensor_bytes: int = 16 << 20
 
 
 class Series:
@@ -147,7 +152,18 @@ class Series:
 
 
 class Call(Task):
-    """An inference request; its route decodes it and encodes its answer."""
+    """An inference request; its route decodes it and encodes its answer.
+
+    Args:
+        route: where it came.
+        exchange: the request.
+        columns: the checked columns.
+        rows: how many rows they have.
+        request_id: its identity in the body; None takes the header's, or makes one.
+        timeout: seconds that its client waits at most.
+        options: what the route wants to know again when it encodes the answer.
+        beside: bytes of its inputs that are not in its body.
+    """
 
     __slots__ = ("_exchange", "_identity", "_route", "options", "request_id")
 
@@ -161,15 +177,17 @@ class Call(Task):
         request_id: str | None = None,
         timeout: float | None = None,
         options: Any = None,
+        beside: int = 0,
     ) -> None:
         deadline = math.inf if exchange.deadline is None else exchange.deadline
         if timeout is not None:
             deadline = min(deadline, exchange.received + timeout)
-        super().__init__(route.model, columns, rows, deadline)
+        super().__init__(
+            route.model, columns, rows, deadline, exchange.received, len(exchange.body) + beside
+        )
         self._route = route
         self._exchange = exchange
         self.options = options
-        """What the route wants to know again when it encodes the answer."""
         self.request_id = request_id or header_id(exchange) or route.service.request_ids.make()
         name = self.request_id
         shown = name if _ID.fullmatch(name) else quote(name, safe="")
@@ -222,6 +240,7 @@ class Route:
         """What the version is to its alias now."""
         self.echo: Echo | None = None
         """Is told of each answer."""
+        self._tally = service.metrics.statistics.of(model.name, model.version)
 
     def decode(self, exchange: Exchange) -> Call:
         """The call that a request makes.
@@ -245,13 +264,51 @@ class Route:
             self.service.engine.submit(call)
         except ValueError as error:
             self.refuse(exchange, 400, str(error))
-        except OverloadedError:
-            waiting = int(self.service.engine.queued(self.model.name))
-            self.refuse(exchange, 503, f"the queue is full: {waiting} rows wait.", RETRY)
+        except RefusedError as error:
+            self.refuse(exchange, error.status, str(error))
+        except OverloadedError as error:
+            self.refuse(exchange, 503, str(error), RETRY)
 
     def refuse(self, exchange: Exchange, status: int, message: str, extra: bytes = b"") -> None:
         """Answer an error before anything was computed."""
         self.series.refuse(exchange, status, message, extra)
+        self._tally.failed(time.monotonic() - exchange.received)
+
+
+def shared_memory(service: Service, exchange: Exchange) -> SharedMemory:
+    """The regions that a request may name.
+
+    Raises:
+        RefusedError: 403, none where it came in.
+    """
+    if service.shared_memory is None or not exchange.managed:
+        raise RefusedError(403, f"shared memory: {NOT_MANAGED}")
+    return service.shared_memory
+
+
+def read_input(service: Service, exchange: Exchange, name: str, place: Place, before: int) -> bytes:
+    """A copy of the bytes of an input that lies in shared memory.
+
+    Args:
+        service: what every call needs.
+        exchange: the request.
+        name: the input's.
+        place: where it lies.
+        before: bytes of the inputs before it.
+
+    Raises:
+        ValueError: there is no such place.
+        RefusedError: 403, it came in where there is no shared memory; 413, it is too long.
+    """
+    where, size = f"input {name!r}", before + place.byte_size
+    memory = shared_memory(service, exchange)
+    if size > service.tensor_bytes:
+        raise RefusedError(
+            413,
+            f"{where}: found {size} bytes of inputs in shared memory, allowed: "
+            f"{service.tensor_bytes}.",
+        )
+    return memory.read(where, place)
 
 
 def header_id(exchange: Exchange) -> str | None:

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from time import monotonic, perf_counter
+from time import monotonic
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class Batching:
     Attributes:
         rows: a run takes further requests up to this many rows.
         queue_rows: rows that may wait for a run; a request that finds more is sent away.
+        queue_bytes: what the requests of all models that wait or run may hold together, by an
+            estimate from above; one that finds none is always taken.
         inline_seconds: a run that is expected to take less happens on the loop's own thread; a
             hand-over to another costs about as much as it would hide. What decodes images is
             always handed over.
@@ -31,12 +34,21 @@ class Batching:
 
     rows: int = 256
     queue_rows: int = 8192
+    queue_bytes: int = 256 << 20
     inline_seconds: float = 300e-6
     threads: int = 2
 
 
+_VALUE_BYTES = 96
+"""The most that CPython takes for a value of a column, its place in a list included: the head of
+a string that is not ASCII."""
+_TEXT_BYTES = 4
+"""For each byte of a string that holds one character beyond the basic plane; an array with a
+shape takes no more than that for each byte of its JSON, and one for each of its binary data."""
+
+
 class OverloadedError(Exception):
-    """The queue is full."""
+    """The queue is full; the text says of what."""
 
 
 class ExpiredError(Exception):
@@ -51,17 +63,31 @@ class Task:
         columns: the checked columns.
         rows: how many rows they have.
         deadline: ``time.monotonic()`` after which nobody wants the answer.
+        received: ``time.monotonic()`` at which the request was whole; None is now.
+        size: the bytes that it came in.
+
+    Attributes:
+        queued: ``time.monotonic()`` at which it began to wait for a run.
+        holds: the bytes that its columns take, estimated from above.
     """
 
-    __slots__ = ("columns", "deadline", "model", "rows")
+    __slots__ = ("columns", "deadline", "holds", "model", "queued", "received", "rows")
 
     def __init__(
-        self, model: Model, columns: Sequence[Values], rows: int, deadline: float = math.inf
+        self,
+        model: Model,
+        columns: Sequence[Values],
+        rows: int,
+        deadline: float = math.inf,
+        received: float | None = None,
+        size: int = 0,
     ) -> None:
         self.model = model
         self.columns = columns
         self.rows = rows
         self.deadline = deadline
+        self.received = self.queued = monotonic() if received is None else received
+        self.holds = _VALUE_BYTES * rows * len(columns) + _TEXT_BYTES * size
 
     def done(self, inputs: list[Array], outputs: list[Array]) -> None:
         """Called on the loop's thread with the columns and predictions of these rows."""
@@ -88,11 +114,12 @@ class _Lane:
         self.rows = 0
         self.scheduled = False
         self.running = False
-        self.seconds = metrics.inference_seconds.of(model.name)
-        self.sizes = metrics.batch_rows.of(model.name)
+        self.seconds = metrics.inference_seconds.of(model.name, model.version)
+        self.sizes = metrics.batch_rows.of(model.name, model.version)
+        self.tally = metrics.statistics.of(model.name, model.version)
         fields = model.bundle.manifest.outputs
         self.predictions: list[tuple[int, Histogram]] = [
-            (number, metrics.prediction.of(model.name, field.name))
+            (number, metrics.prediction.of(model.name, model.version, field.name))
             for number, field in enumerate(fields)
             if field.dtype.startswith("float") and field.shape in ((), (1,))
         ]
@@ -115,6 +142,8 @@ class Engine:
         self._loop = loop
         self._lanes: dict[Model, _Lane] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self.held = 0
+        """Bytes that the tasks hold which wait or run."""
 
     def open(self, model: Model) -> None:
         """Take tasks for a version."""
@@ -143,7 +172,11 @@ class Engine:
         """
         lane = self._lanes[task.model]
         if lane.rows + task.rows > self.batching.queue_rows:
-            raise OverloadedError
+            raise OverloadedError(f"the queue is full: {lane.rows} rows wait.")
+        if self.held and self.held + task.holds > self.batching.queue_bytes:
+            raise OverloadedError(f"the queue is full: requests hold {self.held} bytes.")
+        task.queued = monotonic()
+        self.held += task.holds
         lane.tasks.append(task)
         lane.rows += task.rows
         if not lane.scheduled and not lane.running:
@@ -162,15 +195,15 @@ class Engine:
             return
         cost = lane.model.cost
         if cost.steady and cost.seconds(rows) <= self.batching.inline_seconds:
-            self._land(lane, batch, rows, *_compute(lane.model, batch))
+            self._land(lane, batch, rows, _compute(lane.model, batch))
             return
         lane.running = True
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.batching.threads, "drivetrain-run")
         future = self._pool.submit(_compute, lane.model, batch)
 
-        def landed(future: "Future[tuple[list[Outcome], float]]") -> None:
-            self._loop.call_soon_threadsafe(self._land, lane, batch, rows, *future.result())
+        def landed(future: "Future[_Run]") -> None:
+            self._loop.call_soon_threadsafe(self._land, lane, batch, rows, future.result())
 
         future.add_done_callback(landed)
 
@@ -186,52 +219,98 @@ class Engine:
             task = tasks.popleft()
             lane.rows -= task.rows
             if task.deadline < now:
+                self.held -= task.holds
+                lane.tally.failed(now - task.received)
                 task.failed(ExpiredError())
                 continue
             batch.append(task)
             rows += task.rows
         return batch, rows
 
-    def _land(
-        self, lane: _Lane, batch: list[Task], rows: int, outcomes: list[Outcome], seconds: float
-    ) -> None:
+    def _land(self, lane: _Lane, batch: list[Task], rows: int, run: "_Run") -> None:
         lane.running = False
         if lane.tasks and not lane.scheduled:
             lane.scheduled = True
             self._loop.call_soon(self._turn, lane)
-        lane.model.cost.seen(rows, seconds)
-        lane.seconds.observe(seconds)
+        lane.model.cost.seen(rows, run.seconds)
+        lane.seconds.observe(run.seconds)
         lane.sizes.observe(rows)
-        for task, outcome in zip(batch, outcomes, strict=True):
+        good = answered = 0
+        arrived = queued = 0.0
+        for task, outcome in zip(batch, run.outcomes, strict=True):
+            self.held -= task.holds
             if isinstance(outcome, Exception):
-                task.failed(outcome)
+                self._fail(lane, task, outcome)
                 continue
             try:
                 for number, histogram in lane.predictions:
                     observe(histogram, outcome[1][number])
                 task.done(*outcome)
             except Exception as error:  # one answer that cannot be written must not take others
-                task.failed(error)
+                self._fail(lane, task, error)
+                continue
+            good += 1
+            answered += task.rows
+            arrived += task.received
+            queued += task.queued
+        if good:
+            lane.tally.ran(
+                good,
+                answered,
+                arrived=arrived,
+                queued=queued,
+                begun=run.begun,
+                fed=run.fed,
+                inferred=run.inferred,
+                ended=monotonic(),
+            )
+
+    def _fail(self, lane: _Lane, task: Task, error: Exception) -> None:
+        lane.tally.failed(monotonic() - task.received)
+        task.failed(error)
 
 
-def _compute(model: Model, batch: list[Task]) -> tuple[list[Outcome], float]:
+class _Run(NamedTuple):
+    """What became of a batch, and when, by ``time.monotonic()``.
+
+    Attributes:
+        outcomes: of each task.
+        begun: the joining of the inputs began.
+        fed: the graph began.
+        inferred: everything was computed.
+        seconds: what the batch took, without what was run again alone.
+    """
+
+    outcomes: list[Outcome]
+    begun: float
+    fed: float
+    inferred: float
+    seconds: float
+
+
+def _compute(model: Model, batch: list[Task]) -> _Run:
     """Run a batch; when it fails, each task alone, so that only the offender fails."""
-    started = perf_counter()
+    begun = fed = monotonic()
     try:
-        inputs, outputs = model.run([task.columns for task in batch])
+        inputs = model.columns.arrays([task.columns for task in batch])
+        feeds = model.columns.feeds(inputs)
+        fed = monotonic()
+        outputs = model.infer(feeds)
     except Exception as error:
-        seconds = perf_counter() - started
-        return [error] if len(batch) == 1 else [_alone(model, task) for task in batch], seconds
-    seconds = perf_counter() - started
+        seconds = monotonic() - begun
+        alone = len(batch) == 1
+        outcomes: list[Outcome] = [error] if alone else [_alone(model, task) for task in batch]
+        return _Run(outcomes, begun, fed, monotonic(), seconds)
+    inferred = monotonic()
     if len(batch) == 1:
-        return [(inputs, outputs)], seconds
-    outcomes: list[Outcome] = []
+        return _Run([(inputs, outputs)], begun, fed, inferred, inferred - begun)
+    outcomes = []
     start = 0
     for task in batch:
         stop = start + task.rows
         outcomes.append(([a[start:stop] for a in inputs], [a[start:stop] for a in outputs]))
         start = stop
-    return outcomes, seconds
+    return _Run(outcomes, begun, fed, inferred, inferred - begun)
 
 
 def _alone(model: Model, task: Task) -> Outcome:

@@ -7,6 +7,11 @@ from time import monotonic
 import msgspec
 
 JSON = b"application/json"
+NOT_MANAGED = (
+    "found on a port that serves only, allowed: on the management port, which "
+    "`[serve] management_port` opens."
+)
+"""The end of an error for who would manage where that is not allowed."""
 
 
 class RefusedError(Exception):

@@ -15,6 +15,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
+from drivetrain.serve import statistics
+from drivetrain.serve.statistics import Tally
+
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
@@ -108,7 +111,7 @@ class Histogram:
         yield f"{name}_count{_braced(labels)} {total}"
 
 
-Child = TypeVar("Child", Counter, Reading, Histogram)
+Child = TypeVar("Child", Counter, Reading, Histogram, Tally)
 
 
 class Family(Generic[Child]):
@@ -215,13 +218,13 @@ class Metrics:
             "drivetrain_model_info", "gauge", "1 for each served version, in its role.",
             ("model", "version", "digest", "role"), Counter, max,
         )  # fmt: skip
-        self.traffic_share = Family(
-            "drivetrain_traffic_share", "gauge",
-            "Share of the requests to the model that a version answers.",
         self.placement_info = Family(
             "drivetrain_placement_info", "gauge", "1 for where each version runs.",
             ("model", "version", "placement"), Counter, max,
         )  # fmt: skip
+        self.traffic_share = Family(
+            "drivetrain_traffic_share", "gauge",
+            "Share of the requests to the model that a version answers.",
             ("model", "version", "role"), Counter, max,
         )  # fmt: skip
         self.shadow_requests = Family(
@@ -268,6 +271,10 @@ class Metrics:
         )  # fmt: skip
         for family in (memory, cpu, self.ready):
             family.of()
+        self.statistics = Family(
+            statistics.NAME, "counter", "What V2 tells of a version; Prometheus has its own.",
+            ("model", "version"), Tally,
+        )  # fmt: skip
         self._families: tuple[Family[Counter] | Family[Reading] | Family[Histogram], ...] = (
             *(self.requests, self.request_seconds, self.inference_seconds, self.batch_rows),
             *(self.queue_rows, self.prediction, self.model_info, self.reload_failures),
@@ -277,6 +284,7 @@ class Metrics:
             *(self.ready, memory, cpu),
         )
 
+        self._shared = (*self._families, self.statistics)
         self.others: Callable[[], Sequence[Figures]] = tuple
         """Gives what the other processes of this server have counted."""
 
@@ -288,18 +296,18 @@ class Metrics:
 
     def figures(self) -> Figures:
         """What this process has counted."""
-        return {family.name: list(family.numbers().items()) for family in self._families}
+        return {family.name: list(family.numbers().items()) for family in self._shared}
 
     def inherit(self, figures: Figures) -> None:
         """Count on from where a process that has ended stopped."""
-        for family in self._families:
+        for family in self._shared:
             if family.lasting:
                 for values, numbers in figures.get(family.name, ()):
                     family.of(*values).add(numbers)
 
     def of_ended(self, figures: Figures) -> Figures:
         """What still counts of a process that has ended, or has not begun: it is not ready."""
-        lasting = {family.name for family in self._families if family.lasting}
+        lasting = {family.name for family in self._shared if family.lasting}
         kept = {name: series for name, series in figures.items() if name in lasting}
         return {**kept, self.ready.name: [((), (0.0,))]}
 

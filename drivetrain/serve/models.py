@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -163,7 +163,11 @@ class Model:
     def run(self, requests: Sequence[Sequence[Values]]) -> tuple[list[Array], list[Array]]:
         """The columns' arrays of all requests together, and the outputs for them."""
         arrays = self.columns.arrays(requests)
-        return arrays, self._session.raw(self.columns.feeds(arrays), self.outputs)
+        return arrays, self.infer(self.columns.feeds(arrays))
+
+    def infer(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The outputs for what the columns feed."""
+        return self._session.raw(feeds, self.outputs)
 
     def _warm_up(self) -> Cost:
         """Run once for one row and once for several, until the times settle."""

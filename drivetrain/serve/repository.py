@@ -95,6 +95,11 @@ class Repository:
         """Follow no more."""
         self._follower.end()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every alias that the server was started with."""
+        return self._loads.names
+
     def index(self, ready: bool = False) -> list[Entry]:
         """Every version of every alias, or the ready ones."""
         found: list[Entry] = []

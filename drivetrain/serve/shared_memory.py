@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from drivetrain.core.errors import unknown, wrong
@@ -375,8 +375,3 @@ def _opened(region: Region) -> _Open:
         os.close(fd)
         raise
     return _Open(region, fd, (status.st_dev, status.st_ino), writable)
-
-
-def described(region: Region) -> dict[str, Any]:
-    """A region, as the extension names its parts."""
-    return asdict(region)

@@ -10,10 +10,20 @@ import msgspec
 from drivetrain.core.batch import Array
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import Schema
-from drivetrain.serve.calls import Call, Route, Service, body_id, header_timeout, parameter_timeout
+from drivetrain.serve.calls import (
+    Call,
+    Route,
+    Service,
+    body_id,
+    header_timeout,
+    parameter_timeout,
+    read_input,
+    shared_memory,
+)
 from drivetrain.serve.columns import Values
 from drivetrain.serve.exchange import JSON, Exchange
 from drivetrain.serve.models import Model
+from drivetrain.serve.shared_memory import Place
 from drivetrain.serve.tensors import (
     as_they_are,
     check,
@@ -27,13 +37,20 @@ from drivetrain.serve.tensors import (
 BINARY = b"application/octet-stream"
 
 
-def server_metadata() -> dict[str, Any]:
-    """The answer to ``GET /v2``."""
+def server_metadata(managed: bool = False) -> dict[str, Any]:
+    """The answer to ``GET /v2``, with the extensions that are offered.
+
+    Args:
+        managed: whether it came in where managing is allowed.
+    """
     try:
         found = version("drivetrain")
     except PackageNotFoundError:
         found = "unknown"
-    return {"name": "drivetrain", "version": found, "extensions": ["binary_tensor_data"]}
+    extensions = ["binary_tensor_data", "model_configuration", "statistics"]
+    if managed:
+        extensions += ["model_repository", "system_shared_memory"]
+    return {"name": "drivetrain", "version": found, "extensions": extensions}
 
 
 def model_metadata(model: Model, versions: Sequence[str]) -> dict[str, Any]:
@@ -45,6 +62,11 @@ def model_metadata(model: Model, versions: Sequence[str]) -> dict[str, Any]:
         "inputs": _tensors(model.inputs),
         "outputs": _tensors(model.bundle.manifest.outputs),
     }
+
+
+def _platform(model: Model) -> str:
+    """What runs it, in the words of V2 and Triton."""
+    return "openvino_onnx" if model.placement.startswith("openvino") else "onnxruntime_onnx"
 
 
 def _tensors(schema: Schema) -> list[dict[str, Any]]:
@@ -64,11 +86,6 @@ class _Input(msgspec.Struct):
     shape: list[int]
     data: list[Any] | None = None
     parameters: dict[str, Any] | None = None
-def _platform(model: Model) -> str:
-    """What runs it, in the words of V2 and Triton."""
-    return "openvino_onnx" if model.placement.startswith("openvino") else "onnxruntime_onnx"
-
-
 
 
 class _Output(msgspec.Struct):
@@ -84,10 +101,11 @@ class _Request(msgspec.Struct):
 
 
 class _Asked(msgspec.Struct):
-    """What an answer holds: ``(position, binary)`` of each output, and the id to echo."""
+    """What an answer holds: of each output its position and whether it is binary, or where in
+    shared memory it goes; and the id to echo."""
 
     id: str | None
-    outputs: list[tuple[int, bool]]
+    outputs: list[tuple[int, bool | Place]]
 
 
 class InferRoute(Route):
@@ -108,7 +126,9 @@ class InferRoute(Route):
             field.name: (n, field.v2, as_they_are(field)) for n, field in enumerate(model.inputs)
         }
         self._positions = {name: number for number, name in enumerate(model.outputs)}
-        self._all_json = [(number, False) for number in range(len(model.outputs))]
+        self._all_json: list[tuple[int, bool | Place]] = [
+            (number, False) for number in range(len(model.outputs))
+        ]
         self._heads = [
             f'{{"name":{json.dumps(field.name)},"datatype":"{field.v2}","shape":'
             for field in model.bundle.manifest.outputs
@@ -121,12 +141,12 @@ class InferRoute(Route):
             request = self._decode(text)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ValueError(f"body: {error}; allowed: an inference request of V2.") from None
-        columns, rows = self._columns(request.inputs, binary)
+        columns, rows, beside = self._columns(exchange, request.inputs, binary)
         timeout = header_timeout(exchange)
         asked = _Asked(request.id, self._all_json)
         if request.outputs or request.parameters:
             parameters = request.parameters or {}
-            asked.outputs = self._outputs(request.outputs, parameters)
+            asked.outputs = self._outputs(exchange, request.outputs, parameters)
             timeout = parameter_timeout(parameters) or timeout
         return Call(
             self,
@@ -136,11 +156,15 @@ class InferRoute(Route):
             request_id=body_id(request.id),
             timeout=timeout,
             options=asked,
+            beside=beside,
         )
 
-    def _columns(self, inputs: list[_Input], binary: memoryview) -> tuple[list[Values], int]:
+    def _columns(
+        self, exchange: Exchange, inputs: list[_Input], binary: memoryview
+    ) -> tuple[list[Values], int, int]:
+        """The columns, their rows, and the bytes of them that lay in shared memory."""
         columns: list[Values | None] = [None] * len(self._inputs)
-        rows, start = 0, 0
+        rows, start, beside = 0, 0, 0
         for tensor in inputs:
             quick = self._quick.get(tensor.name)
             if (
@@ -162,6 +186,12 @@ class InferRoute(Route):
             if rows and found != rows:
                 raise wrong(f"input {tensor.name!r}, rows", found, f"{rows} as the inputs before")
             rows = found
+            place = _place(tensor)
+            if place is not None:
+                data = read_input(self.service, exchange, tensor.name, place, beside)
+                columns[number] = from_binary(field, tensor.shape, memoryview(data))
+                beside += len(data)
+                continue
             size = _binary_size(tensor)
             if size is None:
                 assert tensor.data is not None
@@ -180,22 +210,28 @@ class InferRoute(Route):
                 f"inputs: found no {', '.join(map(repr, absent))}, allowed: each of "
                 f"{', '.join(self._inputs)}."
             )
-        return [column for column in columns if column is not None], rows
+        return [column for column in columns if column is not None], rows, beside
 
     def _outputs(
-        self, outputs: list[_Output] | None, parameters: dict[str, Any]
-    ) -> list[tuple[int, bool]]:
+        self, exchange: Exchange, outputs: list[_Output] | None, parameters: dict[str, Any]
+    ) -> list[tuple[int, bool | Place]]:
         default = _flag("parameter 'binary_data_output'", parameters.get("binary_data_output"))
         if not outputs:
             return [(number, default) for number in range(len(self._heads))]
-        chosen: list[tuple[int, bool]] = []
+        chosen: list[tuple[int, bool | Place]] = []
         for output in outputs:
             if output.name not in self._positions:
                 raise unknown("output", output.name, self._positions, self.model.name)
             given = output.parameters or {}
             if "classification" in given:
                 raise wrong(f"output {output.name!r}, parameter", "classification", "binary_data")
-            where = f"output {output.name!r}, parameter 'binary_data'"
+            where = f"output {output.name!r}"
+            place = Place.of(where, given)
+            if place is not None:
+                shared_memory(self.service, exchange).check(where, place, writes=True)
+                chosen.append((self._positions[output.name], place))
+                continue
+            where = f"{where}, parameter 'binary_data'"
             binary = _flag(where, given["binary_data"]) if "binary_data" in given else default
             chosen.append((self._positions[output.name], binary))
         return chosen
@@ -207,7 +243,9 @@ class InferRoute(Route):
         for number, binary in asked.outputs:
             array = outputs[number]
             head = f"{self._heads[number]}{list(array.shape)},"
-            if binary:
+            if isinstance(binary, Place):
+                parts.append(f"{head}{self._write(number, binary, array)}}}")
+            elif binary:
                 blob = to_binary(array)
                 blobs.append(blob)
                 parts.append(f'{head}"parameters":{{"binary_data_size":{len(blob)}}}}}')
@@ -219,6 +257,19 @@ class InferRoute(Route):
             return text, JSON, b""
         extra = b"Inference-Header-Content-Length: %d\r\n" % len(text)
         return b"".join((text, *blobs)), BINARY, extra
+
+    def _write(self, number: int, place: Place, array: Array) -> str:
+        """Put an output into shared memory; gives what the answer says of it."""
+        assert self.service.shared_memory is not None
+        data = to_binary(array)
+        self.service.shared_memory.write(f"output {self.model.outputs[number]!r}", place, data)
+        parameters: dict[str, Any] = {
+            "shared_memory_region": place.region,
+            "shared_memory_byte_size": len(data),
+        }
+        if place.offset:
+            parameters["shared_memory_offset"] = place.offset
+        return f'"parameters":{json.dumps(parameters)}'
 
 
 def _split(exchange: Exchange) -> tuple[bytes | bytearray | memoryview, memoryview]:
@@ -234,6 +285,16 @@ def _split(exchange: Exchange) -> tuple[bytes | bytearray | memoryview, memoryvi
             f"at most the {len(body)} bytes of the body",
         )
     return body[: int(value)], body[int(value) :]
+
+
+def _place(tensor: _Input) -> Place | None:
+    if not tensor.parameters:
+        return None
+    where = f"input {tensor.name!r}"
+    place = Place.of(where, tensor.parameters)
+    if place is not None and (tensor.data is not None or "binary_data_size" in tensor.parameters):
+        raise ValueError(f"{where}: found data and shared_memory_region, allowed: one of them.")
+    return place
 
 
 def _binary_size(tensor: _Input) -> int | None:

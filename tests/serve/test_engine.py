@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +41,12 @@ class Doubling:
     """A stand-in for a model: doubles its one column, fails on 13, and remembers its runs."""
 
     def __init__(self, pays=True, seconds=1e-6, gate=None):
-        self.name = "doubling"
-        self.columns = SimpleNamespace(stackable=True)
+        self.name, self.version = "doubling", "one"
+        self.columns = SimpleNamespace(
+            stackable=True,
+            arrays=lambda requests: [np.concatenate([request[0] for request in requests])],
+            feeds=lambda arrays: {"once": arrays[0]},
+        )
         self.cost = Cost(seconds, seconds * (1 if pays else 8), 8)
         outputs = Schema((Field("twice", "float32"),))
         self.bundle = SimpleNamespace(manifest=SimpleNamespace(outputs=outputs))
@@ -50,14 +55,18 @@ class Doubling:
         self.gate = gate
 
     def run(self, requests):
+        arrays = self.columns.arrays(requests)
+        return arrays, self.infer(self.columns.feeds(arrays))
+
+    def infer(self, feeds):
         self.threads.add(threading.current_thread().name)
-        values = np.concatenate([request[0] for request in requests])
+        values = feeds["once"]
         self.runs.append(values.tolist())
         if self.gate is not None:
             assert self.gate.wait(5)
         if 13 in values:
             raise RuntimeError("thirteen")
-        return [values], [values * 2]
+        return [values * 2]
 
 
 class Noted(Task):
@@ -65,8 +74,8 @@ class Noted(Task):
 
     __slots__ = ("fate",)
 
-    def __init__(self, model, values, deadline=math.inf):
-        super().__init__(model, [np.array(values, np.float32)], len(values), deadline)
+    def __init__(self, model, values, deadline=math.inf, size=0):
+        super().__init__(model, [np.array(values, np.float32)], len(values), deadline, size=size)
         self.fate = None
 
     def done(self, inputs, outputs):
@@ -258,3 +267,79 @@ def test_a_full_queue_is_503_with_a_time_to_try_again(serve):
     assert [status for status, _ in answers(data)] == [200] * 4 + [503] * 6
     assert data.count(b"Retry-After: 1\r\n") == 6
     assert answers(data)[4][1] == {"error": "the queue is full: 4 rows wait."}
+
+
+def test_requests_hold_no_more_bytes_than_the_queue_may_however_few_their_rows():
+    model = Doubling(gate=threading.Event())
+
+    async def main():
+        batching = Batching(inline_seconds=0.0, queue_bytes=100_000)
+        engine = Engine(batching, Metrics(), asyncio.get_running_loop())
+        engine.open(model)
+        first, second, third = (
+            Noted(model, [n], size=size) for n, size in enumerate((50_000, 1, 1))
+        )
+        engine.submit(first)  # more than the queue holds, and yet taken: it would never be else
+        with pytest.raises(OverloadedError, match="200096 bytes"):
+            engine.submit(second)
+        model.gate.set()
+        while first.fate is None:
+            await asyncio.sleep(0.001)
+        assert engine.held == 0
+        engine.submit(third)
+        assert 0 < engine.held < 200
+        third.cancel()
+        while third.fate is None:
+            await asyncio.sleep(0.001)
+        assert engine.held == 0
+        engine.shut_down()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.5] * 999,
+        list(range(2**40, 2**40 + 999)),
+        [""] * 999,
+        ["β" * 7] * 3 + [chr(0x3B1 + n) * 3 for n in range(900)],
+        ["a" * 99 + "🦆" + str(n) for n in range(500)],
+    ],
+)
+def test_what_columns_hold_is_never_more_than_what_is_counted(values):
+    text = json.dumps(values, ensure_ascii=False)
+    own = json.loads(text)
+    held = sys.getsizeof(own) + sum(sys.getsizeof(value) + 8 for value in own)
+    task = Task(Doubling(), [own], len(own), size=len(text.encode()))
+    assert held <= task.holds
+
+
+def test_what_a_version_did_is_told_in_parts_that_add_up():
+    model, metrics = Doubling(), Metrics()
+
+    async def main():
+        engine = Engine(Batching(inline_seconds=0.0), metrics, asyncio.get_running_loop())
+        engine.open(model)
+        tasks = [Noted(model, [1, 2]), Noted(model, [13]), Noted(model, [3])]
+        tasks += [Noted(model, [5], deadline=-math.inf)]
+        for task in tasks:
+            engine.submit(task)
+        while any(task.fate is None for task in tasks):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        engine.shut_down()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+    found = metrics.statistics.of("doubling", "one").json("doubling", "one")
+    parts = found["inference_stats"]
+    assert {name: part["count"] for name, part in parts.items()} == {
+        **dict.fromkeys(("success", "queue", "compute_input", "compute_infer"), 2),
+        **dict.fromkeys(("fail", "compute_output"), 2),
+        **dict.fromkeys(("cache_hit", "cache_miss"), 0),
+    }
+    assert (found["inference_count"], found["execution_count"]) == (3, 1)
+    whole = sum(parts[name]["ns"] for name in parts if name not in ("success", "fail"))
+    assert abs(whole - parts["success"]["ns"]) < 1000
+    assert [batch["batch_size"] for batch in found["batch_stats"]] == [3]
+    assert abs(found["last_inference"] / 1e3 - time.time()) < 60

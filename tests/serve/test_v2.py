@@ -38,7 +38,7 @@ def test_the_server_is_live_ready_and_says_what_it_is(client):
     assert client.get("/v2/health/ready").json == {"ready": True}
     about = client.get("/v2").json
     assert about["name"] == "drivetrain"
-    assert about["extensions"] == ["binary_tensor_data"]
+    assert about["extensions"] == ["binary_tensor_data", "model_configuration", "statistics"]
 
 
 def test_a_model_says_what_it_takes_and_gives(client, tiny):
