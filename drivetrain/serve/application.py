@@ -12,6 +12,8 @@ from drivetrain.core.errors import unknown
 from drivetrain.serve.calls import Route, Series, Service
 from drivetrain.serve.exchange import Exchange
 from drivetrain.serve.grpc import GrpcStatus
+from drivetrain.serve.grpc_services import OPEN_METHODS, GrpcServices
+from drivetrain.serve.grpc_services import ROUTES as GRPC_ROUTES
 from drivetrain.serve.grpc_stream import GrpcStream
 from drivetrain.serve.metrics import CONTENT_TYPE
 from drivetrain.serve.models import Model, Release
@@ -28,12 +30,12 @@ Methods = Mapping[bytes, Answer]
 HTML = b"text/html; charset=utf-8"
 _NO_TOKEN = "header 'authorization': found no valid token, allowed: Bearer TOKEN."
 _LIVE, _READY = "/v2/health/live", "/v2/health/ready"
-_OPEN = frozenset({_LIVE, _READY})
+_OPEN = frozenset({_LIVE, _READY}) | OPEN_METHODS
 """Targets that need no token: a platform's health checks carry none, and they say nothing else."""
 _MODEL = re.compile(r"/(?:v[12]/models|predict)/([^/:]+)(?:/versions/([^/:]+))?(?:[/:][a-z]+)?")
 
 
-ROUTES: tuple[type[Route], ...] = (RowsRoute, InferRoute, PredictRoute)
+ROUTES: tuple[type[Route], ...] = (RowsRoute, InferRoute, PredictRoute, *GRPC_ROUTES)
 """The ways to ask a version; each loaded version gets one of each."""
 
 
@@ -47,7 +49,7 @@ class Application:
 
     def __init__(self, service: Service, token: str | None = None) -> None:
         self.releases: dict[str, Release] = {}
-        self.ready = False
+        self._ready = False
         self.streams: dict[bytes, Callable[[GrpcStream], None]] = {}
         self._service = service
         self._token = None if token is None else token.encode()
@@ -77,8 +79,23 @@ class Application:
                 )
             ),
         }
+        self._grpc = GrpcServices(self, service)
+        for target, answer in self._grpc.unary.items():
+            self._fixed[target] = {b"POST": answer}
+        for target, opened in self._grpc.streams.items():
+            self.stream(target, opened)
         self._table: dict[bytes, Methods] = {}
         self._fill()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken; who watches over gRPC is told when it changes."""
+        return self._ready
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        self._ready = ready
+        self._grpc.readiness_changed()
 
     def install(self, release: Release) -> None:
         """Share the requests of an alias among these versions, from the next request on."""

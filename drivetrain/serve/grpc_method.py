@@ -24,7 +24,9 @@ class Served(Protocol):
     """
 
     releases: dict[str, Release]
-    ready: bool
+
+    @property
+    def ready(self) -> bool: ...
 
     def route(self, kind: str, name: str, version: str = "") -> Answer:
         """Where a call for a version goes, or a ValueError that names the nearest."""
