@@ -52,7 +52,7 @@ def test_feedback_with_its_outcomes_trains_the_next_bundle(
         pa.table({"request_id": requests, "outcome": [int(i % 3 == 0) for i in range(ROWS)]}),
         outcomes,
     )
-    feedback = dt.Parquet(tmp_path / "feedback" / "made" / "*.parquet").join(
+    feedback = dt.Parquet(tmp_path / "feedback" / "made" / "*" / "*.parquet").join(
         dt.Parquet(outcomes), on="request_id", how="inner"
     )
     seen = dt.Batch.concat(list(feedback.batches("train")))

@@ -1,6 +1,10 @@
 """Requests and answers as events: what was sent and said, whole files, bounded memory."""
 
+import os
+import shutil
+import subprocess
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -11,6 +15,7 @@ import pytest
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.serve.feedback import Feedback
 from drivetrain.serve.metrics import Metrics
+from drivetrain.serve.retention import Retention
 
 ROWS = [
     {"carrier": "AA", "distance": 733.5, "hour": 7},
@@ -89,7 +94,8 @@ def test_the_files_have_declared_types_and_no_half_written_ones_show(tmp_path):
     kinds = {field.name: str(field.type) for field in table.schema}
     assert kinds == {
         "request_id": "string", "row": "int64", "served.at": "timestamp[us]", "model": "string",
-        "version": "string", "role": "string", "latency_us": "int64", "at": "timestamp[us]", "blob": "binary",
+        "version": "string", "role": "string", "latency_us": "int64",
+        "at": "timestamp[us]", "blob": "binary",
         "pixels": "fixed_size_list<element: float>[2]", "prediction.late": "float",
     }  # fmt: skip
     assert table["at"].null_count == table["blob"].null_count == 1
@@ -149,3 +155,138 @@ def test_no_directory_no_server(serve, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         serve(feedback=tmp_path / "file" / "events")
+
+
+def offer(feedback, model, rows=1, request="r", **options):
+    arrays = [np.arange(rows)], [np.zeros(rows, np.float32)]
+    feedback.offer(model, request, 0.001, *arrays, **options)
+
+
+def test_bytes_beyond_the_bound_are_dropped_and_counted_and_let_go_when_written(tmp_path):
+    metrics = Metrics()
+    feedback = Feedback(tmp_path, metrics, queue_bytes=20_000, seconds=0.1)
+    toy = Toy(Field("blob", "bytes"))
+    try:
+        for turn in (1, 2):
+            for _ in range(3):  # the third finds 18 kB held
+                blob = np.array([b"x" * 8_000], object)
+                feedback.offer(toy, "r", 0.001, [blob], [np.zeros(1, np.float32)])
+            assert metrics.feedback_dropped.of("toy").value == turn
+            assert len(wait_for(tmp_path, 2 * turn)) == 2 * turn
+    finally:
+        feedback.close()
+
+
+def test_what_a_shadow_said_lies_apart_and_every_row_tells_its_role(tmp_path):
+    feedback = Feedback(tmp_path, Metrics())
+    for role in ("stable", "canary", "shadow"):
+        offer(feedback, Toy(Field("x", "int64")), role=role)
+    feedback.close()
+    assert sorted(event["role"] for event in events(tmp_path)) == ["canary", "stable"]
+    (apart,) = (tmp_path / "_shadow").glob("toy/date=*/*.parquet")
+    assert pq.read_table(apart)["role"].to_pylist() == ["shadow"]
+
+
+def test_files_lie_in_the_directory_of_their_utc_day(tmp_path):
+    before = datetime.now(UTC)
+    feedback = Feedback(tmp_path, Metrics())
+    offer(feedback, Toy(Field("x", "int64")))
+    feedback.close()
+    (file,) = tmp_path.glob("toy/*/*.parquet")
+    days = {f"date={day:%Y-%m-%d}" for day in (before, datetime.now(UTC))}
+    assert file.parent.name in days
+
+
+def test_each_file_of_a_version_waits_twice_as_long_as_the_one_before(tmp_path):
+    feedback = Feedback(tmp_path, Metrics(), seconds=0.1, longest=600)
+    toy = Toy(Field("x", "int64"))
+    try:
+        for turn in range(1, 4):
+            offer(feedback, toy)
+            assert len(wait_for(tmp_path, turn)) == turn
+        assert feedback._waits[toy] == pytest.approx(0.8)
+    finally:
+        feedback.close()
+    assert len(list(tmp_path.glob("toy/*/*.parquet"))) == 3
+
+
+def test_open_files_of_several_versions_do_not_keep_out_what_comes(tmp_path):
+    metrics = Metrics()
+    feedback = Feedback(tmp_path, metrics, queue_rows=100, seconds=600)
+    try:
+        for version in range(8):
+            for _ in range(3):
+                offer(feedback, Toy(Field("x", "int64")), rows=10)
+            wait_for(tmp_path, 30 * version)
+        assert metrics.feedback_dropped.of("toy").value < 100
+        assert metrics.feedback_rows.of("toy").value >= 100
+    finally:
+        feedback.close()
+
+
+def test_a_removed_directory_is_made_again(tmp_path):
+    metrics = Metrics()
+    place = tmp_path / "events"
+    feedback = Feedback(place, metrics, seconds=0.1)
+    try:
+        offer(feedback, Toy(Field("x", "int64")))
+        assert len(wait_for(place, 1)) == 1
+        shutil.rmtree(place)
+        offer(feedback, Toy(Field("x", "int64")))
+        assert len(wait_for(place, 1)) == 1
+    finally:
+        feedback.close()
+    assert metrics.feedback_rows.of("toy").value == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root may mount a small file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_drops_and_counts_and_what_comes_later_is_kept(small_disk, caplog):
+    metrics = Metrics()
+    feedback = Feedback(small_disk, metrics, seconds=0.1, longest=0.1)
+    toy = Toy(Field("x", "int64"))
+    try:
+        with (small_disk / "ballast").open("wb") as ballast, suppress(OSError):
+            ballast.write(b"x" * (1 << 20))
+        offer(feedback, toy)
+        deadline = time.monotonic() + 10
+        while not metrics.feedback_dropped.of("toy").value and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert metrics.feedback_dropped.of("toy").value == 1
+        assert "No space left" in caplog.text
+        (small_disk / "ballast").unlink()
+        offer(feedback, toy, rows=2)
+        assert len(wait_for(small_disk, 2)) == 2
+    finally:
+        feedback.close()
+    assert not list(small_disk.rglob(".*"))
+
+
+def test_the_writer_deletes_the_oldest_files_beyond_the_bound_and_counts_them(tmp_path):
+    metrics = Metrics()
+    options = {"seconds": 0.05, "longest": 0.05, "retention": Retention(bytes=9_000)}
+    feedback = Feedback(tmp_path, metrics, **options)
+    toy = Toy(Field("x", "int64"))
+    try:
+        for turn in range(1, 9):
+            offer(feedback, toy, request=f"r{turn}")
+            deadline = time.monotonic() + 10
+            while metrics.feedback_rows.of("toy").value < turn and time.monotonic() < deadline:
+                time.sleep(0.01)
+    finally:
+        feedback.close()
+    left = [event["request_id"] for event in events(tmp_path)]
+    assert left == [f"r{turn}" for turn in range(9 - len(left), 9)]
+    assert 0 < len(left) < 8
+    assert sum(p.stat().st_size for p in tmp_path.rglob("*.parquet")) <= 9_000
+    assert metrics.feedback_deleted.of("toy").value == 8 - len(left)
