@@ -104,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     about = "end an alias' canary; without one, point it at the bundle before"
     verb("rollback", _rollback, about, "ALIAS")
     verb("history", _history, "tell what an alias means and all that was done to it", "ALIAS")
-    serve = verb("serve", _serve, "serve the bundle that an alias points at", "ALIAS")
+    sign = verb("sign", _sign, "vouch for a bundle, stored or at a path", "BUNDLE")
+    sign.add_argument("--key", metavar="FILE", required=True, help="a private key in PEM, EC")
+    verb("pack", _pack, "pack a bundle into one file, for a device", "BUNDLE", "FILE")
+    serve = verb("serve", _serve, "serve what an alias points at, or a bundle's path", "ALIAS")
     serve.add_argument("--port", type=int, help="instead of the site's; 0 takes a free one")
     watch = verb("watch", _watch, "watch a served alias: rates, latencies, drift", "ALIAS")
     watch.add_argument("--url", help="the server's address; default: the site's host and port")
@@ -133,9 +136,9 @@ def _site(options: argparse.Namespace, of_system: bool = False) -> Site:
 
 
 def _registry(site: Site) -> "Registry":
-    from drivetrain.registry.registry import Registry
+    from drivetrain.serving import registry_of
 
-    return Registry(site.store)
+    return registry_of(site)
 
 
 def _print(options: argparse.Namespace, data: Any, text: str) -> None:
@@ -182,11 +185,10 @@ def _check(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     system, site = _read(options, options.file)
     inline = site.launcher.kind == "inline" and not options.dry_run
-    world = World.of()
-    _check_resources(system, site, inline, world)
+    _check_resources(system, site, inline)
     if not inline:
         return _launch(options, system, site)
-    return _run_here(options, system, site, world)
+    return _run_here(options, system, site, World.of())
 
 
 def _run_here(
@@ -214,16 +216,16 @@ def _run_here(
     return 1 if broken else 0
 
 
-def _check_resources(system: "System", site: Site, inline: bool, world: World) -> None:
+def _check_resources(system: "System", site: Site, inline: bool) -> None:
     """Refuse what is asked for and would be given by nobody."""
     strategy = type(system.train).__name__
     nobody = {"nodes": f"1 with {strategy}", "processes": f"1 with {strategy}"}
     nobody |= {"gpus": "0; device= names the one to use", "memory": "'' with a local launcher"}
     if getattr(system.train, "distributed", False):
-        del nobody["processes"]
-        if inline and world.size == 1:
-            nobody["processes"] = "1 with the launcher 'inline'"
-    if inline and world.size == 1:
+        nobody["processes"] = "1 with the launcher 'inline'"
+        if not inline:
+            del nobody["processes"]
+    if inline:
         nobody["cpus"] = "0 with the launcher 'inline'"
     for field in fields(Resources):
         found = getattr(site.resources, field.name)
@@ -243,7 +245,9 @@ def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
     if several and options.until in ("events", "features") and not options.dry_run:
         return _run_here(options, system, site)
     last = "train" if several else options.until
-    settings = [f"--set={item}" for item in (*options.set, "launcher.kind=inline")]
+    # What a child is given it need not ask for.
+    given = ("launcher.kind=inline", "resources.cpus=0", "resources.processes=1")
+    settings = [f"--set={item}" for item in (*options.set, *given)]
     on = [f"--on={options.on}"] if options.on else []
     until = [f"--until={last}"] if last else []
     flags = ["--json"] if options.json else []
@@ -395,44 +399,30 @@ def _tell(options: argparse.Namespace, registry: "Registry") -> int:
 def _serve(options: argparse.Namespace) -> int:
     import logging
 
-    from drivetrain.serve.models import Artefact, Traffic
-    from drivetrain.serve.retention import Retention
-    from drivetrain.serve.server import Server
+    from drivetrain.serving import server_of
 
     # New versions and replaced workers are told with their time, not errors alone.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    site = _site(options)
-    registry = _registry(site)
-    registry.open(options.alias)  # fail before a port is taken
-
-    def artefact(digest: str) -> Artefact:
-        return Artefact(digest, registry.path(digest))
-
-    def current() -> Traffic:
-        if registry.is_digest(options.alias):
-            return Traffic(stable=artefact(registry.resolve(options.alias)))
-        now = registry.traffic(options.alias)
-        return Traffic(
-            stable=artefact(now.bundle),
-            canary=artefact(now.canary) if now.canary else None,
-            share=now.share,
-            shadow=artefact(now.shadow) if now.shadow else None,
-        )
-
-    port = site.serve.port if options.port is None else options.port
-    feedback = Path(site.serve.feedback) if site.serve.feedback else None
-    server = Server(
-        {options.alias: current},
-        host=site.serve.host,
-        port=port,
-        token=site.serve.token(),
-        feedback=feedback,
-        retention=Retention(bytes=site.serve.feedback_bytes, days=site.serve.feedback_days),
-        workers=site.serve.workers,
-        placement=site.serve.placement,
-        parity=site.serve.parity,
-    )
+    server = server_of(_site(options), options.alias, options.port)
     return server.run(lambda: print(f"serving {options.alias} at {server.url}", flush=True))
+
+
+def _sign(options: argparse.Namespace) -> int:
+    from drivetrain.serving import sign_bundle
+
+    bundle, file = sign_bundle(_site(options), options.bundle, options.key)
+    found = {"bundle": bundle.digest, "signature": str(file)}
+    _print(options, found, f"{bundle.digest} is signed: {file}")
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from drivetrain.serving import open_bundle
+
+    packed = open_bundle(_site(options), options.bundle).pack(options.file)
+    found = {"bundle": packed.digest, "file": options.file}
+    _print(options, found, f"{packed.digest} is packed: {options.file}")
+    return 0
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -451,10 +441,9 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _open(reference: str, site: Site) -> "Bundle":
-    from drivetrain.core.bundle import Bundle
+    from drivetrain.serving import open_bundle
 
-    path = Path(reference)
-    return Bundle.open(path) if path.is_dir() else _registry(site).open(reference)
+    return open_bundle(site, reference)
 
 
 def _rows(options: argparse.Namespace, bundle: "Bundle", site: Site) -> Iterator[Any]:
