@@ -31,10 +31,10 @@ OPENVINO: Mapping[str, str] = {"openvino": "fp32", "openvino-bf16": "bf16"}
 """OpenVINO by itself, and the precision of each."""
 NAMES = (AUTO, CPU, *OPENVINO, *PROVIDERS)
 
-PARITY: Mapping[str, float] = {"openvino-bf16": 2e-2, "tensorrt": 1e-3, "cuda": 1e-3}
+PARITY: Mapping[str, float] = {"openvino-bf16": 5e-2, "tensorrt": 1e-3, "cuda": 1e-3}
 _PARITY = 1e-4
 """The greatest difference from the plain CPU, if a site says nothing: rounding in another order,
-TensorFloat-32 where a GPU uses it, and bfloat16's eight bits."""
+TensorFloat-32 where a GPU uses it, and bfloat16's eight bits through a dozen layers."""
 
 HEAVY = frozenset(
     {

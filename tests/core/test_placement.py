@@ -220,7 +220,7 @@ def test_bf16_is_what_was_asked_for_or_refused(bundle):
         apart = placement.difference(
             session.raw(rows(64), ["score"]), plain.raw(rows(64), ["score"])
         )
-        assert 1e-6 < apart < 2e-2
+        assert 1e-6 < apart < 5e-2
     else:
         with pytest.raises(ValueError, match="this processor computes"):
             placement.load_checked("openvino-bf16", bundle)
