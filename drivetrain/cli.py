@@ -420,8 +420,7 @@ def _pack(options: argparse.Namespace) -> int:
     from drivetrain.serving import open_bundle
 
     packed = open_bundle(_site(options), options.bundle).pack(options.file)
-    found = {"bundle": packed.digest, "file": options.file}
-    _print(options, found, f"{packed.digest} is packed: {options.file}")
+    _print(options, {"bundle": packed.digest, "file": options.file}, f"packed: {options.file}")
     return 0
 
 

@@ -107,11 +107,14 @@ class Site:
         store: the directory of bundles and aliases.
         work: the directory of what stages keep between runs; may be deleted at any time.
         device: where tensors live, as torch names it; ``auto`` takes a GPU if there is one.
+        trust: a file of public keys in PEM, any of which must have signed a bundle that an alias
+            is to mean or that is served; empty asks for no signature.
     """
 
     store: str = ".drivetrain/store"
     work: str = ".drivetrain/work"
     device: str = "auto"
+    trust: str = ""
     engine: EngineSite = EngineSite()
     launcher: LauncherSite = LauncherSite()
     resources: Resources = Resources()

@@ -1,0 +1,135 @@
+"""The server of a site: which bundles it serves, and who must have signed them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drivetrain.core.bundle import Bundle
+from drivetrain.core.durable import write
+from drivetrain.core.site import Site
+from drivetrain.registry.registry import Registry
+from drivetrain.registry.signature import Trust, beside, sign
+
+if TYPE_CHECKING:
+    from drivetrain.serve.models import Resolve
+    from drivetrain.serve.server import Server
+
+
+def registry_of(site: Site) -> Registry:
+    """The store of a site, which asks for the signatures that the site asks for.
+
+    Raises:
+        ImportError: the site asks for signatures, and ``cryptography`` is not installed.
+        OSError: the trusted keys cannot be read.
+        ValueError: the store is no directory, or the keys are none.
+    """
+    return Registry(site.store, Trust.load(site.trust) if site.trust else None)
+
+
+def is_bundle(reference: str) -> bool:
+    """Whether a reference is the path of a bundle, and so no digest and no alias."""
+    path = Path(reference)
+    return path.is_dir() or (path.suffix != "" and path.is_file())
+
+
+def open_bundle(site: Site, reference: str) -> Bundle:
+    """The bundle that a path, a digest or an alias means, every byte of it verified.
+
+    Raises:
+        FileNotFoundError: no bundle lies at the path.
+        ValueError: no such bundle or alias, or a damaged one.
+    """
+    path = Path(reference)
+    return Bundle.open(path) if is_bundle(reference) else registry_of(site).open(reference)
+
+
+def sign_bundle(site: Site, reference: str, key: str | Path) -> tuple[Bundle, Path]:
+    """Sign a stored bundle in its store, and one at a path beside it.
+
+    Returns:
+        The bundle, and the signature's file.
+
+    Raises:
+        FileNotFoundError: no bundle lies at the path.
+        OSError: the key cannot be read; no space, no permission.
+        ValueError: no such bundle or alias, a damaged one, or a key that others can read or that
+            does not sign.
+    """
+    bundle = open_bundle(site, reference)
+    if not is_bundle(reference):
+        return bundle, registry_of(site).sign(bundle.digest, key)
+    file = beside(bundle.path)
+    write(file, sign(bundle, key)[0])
+    return bundle, file
+
+
+def server_of(site: Site, reference: str, port: int | None = None) -> "Server":
+    """A server of an alias that moves, or of a bundle that stays.
+
+    Args:
+        site: says where it listens, what it keeps and whom it trusts.
+        reference: an alias or a digest of the site's store; or the directory or the packed file of
+            a bundle, served under the name of its system, its signature beside it.
+        port: instead of the site's; 0 takes a free one.
+
+    Raises:
+        FileNotFoundError: no bundle lies at the path.
+        ValueError: no such bundle or alias, or a damaged one, or one that is not signed as the
+            site asks.
+    """
+    from drivetrain.serve.retention import Retention
+    from drivetrain.serve.server import Server
+
+    registry = registry_of(site)
+    bundle = open_bundle(site, reference)  # fail before a port is taken
+    if registry.trust is not None:
+        vouch(registry, bundle)
+    model: Resolve | Path
+    if is_bundle(reference):
+        name, model = bundle.manifest.name, bundle.path.absolute()
+    else:
+        name, model = reference, _followed(registry, reference)
+    return Server(
+        {name: model},
+        verify=None if registry.trust is None else lambda bundle: vouch(registry, bundle),
+        host=site.serve.host,
+        port=site.serve.port if port is None else port,
+        token=site.serve.token(),
+        feedback=Path(site.serve.feedback) if site.serve.feedback else None,
+        retention=Retention(bytes=site.serve.feedback_bytes, days=site.serve.feedback_days),
+        workers=site.serve.workers,
+        placement=site.serve.placement,
+        parity=site.serve.parity,
+    )
+
+
+def vouch(registry: Registry, bundle: Bundle) -> None:
+    """See that somebody whom a store trusts has signed a bundle, in the store or beside it.
+
+    Raises:
+        ValueError: nobody has.
+    """
+    assert registry.trust is not None, "who asks for signatures says whose"
+    file = beside(bundle.path)
+    kept = (file.read_bytes(),) if file.is_file() else ()
+    registry.trust.check(bundle, (*kept, *registry.signatures(bundle.digest)))
+
+
+def _followed(registry: Registry, reference: str) -> "Resolve":
+    """Asks the store what an alias means now."""
+    from drivetrain.serve.models import Artefact, Traffic
+
+    def artefact(digest: str) -> Artefact:
+        return Artefact(digest, registry.path(digest))
+
+    def current() -> Traffic:
+        if registry.is_digest(reference):
+            return Traffic(stable=artefact(registry.resolve(reference)))
+        now = registry.traffic(reference)
+        return Traffic(
+            stable=artefact(now.bundle),
+            canary=artefact(now.canary) if now.canary else None,
+            share=now.share,
+            shadow=artefact(now.shadow) if now.shadow else None,
+        )
+
+    return current
