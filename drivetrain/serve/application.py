@@ -4,28 +4,28 @@ import asyncio
 import hmac
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
 from drivetrain.core.errors import unknown
 from drivetrain.serve.calls import Route, Series, Service
+from drivetrain.serve.config import model_config
 from drivetrain.serve.exchange import Exchange
 from drivetrain.serve.grpc import GrpcStatus
 from drivetrain.serve.grpc_services import OPEN_METHODS, GrpcServices
 from drivetrain.serve.grpc_services import ROUTES as GRPC_ROUTES
 from drivetrain.serve.grpc_stream import GrpcStream
+from drivetrain.serve.management import Answer, Management, Methods
 from drivetrain.serve.metrics import CONTENT_TYPE
 from drivetrain.serve.models import Model, Release
 from drivetrain.serve.openapi import PAGE_HEADERS, document, page
 from drivetrain.serve.rows import RowsRoute
 from drivetrain.serve.shadow import Shadow
 from drivetrain.serve.split import Split
+from drivetrain.serve.statistics import model_statistics
 from drivetrain.serve.tfserving import PredictRoute, status
 from drivetrain.serve.v2 import InferRoute, model_metadata, server_metadata
-
-Answer = Callable[[Exchange], object]
-Methods = Mapping[bytes, Answer]
 
 HTML = b"text/html; charset=utf-8"
 _NO_TOKEN = "header 'authorization': found no valid token, allowed: Bearer TOKEN."
@@ -58,7 +58,14 @@ class Application:
         self._answers: dict[str, dict[tuple[str, str], Answer]] = {}
         self._of_model: dict[str, dict[str, Methods]] = {}
         self._shadows: dict[str, Shadow] = {}
-        metadata = self._constant("v2", server_metadata())
+        self.management: Management | None = None
+        """Answers who manages; of a server whose aliases nobody loads or unloads there is none."""
+        self._statistics = Series(service, "", "", "statistics")
+        served, managed = (self._constant("v2", server_metadata(m)) for m in (False, True))
+
+        def metadata(exchange: Exchange) -> object:
+            return (managed if exchange.managed else served)(exchange)
+
         health = Series(service, "", "", "health")
         metrics = Series(service, "", "", "metrics")
         docs = Series(service, "", "", "docs")
@@ -67,15 +74,18 @@ class Application:
             "/v2/": _reading(metadata),
             _LIVE: _reading(lambda exchange: health.answer(exchange, 200, b'{"live":true}')),
             _READY: _reading(lambda exchange: self._readiness(health, exchange)),
+            "/v2/models/stats": _reading(self._telling()),
             "/metrics": _reading(
                 lambda exchange: metrics.answer(exchange, 200, service.metrics.text(), CONTENT_TYPE)
             ),
             "/openapi.json": _reading(
-                lambda exchange: docs.answer(exchange, 200, json.dumps(self._document()).encode())
+                lambda exchange: docs.answer(
+                    exchange, 200, json.dumps(self._document(exchange.managed)).encode()
+                )
             ),
             "/docs": _reading(
                 lambda exchange: docs.answer(
-                    exchange, 200, page(self._document()), HTML, PAGE_HEADERS
+                    exchange, 200, page(self._document(exchange.managed)), HTML, PAGE_HEADERS
                 )
             ),
         }
@@ -119,6 +129,9 @@ class Application:
                 v1, v2 = f"{v1}/versions/{version}", f"{v2}/versions/{version}"
             metadata = model_metadata(model, [m.version for m in release.models])
             targets[v2] = _reading(self._constant("v2", metadata, model))
+            config = model_config(model, self._service.engine.batching)
+            targets[f"{v2}/config"] = _reading(self._constant("v2", config, model))
+            targets[f"{v2}/stats"] = _reading(self._telling(name, version))
             ready = {"name": name, "ready": True}
             targets[f"{v2}/ready"] = _reading(self._constant("v2", ready, model))
             targets[v1] = _reading(self._constant("tfs", status(model), model))
@@ -127,6 +140,47 @@ class Application:
         targets[f"/predict/{name}"] = {b"POST": self.route(RowsRoute.name, name)}
         self._of_model[name] = targets
         self._fill()
+
+    def remove(self, name: str) -> None:
+        """Take no more requests for an alias."""
+        del self.releases[name], self._routes[name], self._answers[name], self._of_model[name]
+        shadow = self._shadows.pop(name, None)
+        if shadow is not None:
+            shadow.close()
+        self._fill()
+
+    @property
+    def able(self) -> bool:
+        """Whether requests are taken, and every alias that should be loaded is."""
+        return self.ready and (self.management is None or not self.management.repository.lacking)
+
+    def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
+        """What each version has done, over all processes, as V2's statistics extension tells it.
+
+        Args:
+            name: an alias; empty for all.
+            version: one of its versions; empty for all of them.
+
+        Raises:
+            ValueError: no such alias, or it has no such version.
+        """
+        if name:
+            self.route(InferRoute.name, name, version)
+        versions = [
+            (model.name, model.version)
+            for release in self.releases.values()
+            for model in release.models
+            if name in ("", model.name) and version in ("", model.version)
+        ]
+        metrics = self._service.metrics
+        return model_statistics(versions, metrics.statistics.numbers(), metrics.others())
+
+    def _telling(self, name: str = "", version: str = "") -> Answer:
+        def answer(exchange: Exchange) -> object:
+            body = json.dumps(self.statistics(name, version)).encode()
+            return self._statistics.answer(exchange, 200, body)
+
+        return answer
 
     def _cast(self, release: Release) -> None:
         """Tell the routes of each version its role, and of the shadow that is to hear of them."""
@@ -164,12 +218,19 @@ class Application:
         """
         answers = self._answers.get(name)
         if answers is None:
-            raise unknown("model", name, self.releases)
+            raise self._absent(name)
         answer = answers.get((kind, version))
         if answer is None:
             found = [model.version for model in self.releases[name].models]
             raise unknown("version", version, found, f"model {name!r}")
         return answer
+
+    def _absent(self, name: str) -> ValueError:
+        repository = None if self.management is None else self.management.repository
+        if repository is None or name not in repository.names:
+            return unknown("model", name, self.releases)
+        reason = repository.unloaded.get(name, "it is about to be")
+        return ValueError(f"model {name!r} is not loaded: {reason}.")
 
     def _answer(self, release: Release, kind: str, version: str) -> Answer:
         routes = self._routes[release.name]
@@ -193,6 +254,8 @@ class Application:
         if methods is None:
             path = unquote(exchange.target.partition(b"?")[0].decode("latin-1"))
             methods = self._table.get(path.encode())
+            if methods is None and self.management is not None:
+                methods = self.management.find(path)
         if self._token is not None and not self._allowed(exchange):
             self._other.refuse(exchange, 401, _NO_TOKEN, b"WWW-Authenticate: Bearer\r\n")
         elif methods is None:
@@ -245,17 +308,19 @@ class Application:
             return str(error)
         return str(unknown("target", path, self._of_model[name]))
 
-    def _document(self) -> dict[str, Any]:
+    def _document(self, managed: bool) -> dict[str, Any]:
         version = server_metadata()["version"]
+        names = () if self.management is None else self.management.repository.names
         return document(
             [release.stable for release in self.releases.values()],
             version,
             token=self._token is not None,
+            loadable=names if managed else (),
         )
 
     def _readiness(self, series: Series, exchange: Exchange) -> None:
-        body = b'{"ready":true}' if self.ready else b'{"ready":false}'
-        series.answer(exchange, 200 if self.ready else 503, body)
+        body = b'{"ready":true}' if self.able else b'{"ready":false}'
+        series.answer(exchange, 200 if self.able else 503, body)
 
     def _constant(self, route: str, data: dict[str, Any], model: Model | None = None) -> Answer:
         name, version = (model.name, model.version) if model else ("", "")

@@ -10,6 +10,7 @@ from typing import Any
 
 from drivetrain.core.schema import Field, Schema
 from drivetrain.serve.models import Model
+from drivetrain.serve.openapi_management import SCHEMAS, managing, reading
 
 Json = dict[str, Any]
 
@@ -55,13 +56,16 @@ _EXAMPLE: Mapping[str, Any] = {
 _V2_JSON: Mapping[str, list[str]] = {"BYTES": ["string"], "BOOL": ["boolean"]}
 
 
-def document(models: Iterable[Model], version: str, token: bool) -> Json:
+def document(
+    models: Iterable[Model], version: str, token: bool, loadable: Iterable[str] = ()
+) -> Json:
     """The OpenAPI document of a server.
 
     Args:
         models: what is served now.
         version: the server's.
         token: whether clients must bring one.
+        loadable: the aliases that may be loaded and unloaded, where that is allowed.
     """
     paths: Json = {
         "/v2": {"get": _get("serverMetadata", "What this server is", "Server")},
@@ -111,6 +115,10 @@ def document(models: Iterable[Model], version: str, token: bool) -> Json:
     for model in models:
         paths.update(_paths(model))
         schemas.update(_schemas(model))
+    paths.update(reading())
+    if loadable:
+        paths.update(managing(loadable))
+        schemas.update(SCHEMAS)
     found: Json = {
         "openapi": "3.1.0",
         "info": {"title": "drivetrain", "version": version},
@@ -140,6 +148,8 @@ def _paths(model: Model) -> Json:
     }  # fmt: skip
     for path, suffix in ((base, ""), (f"{base}/versions/{model.version}", ".version")):
         paths[path] = {"get": _get(f"{name}{suffix}.metadata", "Inputs and outputs", name)}
+        paths[f"{path}/config"] = {"get": _get(f"{name}{suffix}.config", "How it is set up", name)}
+        paths[f"{path}/stats"] = {"get": _get(f"{name}{suffix}.stats", "What it has done", name)}
         paths[f"{path}/ready"] = {"get": _get(f"{name}{suffix}.ready", "Whether it serves", name)}
         paths[f"{path}/infer"] = {
             "post": _post(

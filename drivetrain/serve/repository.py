@@ -100,6 +100,12 @@ class Repository:
         """Every alias that the server was started with."""
         return self._loads.names
 
+    @property
+    def lacking(self) -> list[str]:
+        """The aliases that should be loaded, and are not."""
+        loads = self._loads
+        return [n for n in loads.names if n not in loads.releases and n not in self.unloaded]
+
     def index(self, ready: bool = False) -> list[Entry]:
         """Every version of every alias, or the ready ones."""
         found: list[Entry] = []
