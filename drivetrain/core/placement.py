@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from drivetrain.core import draw
 from drivetrain.core.batch import Array
 from drivetrain.core.bundle import GRAPH, Bundle
 from drivetrain.core.errors import unknown
 from drivetrain.core.graph import Graph, Session
 from drivetrain.core.need import need
-from drivetrain.core.openvino import OpenVINOSession
 
 AUTO, CPU = "auto", "cpu"
 PROVIDERS: Mapping[str, str] = {
@@ -116,6 +114,8 @@ def load(name: str, bundle: Bundle, threads: int = 1) -> Session:
     """
     data = bundle.read(GRAPH)
     if name in OPENVINO:
+        from drivetrain.core.openvino import OpenVINOSession
+
         features = bundle.manifest.features
         return OpenVINOSession(Graph(data), features, OPENVINO[name], threads)
     if name == CPU:
@@ -260,6 +260,8 @@ _Rows = Mapping[int, Mapping[str, Array]]
 
 def _rows(bundle: Bundle, graph: Session) -> _Rows:
     """Made rows as the bundle's graph takes them, by their number."""
+    from drivetrain.core import draw  # numpy.random costs a server that measures nothing its start
+
     batches = {n: draw.draw(bundle.manifest.inputs, bundle.fitted, n, seed=n) for n in ROWS}
     return {
         n: draw.feeds(graph.inputs, graph.input_schema, batch, seed=n)
