@@ -21,6 +21,8 @@ from drivetrain.serve.calls import (
     body_id,
     header_timeout,
     parameter_timeout,
+    read_input,
+    shared_memory,
 )
 from drivetrain.serve.columns import Values
 from drivetrain.serve.exchange import Exchange
@@ -28,7 +30,8 @@ from drivetrain.serve.grpc_layout import RAW, Input, Layout, raw_column
 from drivetrain.serve.grpc_method import PROTOBUF, parsed
 from drivetrain.serve.messages_v2 import messages
 from drivetrain.serve.models import Model
-from drivetrain.serve.tensors import check, to_binary
+from drivetrain.serve.shared_memory import Place
+from drivetrain.serve.tensors import check, from_binary, to_binary
 from drivetrain.serve.wire import MalformedError, Span, chunk, read_chunk, split, varint
 
 _NAME, _VERSION, _ID, _PARAMETERS, _INPUTS, _OUTPUTS = range(1, 7)
@@ -43,8 +46,14 @@ _FINAL = "triton_enable_empty_final_response"
 _MOST_LAYOUTS = 256
 _LONGEST_HEAD = 1 << 16
 _LONGEST_KNOWN = 512
+_MOST_FIELDS = 4096
+_NO_RAW = b"\x32\x00"
+_EACH_RAW = "one for each input that has no contents and is not in shared memory"
 _SPARE_FIELDS = 1000
 """Fields that a request may have beside one input, its values and one output for each column."""
+
+
+_NOWHERE: Mapping[int, Place] = {}
 
 
 class Asked(NamedTuple):
@@ -53,11 +62,13 @@ class Asked(NamedTuple):
     Attributes:
         identity: the field ``id`` of the answer, empty where the request had none.
         outputs: their positions.
+        places: where in shared memory some of them go.
         final: whether the answer says that it is the only one, as streams may ask.
     """
 
     identity: bytes
     outputs: tuple[int, ...]
+    places: Mapping[int, Place] = _NOWHERE
     final: bool = False
 
 
@@ -111,6 +122,7 @@ class GrpcInferRoute(Route):
         text: str,
         asked: Asked,
         timeout: float | None = None,
+        beside: int = 0,
     ) -> Call:
         return Call(
             self,
@@ -120,6 +132,7 @@ class GrpcInferRoute(Route):
             request_id=body_id(text),
             timeout=timeout or header_timeout(exchange),
             options=asked,
+            beside=beside,
         )
 
     def _carefully(self, exchange: Exchange) -> Call:
@@ -133,15 +146,14 @@ class GrpcInferRoute(Route):
         parameters = self._parameters(body, fields[_PARAMETERS])
         inputs = [self._input(bytes(body[start:end])) for _, start, end in fields[_INPUTS]]
         self._check_inputs(inputs)
-        outputs = self._outputs(body, fields[_OUTPUTS])
-        columns = self._columns(inputs, body, fields[RAW])
-        usual = ordered and not parameters and len(fields[RAW]) == len(inputs)
-        if usual:
+        outputs, places = self._outputs(exchange, fields[_OUTPUTS])
+        columns, beside = self._columns(exchange, inputs, fields[RAW])
+        if ordered and not parameters and not places and len(fields[RAW]) == len(inputs):
             self._learn(body, fields, inputs, outputs)
-        final = parameters.get(_FINAL) is True
-        asked = Asked(chunk(_ID, text.encode()) if text else b"", outputs, final)
+        identity = chunk(_ID, text.encode()) if text else b""
+        asked = Asked(identity, outputs, places, parameters.get(_FINAL) is True)
         timeout = parameter_timeout(parameters)
-        return self._call(exchange, columns, inputs[0].shape[0], text, asked, timeout)
+        return self._call(exchange, columns, inputs[0].shape[0], text, asked, timeout, beside)
 
     def _learn(
         self,
@@ -185,7 +197,11 @@ class GrpcInferRoute(Route):
         shape = tuple(tensor.shape)
         check(field, tensor.datatype, shape)
         contents = tensor.contents if tensor.HasField("contents") else None
-        found = Input(number, field, shape, contents)
+        place = Place.of(f"input {tensor.name!r}", values_of(tensor.parameters))
+        if place is not None and contents is not None:
+            where = f"input {tensor.name!r}"
+            raise ValueError(f"{where}: found contents and shared_memory_region, allowed: one.")
+        found = Input(number, field, shape, contents, place)
         if contents is None and len(text) <= _LONGEST_KNOWN:
             if len(self._known) >= _MOST_LAYOUTS * len(self._inputs):
                 self._known.clear()
@@ -211,42 +227,54 @@ class GrpcInferRoute(Route):
             )
 
     def _columns(
-        self, inputs: Sequence[Input], body: bytes | bytearray, raw: Sequence[Span]
-    ) -> list[Values]:
+        self, exchange: Exchange, inputs: Sequence[Input], raw: Sequence[Span]
+    ) -> tuple[list[Values], int]:
+        """The columns, and the bytes of them that lay in shared memory."""
         columns: list[Values] = [[]] * len(inputs)
-        whole, given = memoryview(body), iter(raw)
+        whole, given, beside = memoryview(exchange.body), iter(raw), 0
         for item in inputs:
-            if item.contents is not None:
+            if item.place is not None:
+                data = read_input(self.service, exchange, item.field.name, item.place, beside)
+                columns[item.number] = from_binary(item.field, item.shape, memoryview(data))
+                beside += len(data)
+            elif item.contents is not None:
                 if raw:
                     where = f"input {item.field.name!r}"
                     raise ValueError(f"{where}: found contents and raw contents, allowed: one.")
                 columns[item.number] = _typed(item)
-                continue
-            span = next(given, None)
-            if span is None:
-                raise wrong(
-                    "raw_input_contents", f"{len(raw)}", "one for each input without contents"
-                )
-            columns[item.number] = raw_column(item, body, whole, span[1], span[2])
+            else:
+                span = next(given, None)
+                if span is None:
+                    raise wrong("raw_input_contents", len(raw), _EACH_RAW)
+                columns[item.number] = raw_column(item, exchange.body, whole, span[1], span[2])
         if next(given, None) is not None:
-            raise wrong("raw_input_contents", f"{len(raw)}", "one for each input without contents")
-        return columns
+            raise wrong("raw_input_contents", len(raw), _EACH_RAW)
+        return columns, beside
 
-    def _outputs(self, body: bytes | bytearray, fields: Sequence[Span]) -> tuple[int, ...]:
+    def _outputs(
+        self, exchange: Exchange, fields: Sequence[Span]
+    ) -> tuple[tuple[int, ...], Mapping[int, Place]]:
+        """The positions of the outputs that are asked for, and where some of them go."""
         if not fields:
-            return self._all
+            return self._all, _NOWHERE
         chosen: list[int] = []
+        places: dict[int, Place] = {}
         for _, start, end in fields:
-            output = parsed(messages, "RequestedOutput", bytes(body[start:end]))
+            output = parsed(messages, "RequestedOutput", bytes(exchange.body[start:end]))
             if output.name not in self._positions:
                 raise unknown("output", output.name, self._positions, self.model.name)
-            number = self._positions[output.name]
+            number, where = self._positions[output.name], f"output {output.name!r}"
             if number in chosen:
-                raise ValueError(f"output {output.name!r}: found twice, allowed: once.")
-            if "classification" in output.parameters:
-                raise wrong(f"output {output.name!r}, parameter", "classification", "none")
+                raise ValueError(f"{where}: found twice, allowed: once.")
             chosen.append(number)
-        return tuple(chosen)
+            parameters = values_of(output.parameters)
+            if "classification" in parameters:
+                raise wrong(f"{where}, parameter", "classification", "shared_memory_region")
+            place = Place.of(where, parameters)
+            if place is not None:
+                shared_memory(self.service, exchange).check(where, place, writes=True)
+                places[number] = place
+        return tuple(chosen), places
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -258,12 +286,28 @@ class GrpcInferRoute(Route):
         raws: list[bytes] = []
         for number in asked.outputs:
             array = outputs[number]
+            raw = array.tobytes() if self._as_they_are[number] else to_binary(array)
+            if number in asked.places:
+                parts.append(self._write(number, asked.places[number], array.shape, raw))
+                raws.append(_NO_RAW)  # clients count them
+                continue
             declared = self._declared[number]
             parts.append(declared.get(array.shape) or self._declare(number, array.shape))
-            raw = array.tobytes() if self._as_they_are[number] else to_binary(array)
             raws.append(b"\x32%b" % varint(len(raw)))
             raws.append(raw)
         return b"".join(parts + raws), PROTOBUF, b""
+
+    def _write(self, number: int, place: Place, shape: tuple[int, ...], raw: bytes) -> bytes:
+        """Put an output into shared memory; gives the field that declares it."""
+        assert self.service.shared_memory is not None
+        field = self._fields[number]
+        self.service.shared_memory.write(f"output {field.name!r}", place, raw)
+        output = messages()["InferTensor"](name=field.name, datatype=field.v2, shape=shape)
+        output.parameters["shared_memory_region"].string_param = place.region
+        output.parameters["shared_memory_byte_size"].int64_param = len(raw)
+        if place.offset:
+            output.parameters["shared_memory_offset"].int64_param = place.offset
+        return chunk(5, output.SerializeToString())
 
     def _declare(self, number: int, shape: tuple[int, ...]) -> bytes:
         """The field that declares an output of this shape."""
@@ -296,7 +340,7 @@ def address(body: bytes | bytearray) -> tuple[str, str]:
     Raises:
         ValueError: it is no message, or says them twice.
     """
-    fields, _ = split(body, (_NAME, _VERSION), _LONGEST_HEAD)
+    fields, _ = split(body, (_NAME, _VERSION), _MOST_FIELDS)
     found: list[str] = []
     for number, what in ((_NAME, "model_name"), (_VERSION, "model_version")):
         if len(fields[number]) > 1:
@@ -308,7 +352,7 @@ def address(body: bytes | bytearray) -> tuple[str, str]:
 def id_of(body: bytes | bytearray) -> bytes:
     """The id that a request has, however wrong the rest of it is; empty without one."""
     try:
-        fields, _ = split(body, (_ID,), _LONGEST_HEAD)
+        fields, _ = split(body, (_ID,), _MOST_FIELDS)
     except MalformedError:
         return b""
     return b"".join(bytes(body[start:end]) for _, start, end in fields[_ID][-1:])

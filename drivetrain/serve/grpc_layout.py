@@ -11,6 +11,7 @@ import numpy as np
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Field
 from drivetrain.serve.columns import Values
+from drivetrain.serve.shared_memory import Place
 from drivetrain.serve.tensors import from_binary
 from drivetrain.serve.wire import CHUNK, read_chunk, varint
 
@@ -21,12 +22,13 @@ _WIRE: Mapping[str, str] = {"INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
 
 @dataclass(frozen=True)
 class Input:
-    """A declared input: its column, its shape, and its values if they stand with it."""
+    """A declared input: its column, its shape, and where its values are if they are not raw."""
 
     number: int
     field: Field
     shape: tuple[int, ...]
-    contents: Any
+    contents: Any = None
+    place: Place | None = None
 
 
 class Layout:
