@@ -1,5 +1,7 @@
 """Reads what a server saw and said, as it comes to lie in a directory of Parquet files."""
 
+import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ ROWS = 8192
 """Rows in memory at a time."""
 SETTLED = 60.0
 """Seconds after which a file without a footer is no file that is being written."""
+_DAY = re.compile(r"date=\d{4}-\d{2}-\d{2}")
 
 
 def feedback_schema(manifest: Manifest) -> Schema:
@@ -34,10 +37,14 @@ class Feedback:
     """New rows of a directory, each file read once and never more than a batch in memory.
 
     A file that is being written (its name begins with a dot, or its footer is not there yet) is
-    left for the next time.
+    left for the next time. Of directories named ``date=YYYY-MM-DD`` the first look takes only the
+    newest that fill the window, and each later one the newest two that it knew: a server keeps
+    weeks of files, and a look a second must not list them all. What lies under a name that begins
+    with ``_``, such as what a shadow said, is passed over.
 
     Attributes:
-        skipped: rows that were passed over because newer ones fill the window.
+        skipped: rows that were passed over because newer ones fill the window, of the files in
+            the directories that were looked at.
         problems: what could not be read in the last pass.
     """
 
@@ -51,6 +58,7 @@ class Feedback:
         self._schema = schema
         self._window = window
         self._read: set[Path] = set()
+        self._since = ""
         self.skipped = 0
         self.problems: list[str] = []
 
@@ -58,25 +66,57 @@ class Feedback:
         """The rows of files that were not there before, the oldest first."""
         pq = need("pyarrow.parquet", "data")
         self.problems = []
-        files = self._files()
-        self._read &= set(files)  # files that were deleted need not be remembered
         wanted: list[Path] = []
+        seen: set[Path] = set()
         rows = 0
-        for path in reversed([path for path in files if path not in self._read]):
+        for day, files in self._groups():
+            for path in reversed(files):
+                seen.add(path)
+                if path in self._read:
+                    continue
+                if rows >= self._window:
+                    self._read.add(path)
+                    self.skipped += self._rows(pq, path)
+                else:
+                    wanted.append(path)
+                    rows += self._rows(pq, path)
             if rows >= self._window:
-                self._read.add(path)
-                self.skipped += self._rows(pq, path)
-            else:
-                wanted.append(path)
-                rows += self._rows(pq, path)
+                self._since = max(self._since, day)  # what is older would come after what is newer
+                break
+        self._read &= seen  # what was deleted, or lies in days of old, need not be remembered
         for path in reversed(wanted):
             yield from self._batches(pq, path)
 
-    def _files(self) -> list[Path]:
-        """Complete files, the oldest first."""
+    def _groups(self) -> Iterator[tuple[str, list[Path]]]:
+        """Complete files, the oldest first: those of no day, then those of each day with its name,
+        the newest day first, down to the one before the newest that was known at the last look."""
+        days: dict[str, list[Path]] = {}
+        yield "", self._complete(self._walk(self._directory, days))
+        names, since = sorted(days, reverse=True), self._since
+        if names:
+            self._since = max(since, names[min(1, len(names) - 1)])
+        for name in names:
+            if name < since:
+                return
+            yield name, self._complete(path for room in days[name] for path in _files(room))
+
+    def _walk(self, room: Path, days: dict[str, list[Path]]) -> Iterator[Path]:
+        """The files that lie in no day's directory; those directories are put in ``days``."""
+        for entry in _entries(room):
+            if entry.name.startswith((".", "_")):
+                continue
+            path = Path(entry.path)
+            if not entry.is_dir(follow_symlinks=False):
+                yield path
+            elif _DAY.fullmatch(entry.name):
+                days.setdefault(entry.name, []).append(path)
+            else:
+                yield from self._walk(path, days)
+
+    def _complete(self, paths: Iterator[Path]) -> list[Path]:
         found: list[tuple[int, Path]] = []
-        for path in self._directory.rglob("*.parquet"):
-            if path.name.startswith((".", "_")):
+        for path in paths:
+            if path.suffix != ".parquet" or path.name.startswith((".", "_")):
                 continue
             try:
                 found.append((path.stat().st_mtime_ns, path))
@@ -114,3 +154,15 @@ class Feedback:
                     yield Batch.from_arrow(batch, schema)
             except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
                 self.problems.append(f"{path}: {str(error).splitlines()[0]}")
+
+
+def _entries(room: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(room) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def _files(room: Path) -> Iterator[Path]:
+    return (Path(entry.path) for entry in _entries(room))

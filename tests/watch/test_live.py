@@ -4,6 +4,7 @@ import io
 import json
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -300,3 +301,53 @@ def test_the_view_shows_figures_drift_and_problems(new_bundle, bundle, rows, tmp
     with draw(drawn) as show:
         show(snapshot)
     assert "PSI" in drawn.getvalue()
+
+
+def test_days_are_read_from_the_newest_and_old_ones_are_not_listed_again(
+    bundle, rows, tmp_path, monkeypatch
+):
+    def lay(day, name, seed, count=100):
+        directory = tmp_path / "a" / f"date=2026-11-{day:02}"
+        directory.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows(count, seed).to_arrow(), directory / name)
+
+    listed: list[str] = []
+    scandir = os.scandir
+
+    def listing(path):
+        listed.append(Path(path).name)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", listing)
+    for day in (1, 2, 3, 4):
+        lay(day, "one.parquet", seed=day)
+    feedback = reader(bundle, tmp_path / "a", window=150)
+    found = [batch["x"][0] for batch in feedback.new()]
+    assert found == [rows(100, 3)["x"][0], rows(100, 4)["x"][0]]
+    assert listed == ["a", "date=2026-11-04", "date=2026-11-03"]
+    listed.clear()
+    assert list(feedback.new()) == []
+    assert listed == ["a", "date=2026-11-04", "date=2026-11-03"]
+    lay(4, "two.parquet", seed=5)
+    lay(5, "one.parquet", seed=6)
+    assert [b["x"][0] for b in feedback.new()] == [rows(100, 5)["x"][0], rows(100, 6)["x"][0]]
+    listed.clear()
+    assert list(feedback.new()) == []
+    assert listed == ["a", "date=2026-11-05", "date=2026-11-04"]
+
+
+def test_rows_of_old_days_never_come_after_those_that_filled_the_window(bundle, rows, tmp_path):
+    for day in (1, 2):
+        directory = tmp_path / f"date=2026-11-0{day}"
+        directory.mkdir()
+        pq.write_table(rows(100, day).to_arrow(), directory / "one.parquet")
+    feedback = reader(bundle, tmp_path, window=50)
+    assert [batch["x"][0] for batch in feedback.new()] == [rows(100, 2)["x"][0]]
+    assert list(feedback.new()) == []
+
+
+def test_what_a_shadow_said_is_passed_over(bundle, rows, tmp_path):
+    directory = tmp_path / "_shadow" / "a" / "date=2026-11-01"
+    directory.mkdir(parents=True)
+    pq.write_table(rows(100).to_arrow(), directory / "one.parquet")
+    assert list(reader(bundle, tmp_path, window=50).new()) == []
