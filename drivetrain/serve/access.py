@@ -3,11 +3,13 @@
 import json
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from drivetrain.serve.metrics import Counter
+from drivetrain.serve.spans import Context, Request
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -17,6 +19,25 @@ _ENTRY_BYTES = 1024
 """About what an entry takes beside its target and its identity."""
 _PIPE_BYTES = 4096
 """What POSIX has a pipe take whole, so that the lines of several workers do not mix."""
+
+
+def entry(request: Request, context: Context | None) -> dict[str, Any]:
+    """What the log says of a request, its trace included if it is part of one."""
+    said: dict[str, Any] = {
+        "at": round(time.time(), 6),
+        "method": request.method,
+        "target": request.target,
+        "status": request.status,
+        "bytes": request.size,
+        "seconds": round(request.answered - request.received, 6),
+        "model": request.model,
+        "version": request.version,
+        "route": request.route,
+        "request_id": request.request_id,
+    }
+    if context is not None:
+        said["trace_id"] = f"{context.trace_id:032x}"
+    return said
 
 
 class AccessLog:

@@ -1,6 +1,5 @@
 """One inference call from its bytes to its answer: identity, time-out, errors, and its records."""
 
-import json
 import logging
 import math
 import os
@@ -14,12 +13,15 @@ from urllib.parse import quote
 
 from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
+from drivetrain.serve.access import entry
 from drivetrain.serve.columns import UnfitError, Values
 from drivetrain.serve.engine import Engine, ExpiredError, OverloadedError, Task
 from drivetrain.serve.exchange import JSON, NOT_MANAGED, Exchange, RefusedError
 from drivetrain.serve.metrics import Counter, Metrics
 from drivetrain.serve.models import Model, Role
 from drivetrain.serve.shared_memory import Place, SharedMemory
+from drivetrain.serve.spans import Request, Timing
+from drivetrain.serve.traces import Traces, parent
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -73,7 +75,8 @@ class Service:
         metrics: counts it.
         request_ids: names it.
         recorder: writes it as an event, or None.
-        access: takes one line of JSON for each answer, or None.
+        access: takes what the access log says of each answer, or None.
+        traces: takes the requests that are traced, or None.
         shared_memory: where tensors of requests that may use it lie, or None.
         tensor_bytes: what the inputs of a request may take in shared memory.
     """
@@ -82,7 +85,8 @@ class Service:
     metrics: Metrics
     request_ids: RequestIds
     recorder: Recorder | None = None
-    access: Callable[[str], None] | None = None
+    access: Callable[[Mapping[str, Any]], None] | None = None
+    traces: Traces | None = None
     shared_memory: SharedMemory | None = None
     tensor_bytes: int = 16 << 20
 
@@ -104,10 +108,11 @@ class Series:
         kind: bytes = JSON,
         extra: bytes = b"",
         request_id: str = "",
+        task: Task | None = None,
     ) -> float:
         """Answer and record it; gives the request's duration in seconds."""
         exchange.respond(status, body, kind, extra)
-        return self._record(exchange, status, len(body), request_id)
+        return self._record(exchange, status, len(body), request_id, task)
 
     def refuse(
         self,
@@ -116,39 +121,65 @@ class Series:
         message: str,
         extra: bytes = b"",
         request_id: str = "",
+        task: Task | None = None,
     ) -> None:
         """Answer an error, in the form of the exchange's protocol, and record it."""
         size = exchange.refuse(status, message, extra)
-        self._record(exchange, status, size, request_id)
+        self._record(exchange, status, size, request_id, task)
 
-    def _record(self, exchange: Exchange, status: int, size: int, request_id: str) -> float:
+    def _record(
+        self, exchange: Exchange, status: int, size: int, request_id: str, task: Task | None
+    ) -> float:
         seconds = time.monotonic() - exchange.received
         codes = self._codes
         if status not in codes:
             codes[status] = self._service.metrics.requests.of(*self._labels, str(status))
         codes[status].value += 1
         self._seconds.observe(seconds)
-        if self._service.access is not None:
-            self._service.access(self._line(exchange, status, size, seconds, request_id))
+        if self._service.access is not None or self._service.traces is not None:
+            self._tell(exchange, status, size, seconds, request_id, task)
         return seconds
 
-    def _line(
-        self, exchange: Exchange, status: int, size: int, seconds: float, request_id: str
-    ) -> str:
-        model, version, route = self._labels
-        line = {
-            "at": time.time(),
-            "method": exchange.method.decode("latin-1"),
-            "target": exchange.target.decode("latin-1"),
-            "status": status,
-            "bytes": size,
-            "seconds": round(seconds, 6),
-            "model": model,
-            "version": version,
-            "route": route,
-            "request_id": request_id,
-        }
-        return json.dumps(line)
+    def _tell(
+        self,
+        exchange: Exchange,
+        status: int,
+        size: int,
+        seconds: float,
+        request_id: str,
+        task: Task | None,
+    ) -> None:
+        """Give what became of a request to those who are told of each."""
+        access, traces = self._service.access, self._service.traces
+        headers = exchange.headers
+        context = parent(headers.get(b"traceparent")) if traces is None else traces.sample(headers)
+        traced = traces is not None and context is not None and context.sampled
+        if access is None and not traced:
+            return
+        request = Request(
+            exchange.method.decode("latin-1"),
+            exchange.target.decode("latin-1"),
+            *self._labels,
+            status,
+            size,
+            request_id,
+            exchange.received,
+            exchange.received + seconds,
+            _timing(task),
+        )
+        if traced:
+            assert traces is not None
+            assert context is not None
+            traces.offer(context, headers.get(b"tracestate", b""), request)
+        if access is not None:
+            access(entry(request, context))
+
+
+def _timing(task: Task | None) -> Timing | None:
+    if task is None or task.run is None:
+        return None
+    run = task.run
+    return Timing(task.rows, run.rows, task.queued, run.begun, run.inferred)
 
 
 class Call(Task):
@@ -197,7 +228,7 @@ class Call(Task):
     def done(self, inputs: list[Array], outputs: list[Array]) -> None:
         body, kind, extra = self._route.encode(self, outputs)
         seconds = self._route.series.answer(
-            self._exchange, 200, body, kind, self._identity + extra, self.request_id
+            self._exchange, 200, body, kind, self._identity + extra, self.request_id, self
         )
         route = self._route
         recorder = route.service.recorder
@@ -218,7 +249,9 @@ class Call(Task):
             self._fail(500, f"the graph failed on request {self.request_id!r}; the log says why.")
 
     def _fail(self, status: int, message: str) -> None:
-        self._route.series.refuse(self._exchange, status, message, self._identity, self.request_id)
+        self._route.series.refuse(
+            self._exchange, status, message, self._identity, self.request_id, self
+        )
 
 
 class Route:

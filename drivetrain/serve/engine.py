@@ -68,10 +68,11 @@ class Task:
 
     Attributes:
         queued: ``time.monotonic()`` at which it began to wait for a run.
+        run: the run that it went through, once that is over.
         holds: the bytes that its columns take, estimated from above.
     """
 
-    __slots__ = ("columns", "deadline", "holds", "model", "queued", "received", "rows")
+    __slots__ = ("columns", "deadline", "holds", "model", "queued", "received", "rows", "run")
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Task:
         self.rows = rows
         self.deadline = deadline
         self.received = self.queued = monotonic() if received is None else received
+        self.run: Run | None = None
         self.holds = _VALUE_BYTES * rows * len(columns) + _TEXT_BYTES * size
 
     def done(self, inputs: list[Array], outputs: list[Array]) -> None:
@@ -154,6 +156,7 @@ class Engine:
     def close(self, model: Model) -> None:
         """Take no more tasks for a version; those that wait are still run."""
         self._lanes.pop(model)
+        self._metrics.statistics.remove(model.name, model.version)
 
     def queued(self, name: str) -> float:
         """Rows that wait for a run of the alias ``name``."""
@@ -202,7 +205,7 @@ class Engine:
             self._pool = ThreadPoolExecutor(self.batching.threads, "drivetrain-run")
         future = self._pool.submit(_compute, lane.model, batch)
 
-        def landed(future: "Future[_Run]") -> None:
+        def landed(future: "Future[Run]") -> None:
             self._loop.call_soon_threadsafe(self._land, lane, batch, rows, future.result())
 
         future.add_done_callback(landed)
@@ -227,7 +230,7 @@ class Engine:
             rows += task.rows
         return batch, rows
 
-    def _land(self, lane: _Lane, batch: list[Task], rows: int, run: "_Run") -> None:
+    def _land(self, lane: _Lane, batch: list[Task], rows: int, run: "Run") -> None:
         lane.running = False
         if lane.tasks and not lane.scheduled:
             lane.scheduled = True
@@ -239,6 +242,7 @@ class Engine:
         arrived = queued = 0.0
         for task, outcome in zip(batch, run.outcomes, strict=True):
             self.held -= task.holds
+            task.run = run
             if isinstance(outcome, Exception):
                 self._fail(lane, task, outcome)
                 continue
@@ -270,7 +274,7 @@ class Engine:
         task.failed(error)
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """What became of a batch, and when, by ``time.monotonic()``.
 
     Attributes:
@@ -279,6 +283,7 @@ class _Run(NamedTuple):
         fed: the graph began.
         inferred: everything was computed.
         seconds: what the batch took, without what was run again alone.
+        rows: of all its tasks.
     """
 
     outcomes: list[Outcome]
@@ -286,11 +291,13 @@ class _Run(NamedTuple):
     fed: float
     inferred: float
     seconds: float
+    rows: int
 
 
-def _compute(model: Model, batch: list[Task]) -> _Run:
+def _compute(model: Model, batch: list[Task]) -> Run:
     """Run a batch; when it fails, each task alone, so that only the offender fails."""
     begun = fed = monotonic()
+    rows = sum(task.rows for task in batch)
     try:
         inputs = model.columns.arrays([task.columns for task in batch])
         feeds = model.columns.feeds(inputs)
@@ -300,17 +307,17 @@ def _compute(model: Model, batch: list[Task]) -> _Run:
         seconds = monotonic() - begun
         alone = len(batch) == 1
         outcomes: list[Outcome] = [error] if alone else [_alone(model, task) for task in batch]
-        return _Run(outcomes, begun, fed, monotonic(), seconds)
+        return Run(outcomes, begun, fed, monotonic(), seconds, rows)
     inferred = monotonic()
     if len(batch) == 1:
-        return _Run([(inputs, outputs)], begun, fed, inferred, inferred - begun)
+        return Run([(inputs, outputs)], begun, fed, inferred, inferred - begun, rows)
     outcomes = []
     start = 0
     for task in batch:
         stop = start + task.rows
         outcomes.append(([a[start:stop] for a in inputs], [a[start:stop] for a in outputs]))
         start = stop
-    return _Run(outcomes, begun, fed, inferred, inferred - begun)
+    return Run(outcomes, begun, fed, inferred, inferred - begun, rows)
 
 
 def _alone(model: Model, task: Task) -> Outcome:

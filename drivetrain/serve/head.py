@@ -20,11 +20,15 @@ _KEPT = frozenset(
         b"grpc-timeout",
         b"host",
         b"inference-header-content-length",
+        b"traceparent",
+        b"tracestate",
         b"x-request-id",
         b"x-timeout-ms",
     }
 )
-"""The headers that mean something to this server; each may come once."""
+"""The headers that mean something to this server."""
+_MANY = frozenset({b"traceparent", b"tracestate"})
+"""Those that may come more than once: W3C Trace Context has a request like this served."""
 _FORBIDDEN = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
 )
@@ -102,7 +106,9 @@ def read_head(fields: Fields) -> Head:
         regular = True
         check_field(name, value)
         if name in _KEPT:
-            if name in headers:
+            if name in _MANY and name in headers:
+                value = headers[name] + b"," + value
+            elif name in headers:
                 refusal = (400, f"header {name.decode()!r}: found twice, allowed: once.")
             headers[name] = value
     if len(fields) > _HEADER_COUNT:

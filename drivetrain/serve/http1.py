@@ -28,13 +28,17 @@ _KEPT = frozenset(
         b"expect",
         b"host",
         b"inference-header-content-length",
+        b"traceparent",
+        b"tracestate",
         b"transfer-encoding",
         b"upgrade",
         b"x-request-id",
         b"x-timeout-ms",
     }
 )
-"""The headers that mean something to this server; each may come once."""
+"""The headers that mean something to this server."""
+_MANY = frozenset({b"traceparent", b"tracestate"})
+"""Those that may come more than once: W3C Trace Context has a request like this served."""
 _ABSOLUTE = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
 _LINGER_SECONDS = 2.0
 _HEADER_COUNT = 100
@@ -247,9 +251,14 @@ class Connection(asyncio.Protocol):
             return  # a trailer field: counted, and of no meaning to this server
         name = name.lower()
         if name in _KEPT:
+            value = value.strip(b" \t")  # the parser leaves what is behind it
             if name in self.headers:
-                raise RefusedError(400, f"header {name.decode()!r}: found twice, allowed: once.")
-            self.headers[name] = value.strip(b" \t")  # the parser leaves what is behind it
+                if name not in _MANY:
+                    raise RefusedError(
+                        400, f"header {name.decode()!r}: found twice, allowed: once."
+                    )
+                value = self.headers[name] + b"," + value
+            self.headers[name] = value
 
     def on_headers_complete(self) -> None:
         headers, parser, limits = self.headers, self._parser, self.http.limits

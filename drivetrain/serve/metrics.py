@@ -256,6 +256,19 @@ class Metrics:
             "Files of events that were deleted, because they were too old or too many.",
             ("model",), Counter,
         )  # fmt: skip
+        self.access_dropped = Family(
+            "drivetrain_access_lines_dropped_total", "counter",
+            "Lines that the access log did not take.", (), Counter,
+        )  # fmt: skip
+        self.trace_spans = Family(
+            "drivetrain_trace_spans_total", "counter", "Spans that a collector took.",
+            (), Counter,
+        )  # fmt: skip
+        self.trace_dropped = Family(
+            "drivetrain_traces_dropped_total", "counter",
+            "Sampled requests whose spans no collector took, or that were too many to hold.",
+            (), Counter,
+        )  # fmt: skip
         self.ready = Family(
             "drivetrain_ready", "gauge", "1 while every process of the server takes requests.",
             (), Counter, min,
@@ -281,6 +294,7 @@ class Metrics:
             *(self.placement_info, self.traffic_share),
             *(self.shadow_requests, self.shadow_difference),
             *(self.feedback_rows, self.feedback_dropped, self.feedback_deleted),
+            *(self.access_dropped, self.trace_spans, self.trace_dropped),
             *(self.ready, memory, cpu),
         )
 

@@ -19,6 +19,7 @@ import msgspec
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.placement import AUTO, CPU, checked
+from drivetrain.serve.access import AccessLog
 from drivetrain.serve.aliases import Aliases
 from drivetrain.serve.application import Application
 from drivetrain.serve.calls import RequestIds, Service
@@ -42,6 +43,7 @@ from drivetrain.serve.opening import Opening
 from drivetrain.serve.retention import Retention
 from drivetrain.serve.supervisor import Seat, Supervisor
 from drivetrain.serve.tls import Tls
+from drivetrain.serve.traces import Traces, Tracing
 from drivetrain.serve.weights import Weights
 
 log = logging.getLogger("drivetrain.serve")
@@ -73,7 +75,9 @@ class Server:
         tls: what is served over it; None serves in the clear, the token included.
         feedback: a directory for events (see :class:`drivetrain.serve.feedback.Feedback`).
         retention: how much of them is kept there.
-        access_log: gets one line of JSON for each answer.
+        access_log: gets one line of JSON for each answer (see
+            :class:`drivetrain.serve.access.AccessLog`).
+        tracing: where the traces of requests go; None makes none.
         limits: what one client may take.
         batching: how requests share runs.
         reload_seconds: how often aliases are asked.
@@ -105,6 +109,7 @@ class Server:
         feedback: Path | None = None,
         retention: Retention | None = None,
         access_log: TextIO | None = None,
+        tracing: Tracing | None = None,
         limits: HttpLimits | None = None,
         batching: Batching | None = None,
         reload_seconds: float = 1.0,
@@ -136,6 +141,7 @@ class Server:
         self._feedback = feedback
         self._retention = retention or Retention()
         self._access_log = access_log
+        self._tracing = tracing
         self._limits = limits or HttpLimits()
         self._batching = batching or Batching()
         self._reload_seconds = reload_seconds
@@ -224,7 +230,6 @@ class Server:
         loop = self._loop = asyncio.get_running_loop()
         stopping = self._stopping = asyncio.Event()
         again = asyncio.Event()
-        lines: list[str] = []
         with contextlib.ExitStack() as stack:
             # Bound before anything is loaded, for a taken port is better known at once; it
             # listens only when there is something to serve.
@@ -235,9 +240,8 @@ class Server:
                 self.metrics.inherit(_figures(seat, seat.number))
                 self.metrics.others = self._others
                 stack.callback(self._publish)
-            stack.callback(self._write_access, lines)
             engine = Engine(self._batching, self.metrics, loop)
-            application = self._application(engine, lines, stack)
+            application = self._application(engine, stack)
             stack.callback(engine.shut_down)
             stack.callback(application.shut_down)
             loader = Loader(self._weights, self._placement, self._parity, self._verify)
@@ -256,7 +260,7 @@ class Server:
             # A thread that computes in Python holds the loop up for this long, 5 ms by default.
             stack.callback(sys.setswitchinterval, sys.getswitchinterval())
             sys.setswitchinterval(_SWITCH_SECONDS)
-            for work in (self._tick(http, lines), aliases.follow(again, self._reload_seconds)):
+            for work in (self._tick(http), aliases.follow(again, self._reload_seconds)):
                 stack.callback(loop.create_task(work).cancel)
             self._set_ready(application, True)
             started()
@@ -268,11 +272,16 @@ class Server:
             log.error("%d requests had no answer when the grace of the end was over", left)
         return 1 if left else 0
 
-    def _application(
-        self, engine: Engine, lines: list[str], stack: contextlib.ExitStack
-    ) -> Application:
+    def _application(self, engine: Engine, stack: contextlib.ExitStack) -> Application:
         """The application; what must be closed goes on the stack."""
-        feedback = None
+        feedback = access = traces = None
+        if self._access_log is not None:
+            access = AccessLog(self._access_log, self.metrics.access_dropped.of())
+            stack.callback(access.close)
+        if self._tracing is not None:
+            counted = (self.metrics.trace_spans.of(), self.metrics.trace_dropped.of())
+            traces = Traces(self._tracing, *counted)
+            stack.callback(traces.close)
         if self._feedback is not None:
             feedback = Feedback(self._feedback, self.metrics, retention=self._retention)
             stack.callback(feedback.close)
@@ -281,7 +290,8 @@ class Server:
             metrics=self.metrics,
             request_ids=RequestIds(),
             recorder=feedback,
-            access=None if self._access_log is None else lines.append,
+            access=access,
+            traces=traces,
         )
         return Application(service, self._token)
 
@@ -354,13 +364,12 @@ class Server:
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, lambda: (again.set(), self._renew(always=True)))
 
-    async def _tick(self, http: Http, lines: list[str]) -> None:
+    async def _tick(self, http: Http) -> None:
         limits = self._limits
         shortest = min(limits.header_seconds, limits.body_seconds, limits.idle_seconds)
         while True:
             await asyncio.sleep(min(_TICK_SECONDS, shortest / 4))
             http.tick()
-            self._write_access(lines)
             self._publish()
             self._renew()
             if self._seat is not None:
@@ -369,17 +378,6 @@ class Server:
     def _renew(self, *, always: bool = False) -> None:
         if self._tls is not None:
             self._tls.renew(always=always)
-
-    def _write_access(self, lines: list[str]) -> None:
-        if self._access_log is None or not lines:
-            return
-        text = "".join(f"{line}\n" for line in lines)
-        lines.clear()
-        try:
-            self._access_log.write(text)
-            self._access_log.flush()
-        except (OSError, ValueError):
-            log.exception("the access log could not be written")
 
     # -- several processes ---------------------------------------------------------------------
 
