@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -41,7 +41,7 @@ class RowsRoute(Route):
 
     def decode(self, exchange: Exchange) -> Call:
         body, columns = exchange.body, self.model.columns
-        found: list[Values]
+        found: Sequence[Values]
         try:
             many = _MANY.match(body)
             rows = self._decode_many(body).rows if many else [self._decode_one(body)]

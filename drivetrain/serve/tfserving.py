@@ -55,7 +55,7 @@ class PredictRoute(Route):
         self._names = [msgspec.json.encode(name).decode() for name in model.outputs]
 
     def decode(self, exchange: Exchange) -> Call:
-        found: list[Values]
+        found: Sequence[Values]
         body, columns = exchange.body, self.model.columns
         by_rows = True
         try:

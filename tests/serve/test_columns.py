@@ -96,6 +96,29 @@ def test_requests_together_are_the_batch_of_all_their_rows(requests):
     assert all(same(feeds[name], feed(batch, name, shape)) for name, shape in GRAPH_INPUTS)
 
 
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.lists(rows, min_size=1, max_size=3))
+def test_rows_without_nested_values_are_written_at_once_and_are_the_same(requests):
+    plain = Schema(tuple(field for field in SCHEMA if not field.shape))
+    columns = Columns(plain, [])
+    decode = msgspec.json.Decoder(list[columns.row]).decode
+    rows = [[{k: v for k, v in row.items() if k != "pixels"} for row in rows] for rows in requests]
+    asked = [columns.of_rows(decode(as_json(found))) for found in rows]
+    batch = Batch.from_rows([row for found in rows for row in found], plain)
+    found = columns.arrays(asked)
+    assert all(same(a, batch[field.name]) for a, field in zip(found, plain, strict=True))
+    mixed = columns.arrays([*asked[:-1], list(asked[-1])])
+    assert all(same(a, b) for a, b in zip(found, mixed, strict=True))
+
+
+def test_decoded_rows_are_columns_to_whoever_asks():
+    columns = Columns(Schema((Field("x", "float32"), Field("n", "int64"))), [])
+    decode = msgspec.json.Decoder(list[columns.row]).decode
+    found = columns.of_rows(decode('[{"x": 1.5, "n": 2}, {"x": null, "n": 3}]'))
+    assert (len(found), list(found), found[1:]) == (2, [[1.5, None], [2, 3]], [[2, 3]])
+    assert len(columns.of_rows([])) == len(list(columns.of_rows([]))) == 0
+
+
 def test_arrays_and_values_of_different_requests_join():
     columns = Columns(Schema((Field("x", "float32"),)), [("x", ("rows",))])
     (joined,) = columns.arrays([[[1.0, None]], [np.array([3], np.float32)], [[4.0]]])
