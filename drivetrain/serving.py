@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from drivetrain.core import packed
 from drivetrain.core.bundle import Bundle
 from drivetrain.core.durable import write
 from drivetrain.core.site import Site
@@ -26,9 +27,9 @@ def registry_of(site: Site) -> Registry:
 
 
 def is_bundle(reference: str) -> bool:
-    """Whether a reference is the path of a bundle, and so no digest and no alias."""
+    """Whether a reference is a path, and so no digest and no alias, which have no ``/``."""
     path = Path(reference)
-    return path.is_dir() or (path.suffix != "" and path.is_file())
+    return "/" in reference or path.is_dir() or packed.is_packed(path)
 
 
 def open_bundle(site: Site, reference: str) -> Bundle:
