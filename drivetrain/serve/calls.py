@@ -225,7 +225,7 @@ class Call(Task):
         self._identity = b"x-request-id: %b\r\n" % shown.encode()
         exchange.on_gone = self.cancel
 
-    def done(self, inputs: list[Array], outputs: list[Array]) -> None:
+    def done(self, inputs: Sequence[Array], outputs: list[Array]) -> None:
         body, kind, extra = self._route.encode(self, outputs)
         seconds = self._route.series.answer(
             self._exchange, 200, body, kind, self._identity + extra, self.request_id, self
