@@ -20,8 +20,10 @@ from drivetrain.serve.management import Answer, Management, Methods
 from drivetrain.serve.metrics import CONTENT_TYPE
 from drivetrain.serve.models import Model, Release
 from drivetrain.serve.openapi import PAGE_HEADERS, document, page
+from drivetrain.serve.repository import Repository
 from drivetrain.serve.rows import RowsRoute
 from drivetrain.serve.shadow import Shadow
+from drivetrain.serve.shared_memory import SharedMemory
 from drivetrain.serve.split import Split
 from drivetrain.serve.statistics import model_statistics
 from drivetrain.serve.tfserving import PredictRoute, status
@@ -59,7 +61,7 @@ class Application:
         self._of_model: dict[str, dict[str, Methods]] = {}
         self._shadows: dict[str, Shadow] = {}
         self.management: Management | None = None
-        """Answers who manages; of a server whose aliases nobody loads or unloads there is none."""
+        """Answers who manages; None until :meth:`manage`."""
         self._statistics = Series(service, "", "", "statistics")
         served, managed = (self._constant("v2", server_metadata(m)) for m in (False, True))
 
@@ -140,6 +142,11 @@ class Application:
         targets[f"/predict/{name}"] = {b"POST": self.route(RowsRoute.name, name)}
         self._of_model[name] = targets
         self._fill()
+        self._grpc.readiness_changed()
+
+    def manage(self, repository: Repository, memory: SharedMemory) -> None:
+        """Let aliases be loaded and unloaded, and shared memory be registered."""
+        self.management = Management(repository, memory, self._service)
 
     def remove(self, name: str) -> None:
         """Take no more requests for an alias."""
@@ -148,6 +155,7 @@ class Application:
         if shadow is not None:
             shadow.close()
         self._fill()
+        self._grpc.readiness_changed()
 
     @property
     def able(self) -> bool:

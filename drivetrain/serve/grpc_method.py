@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from drivetrain.serve.calls import Series
 from drivetrain.serve.exchange import Exchange, RefusedError
+from drivetrain.serve.management import Management
 from drivetrain.serve.models import Release
 from drivetrain.serve.wire import MalformedError
 
@@ -20,13 +21,25 @@ class Served(Protocol):
 
     Attributes:
         releases: the loaded versions of each alias.
-        ready: whether requests are taken.
+        management: answers who manages, or None.
     """
 
     releases: dict[str, Release]
+    management: Management | None
 
     @property
-    def ready(self) -> bool: ...
+    def ready(self) -> bool:
+        """Whether requests are taken; not any more once the server ends."""
+        ...
+
+    @property
+    def able(self) -> bool:
+        """Whether requests are taken, and every alias that should be loaded is."""
+        ...
+
+    def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
+        """What versions have done, or a ValueError if there are none of these names."""
+        ...
 
     def route(self, kind: str, name: str, version: str = "") -> Answer:
         """Where a call for a version goes, or a ValueError that names the nearest."""
@@ -62,14 +75,14 @@ class Method:
             self._series.answer(exchange, 200, body, PROTOBUF)
 
 
-def refuse(series: Series, exchange: Exchange, error: Exception) -> None:
+def refuse(series: Series, exchange: Exchange, error: Exception, extra: bytes = b"") -> None:
     """Answer what kept a method from answering.
 
     Raises:
         Exception: ``error`` itself, if nobody is meant to read it.
     """
     if isinstance(error, RefusedError):
-        series.refuse(exchange, error.status, str(error))
+        series.refuse(exchange, error.status, str(error), extra)
     elif isinstance(error, ImportError):
         series.refuse(exchange, 501, str(error))
     elif isinstance(error, ValueError):

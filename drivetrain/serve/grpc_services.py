@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from drivetrain.serve.calls import Route, Service
 from drivetrain.serve.grpc_infer import GrpcInferRoute
+from drivetrain.serve.grpc_manage import ManagementService
 from drivetrain.serve.grpc_method import Answer, Served
 from drivetrain.serve.grpc_stream import GrpcStream
 from drivetrain.serve.grpc_stream_infer import StreamInferRoute
@@ -30,10 +31,12 @@ class GrpcServices:
 
     def __init__(self, served: Served, service: Service) -> None:
         inference = InferenceService(served, service)
+        management = ManagementService(served, service)
         serving = TensorflowServing(served, service)
         self._health = HealthService(served, service)
         self.unary: Mapping[str, Answer] = {
             **inference.unary,
+            **management.unary,
             **serving.unary,
             **self._health.unary,
         }

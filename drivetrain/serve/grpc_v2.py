@@ -26,7 +26,6 @@ from drivetrain.serve.grpc_stream import GrpcStream
 from drivetrain.serve.grpc_stream_infer import InferStream, StreamInferRoute
 from drivetrain.serve.messages_v2 import messages
 from drivetrain.serve.models import Model
-from drivetrain.serve.statistics import model_statistics
 from drivetrain.serve.v2 import model_metadata, server_metadata
 
 SERVICE = "/inference.GRPCInferenceService/"
@@ -35,7 +34,6 @@ OPEN = frozenset({f"{SERVICE}ServerLive", f"{SERVICE}ServerReady", f"{HEALTH}Che
 """Methods that need no token: a platform's health checks carry none, and they say nothing else."""
 _SERVICES = ("", "inference.GRPCInferenceService", "tensorflow.serving.PredictionService")
 _SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3
-_NO_GPU = "found shared memory of a GPU, allowed: system shared memory; this server has no GPU."
 _NO_SETTING = "found a setting of Triton's own, allowed: the options that the server starts with."
 _MOST_ADDRESSES = 1024
 
@@ -54,27 +52,26 @@ class InferenceService:
         self._other = Series(service, "", "", GrpcInferRoute.name)
         self._addresses: dict[bytes, tuple[str, str]] = {}
         series = Series(service, "", "", "grpc")
+        served_only, managed = (_about(series, managed) for managed in (False, True))
 
         def method(name: str, request: str, answer: Callable[[Any], Any]) -> tuple[str, Answer]:
             return f"{SERVICE}{name}", Method(series, messages, request, answer)
 
         self.unary: Mapping[str, Answer] = {
             f"{SERVICE}ModelInfer": lambda exchange: self._infer(GrpcInferRoute.name, exchange),
+            f"{SERVICE}ServerMetadata": lambda exchange: (
+                managed if exchange.managed else served_only
+            )(exchange),
             **dict(
                 (
                     method("ServerLive", "Empty", lambda _: messages()["Live"](live=True)),
                     method("ServerReady", "Empty", self._server_ready),
                     method("ModelReady", "ModelName", self._model_ready),
-                    method("ServerMetadata", "Empty", self._server_metadata),
                     method("ModelMetadata", "ModelName", self._model_metadata),
                     method("ModelConfig", "ModelName", self._model_config),
                     method("ModelStatistics", "ModelName", self._statistics),
                 )
             ),
-            **{
-                f"{SERVICE}CudaSharedMemory{verb}": unimplemented(series, _NO_GPU)
-                for verb in ("Status", "Register", "Unregister")
-            },
             **{
                 f"{SERVICE}{name}": unimplemented(series, f"{name}: {_NO_SETTING}")
                 for name in ("TraceSetting", "LogSettings")
@@ -113,16 +110,13 @@ class InferenceService:
     # -- description ---------------------------------------------------------------------------
 
     def _server_ready(self, request: Any) -> Any:
-        return messages()["Ready"](ready=self._served.ready)
+        return messages()["Ready"](ready=self._served.able)
 
     def _model_ready(self, request: Any) -> Any:
         release = self._served.releases.get(request.name)
         versions = () if release is None else release.models
         ready = any(request.version in ("", model.version) for model in versions)
         return messages()["Ready"](ready=ready)
-
-    def _server_metadata(self, request: Any) -> Any:
-        return _rendered("ServerMetadata", server_metadata())
 
     def _model_metadata(self, request: Any) -> Any:
         model = self._model(request)
@@ -134,17 +128,8 @@ class InferenceService:
         return _rendered("ModelConfigResponse", {"config": config})
 
     def _statistics(self, request: Any) -> Any:
-        if request.name:
-            self._model(request)
-        versions = [
-            (name, model.version)
-            for name, release in self._served.releases.items()
-            for model in release.models
-            if request.name in ("", name) and request.version in ("", model.version)
-        ]
-        metrics = self._service.metrics
-        own, others = metrics.statistics.numbers(), metrics.others()
-        return _rendered("ModelStatisticsResponse", model_statistics(versions, own, others))
+        told = found(lambda: self._served.statistics(request.name, request.version))
+        return _rendered("ModelStatisticsResponse", told)
 
     def _model(self, request: Any) -> Model:
         """The version that a request names.
@@ -163,7 +148,8 @@ class HealthService:
 
     def __init__(self, served: Served, service: Service) -> None:
         self._served = served
-        self._watches: set[GrpcStream] = set()
+        self._watches: dict[GrpcStream, int] = {}
+        """Who watches, and what they were told last."""
         series = Series(service, "", "", "health")
         self.unary: Mapping[str, Answer] = {
             f"{HEALTH}Check": Method(series, messages, "HealthRequest", self._check)
@@ -177,7 +163,7 @@ class HealthService:
 
     @property
     def _status(self) -> int:
-        return _SERVING if self._served.ready else _NOT_SERVING
+        return _SERVING if self._served.able else _NOT_SERVING
 
     def _watch(self, stream: GrpcStream) -> None:
         def asked(message: bytes) -> None:
@@ -190,25 +176,39 @@ class HealthService:
             except ValueError as error:
                 stream.finish(GrpcStatus.INVALID_ARGUMENT, str(error))
                 return
-            known = service in _SERVICES
-            if known:
-                self._watches.add(stream)
-            self._send(stream, self._status if known else _SERVICE_UNKNOWN)
+            if service in _SERVICES:
+                self._tell(stream)
+            else:
+                _send(stream, _SERVICE_UNKNOWN)
 
         stream.on_message = asked
-        stream.on_gone = lambda: self._watches.discard(stream)
+        stream.on_gone = lambda: self._forget(stream)
 
     def changed(self) -> None:
-        """Tell who watches that the server is ready, or is not any more; that ends the watch, for
-        the server ends behind it."""
+        """Tell who watches what is new. A server that ends ends the watches too, which would
+        keep it from ending."""
         for stream in list(self._watches):
-            self._send(stream, self._status)
+            self._tell(stream)
             if not self._served.ready:
-                self._watches.discard(stream)
+                self._watches.pop(stream)
                 stream.finish(GrpcStatus.UNAVAILABLE, "the server is ending.")
 
-    def _send(self, stream: GrpcStream, status: int) -> None:
-        stream.send(messages()["HealthResponse"](status=status).SerializeToString())
+    def _forget(self, stream: GrpcStream) -> None:
+        self._watches.pop(stream, None)
+
+    def _tell(self, stream: GrpcStream) -> None:
+        if self._watches.get(stream) != self._status:
+            self._watches[stream] = self._status
+            _send(stream, self._status)
+
+
+def _send(stream: GrpcStream, status: int) -> None:
+    stream.send(messages()["HealthResponse"](status=status).SerializeToString())
+
+
+def _about(series: Series, managed: bool) -> Method:
+    told = server_metadata(managed)
+    return Method(series, messages, "Empty", lambda _: _rendered("ServerMetadata", told))
 
 
 def _rendered(name: str, data: Mapping[str, Any]) -> Any:
