@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drivetrain.core.bundle import Manifest
+from drivetrain.watch import roles
 from drivetrain.watch.bounds import drift_bounds, p99_bound
 from drivetrain.watch.exposition import quoted
 
@@ -19,11 +20,20 @@ class Alerts:
         error_share: of answers that are server errors, over five minutes.
         queue_rows: rows that wait, for two minutes.
         drift_rows: how many rows must have been compared before drift is believed.
+        canary_requests: how many a canary must have answered in ten minutes before it is judged.
+        canary_error_share: by which it may exceed the stable version's share of server errors.
+        canary_slower: how often the stable version's p99 it may take.
+        canary_distance: how far its predictions may lie from the stable version's, 0 to 1 (see
+            :func:`drivetrain.watch.roles.distance`).
     """
 
     error_share: float = 0.01
     queue_rows: int = 1000
     drift_rows: int = 1000
+    canary_requests: int = 100
+    canary_error_share: float = 0.01
+    canary_slower: float = 1.5
+    canary_distance: float = 0.1
 
     def rules(self, manifest: Manifest, model: str | None = None) -> dict[str, Any]:
         """The rules as plain data.
@@ -33,7 +43,11 @@ class Alerts:
             model: the name that it is served under; None is the system's name.
         """
         model = model or manifest.name
-        rules = [*self._service(manifest, model), *self._data(manifest, model)]
+        rules = [
+            *self._service(manifest, model),
+            *self._canary(model),
+            *self._data(manifest, model),
+        ]
         return {"groups": [{"name": f"drivetrain-{model}", "rules": rules}]}
 
     def render(self, manifest: Manifest, model: str | None = None) -> str:
@@ -83,6 +97,40 @@ class Alerts:
             wait="2m",
             severity="warning",
             summary=f"{{{{ $value }}}} rows wait for {model}",
+        )
+
+    def _canary(self, model: str) -> Iterator[dict[str, Any]]:
+        of, over = f"model={quoted(model)}", "10m"
+        asked = f"{roles.requests('canary', of, over)} * 600 >= {self.canary_requests}"
+        worse = (
+            f"({roles.error_share('canary', of, over)}) - ({roles.error_share('stable', of, over)})"
+        )
+        yield _rule(
+            "DrivetrainCanaryErrors",
+            f"({worse} > {self.canary_error_share:g}) and ({asked})",
+            wait="1m",
+            severity="critical",
+            summary=f"The canary of {model} has {{{{ $value | humanizePercentage }}}} more server "
+            f"errors than the stable version: drivetrain canary {model} --end",
+        )
+        slower = f"{roles.latency(0.99, 'canary', of, over)} / "
+        slower += roles.latency(0.99, "stable", of, over)
+        yield _rule(
+            "DrivetrainCanarySlow",
+            f"({slower} > {self.canary_slower:g}) and ({asked})",
+            wait="5m",
+            severity="warning",
+            summary=f"The canary of {model} takes {{{{ $value | humanize }}}} times the stable "
+            "version's p99",
+        )
+        far = f"{roles.distance(of, over)} > {self.canary_distance:g}"
+        yield _rule(
+            "DrivetrainCanaryPredictions",
+            f"({far}) and on () ({asked})",
+            wait="5m",
+            severity="warning",
+            summary=f"{{{{ $labels.output }}}} of the canary of {model} lies "
+            '{{ $value | printf "%.2f" }} from the stable version\'s (Kolmogorov-Smirnov)',
         )
 
     def _data(self, manifest: Manifest, model: str) -> Iterator[dict[str, Any]]:

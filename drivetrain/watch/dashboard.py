@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drivetrain.core.bundle import Manifest
+from drivetrain.watch import roles
 from drivetrain.watch.bounds import drift_bounds, p99_bound
 from drivetrain.watch.exposition import quoted
 
@@ -102,6 +103,7 @@ def _rows(manifest: Manifest, model: str) -> Iterator[tuple[str, list[Panel]]]:
     yield "Service", _service(manifest, _of(model))
     yield "Inference", _inference(_of(model))
     yield "Predictions", list(_predictions(manifest, model))
+    yield "Canary and shadow", _traffic(_of(model))
     yield "Drift and feedback", list(_drift(manifest, _of(model)))
     yield "Process", _process(_of(model))
 
@@ -110,21 +112,25 @@ def _of(model: str) -> str:
     return f"model={quoted(model)}"
 
 
-def quantile(q: float, histogram: str, labels: str, by: str = "") -> str:
-    """A quantile of a Prometheus histogram over the rate interval."""
+def quantile(q: float, histogram: str, labels: str, by: str = "", only: str = "") -> str:
+    """A quantile of a Prometheus histogram over the rate interval; ``only`` of a role."""
     groups = f"le, {by}" if by else "le"
-    rate = f"rate({histogram}_bucket{{{labels}}}[{INTERVAL}])"
+    rate = _rate(f"{histogram}_bucket", labels, only)
     return f"histogram_quantile({q:g}, sum by ({groups}) ({rate}))"
 
 
-def mean(histogram: str, labels: str, by: str = "") -> str:
-    """The mean of a Prometheus histogram over the rate interval."""
+def mean(histogram: str, labels: str, by: str = "", only: str = "") -> str:
+    """The mean of a Prometheus histogram over the rate interval; ``only`` of a role."""
     group = f" by ({by})" if by else ""
     total, count = (
-        f"sum{group} (rate({histogram}_{part}{{{labels}}}[{INTERVAL}]))"
-        for part in ("sum", "count")
+        f"sum{group} ({_rate(f'{histogram}_{part}', labels, only)})" for part in ("sum", "count")
     )
     return f"{total} / {count}"
+
+
+def _rate(metric: str, labels: str, only: str) -> str:
+    rate = f"rate({metric}{{{labels}}}[{INTERVAL}])"
+    return roles.in_role(rate, only, labels.partition(", ")[0]) if only else rate
 
 
 def _service(manifest: Manifest, of: str) -> list[Panel]:
@@ -153,16 +159,21 @@ def _service(manifest: Manifest, of: str) -> list[Panel]:
 
 
 def _inference(of: str) -> list[Panel]:
-    seconds, rows = "drivetrain_inference_seconds", "drivetrain_batch_rows"
+    seconds, rows, only = "drivetrain_inference_seconds", "drivetrain_batch_rows", "stable"
     return [
         Panel(
             title="Time in the graph",
-            queries=[(quantile(q, seconds, of), f"p{q * 100:g}") for q in (0.5, 0.99)],
+            queries=[(quantile(q, seconds, of, only=only), f"p{q * 100:g}") for q in (0.5, 0.99)],
             unit="s",
+            about="Of the stable version.",
         ),
         Panel(
             title="Rows in a batch",
-            queries=[(mean(rows, of), "mean"), (quantile(0.95, rows, of), "p95")],
+            queries=[
+                (mean(rows, of, only=only), "mean"),
+                (quantile(0.95, rows, of, only=only), "p95"),
+            ],
+            about="Of the stable version.",
         ),
         Panel(
             title="Rows that wait",
@@ -175,7 +186,9 @@ def _predictions(manifest: Manifest, model: str) -> Iterator[Panel]:
     histogram = "drivetrain_prediction"
     yield Panel(
         title="Mean prediction",
-        queries=[(mean(histogram, _of(model), "output"), "{{output}}")],
+        queries=[
+            (mean(histogram, _of(model), "output, version"), "{{output}} of {{version}}"),
+        ],
         about="A step here without a new version is a change in the events.",
     )
     for output in manifest.outputs:
@@ -183,8 +196,68 @@ def _predictions(manifest: Manifest, model: str) -> Iterator[Panel]:
         deciles = [q / 10 for q in range(1, 10)]
         yield Panel(
             title=f"Deciles of {output.name}",
-            queries=[(quantile(q, histogram, labels), f"{q:.0%}") for q in deciles],
+            queries=[(quantile(q, histogram, labels, only="stable"), f"{q:.0%}") for q in deciles],
+            about="Of the stable version.",
         )
+
+
+def _traffic(of: str) -> list[Panel]:
+    """What tells a canary from the stable version, and a shadow from those who answer."""
+    requests = f"rate(drivetrain_requests_total{{{of}}}[{INTERVAL}])"
+    failed = f'rate(drivetrain_requests_total{{{of}, code=~"5.."}}[{INTERVAL}])'
+    versions = "sum by (version)"
+    asked = f"rate(drivetrain_shadow_requests_total{{{of}}}[{INTERVAL}])"
+    apart = "drivetrain_shadow_difference"
+    return [
+        Panel(
+            title="Share of the requests",
+            queries=[
+                (
+                    f"max by (version, role) (drivetrain_traffic_share{{{of}}})",
+                    "{{role}} {{version}}",
+                ),
+            ],
+            unit="percentunit",
+            about="As it was asked for; 0 is a shadow.",
+        ),
+        Panel(
+            title="Share of server errors by version",
+            queries=[
+                (
+                    f"({versions} ({failed}) or 0 * {versions} ({requests})) "
+                    f"/ {versions} ({requests})",
+                    "{{version}}",
+                )
+            ],
+            unit="percentunit",
+        ),
+        Panel(
+            title="p99 latency by version",
+            queries=[
+                (quantile(0.99, "drivetrain_request_seconds", of, "version"), "{{version}}"),
+            ],
+            unit="s",
+        ),
+        Panel(
+            title="Canary: distance of its predictions",
+            queries=[(roles.distance(of, INTERVAL), "{{output}}")],
+            about="Kolmogorov-Smirnov, 0 to 1, from those of the stable version.",
+        ),
+        Panel(
+            title="Shadow: requests",
+            queries=[(f"sum by (outcome) ({asked})", "{{outcome}}")],
+            unit="reqps",
+            about="Dropped ones found the shadow's queue full: it takes only what is left over.",
+        ),
+        Panel(
+            title="Shadow: difference from the answers",
+            queries=[
+                (quantile(q, apart, of, "output"), f"{{{{output}}}} p{q * 100:g}")
+                for q in (0.5, 0.99)
+            ],
+            about="Absolute, of a number; of anything else 0 is the same and 1 is not.",
+        ),
+    ]
 
 
 def _drift(manifest: Manifest, of: str) -> Iterator[Panel]:
@@ -222,7 +295,7 @@ def _process(of: str) -> list[Panel]:
         Panel(title="Cores in use", queries=[(f"{cpu} {serving}", "{{instance}}")]),
         Panel(
             title="Model",
-            queries=[(f"drivetrain_model_info{{{of}}}", "{{version}}")],
+            queries=[(f"drivetrain_model_info{{{of}}}", "{{role}} {{version}}")],
             kind="table",
         ),
     ]

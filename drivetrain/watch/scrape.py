@@ -136,17 +136,18 @@ class Service:
         seconds: over which rates, shares, percentiles and means are taken; None for since the
             server started.
         ready: whether it takes requests.
-        version: the version that it serves.
-        digest: the bundle that it serves.
+        version: the version that answers; of a canary beside it the figures of its own are on
+            the dashboard.
+        digest: its bundle.
         requests: answered since it started.
         requests_per_s: answered, of any code.
         error_share: of answers with a code of 500 and above.
         refused_share: of answers with a code of 400 to 499.
         p50_ms: median time of a request, in milliseconds.
         p99_ms: its 99th percentile.
-        batch_rows: mean rows that ran at once.
+        batch_rows: mean rows that ran at once in that version.
         queue_rows: rows that wait now.
-        predictions: the mean of each output.
+        predictions: the mean of each of its outputs.
         memory_bytes: resident.
         cores: processor time taken, in seconds a second.
         feedback_rows: kept since the server started.
@@ -178,8 +179,11 @@ def service(between: Between, model: str) -> Service:
     codes = between.growth("code", "drivetrain_requests_total", model=model)
     answered = sum(codes.values())
     info = [s.labels for s in now.samples if s.name == "drivetrain_model_info" and s.value > 0]
-    known = next((labels for labels in reversed(info) if labels.get("model") == model), {})
-    rows = between.mean("model", "drivetrain_batch_rows", model=model)
+    ours = [labels for labels in reversed(info) if labels.get("model") == model]
+    known = next((labels for labels in ours if labels.get("role", "stable") == "stable"), {})
+    # A canary's and a shadow's runs must not pass for those of the version that answers.
+    of = {"model": model, **({"version": known["version"]} if "role" in known else {})}
+    rows = between.mean("model", "drivetrain_batch_rows", **of)
     cpu = sum(between.growth("instance", "process_cpu_seconds_total").values())
     ready = now.total("drivetrain_ready")
 
@@ -208,7 +212,7 @@ def service(between: Between, model: str) -> Service:
         p50_ms=milliseconds(0.5),
         p99_ms=milliseconds(0.99),
         batch_rows=rows.get(model),
-        predictions=between.mean("output", "drivetrain_prediction", model=model),
+        predictions=between.mean("output", "drivetrain_prediction", **of),
         cores=cpu / seconds if seconds else None,
         **totals,
     )

@@ -81,8 +81,39 @@ def test_promtool_accepts_the_rules(tmp_path):
         ["promtool", "check", "rules", "rules.yml"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 rules found" in done.stdout
+    assert "10 rules found" in done.stdout
     assert "SUCCESS" in done.stdout
+
+
+CANARY, STABLE = (f'model="flights",version="{v}",job="d",instance="i"' for v in "43")
+BOTH = {
+    f'drivetrain_model_info{{{STABLE},role="stable"}}': "1+0x60",
+    f'drivetrain_model_info{{{CANARY},role="canary"}}': "1+0x60",
+    f'drivetrain_requests_total{{code="200",{STABLE}}}': "0+900x60",
+}
+WELL = {f'drivetrain_requests_total{{code="200",{CANARY}}}': "0+100x60"}
+FEW = {
+    f'drivetrain_requests_total{{code="200",{CANARY}}}': "0+5x60",
+    f'drivetrain_requests_total{{code="500",{CANARY}}}': "0+1x60",
+}
+
+
+def predictions(of: str, low: int, high: int) -> dict[str, str]:
+    """Series of an output whose predictions lie below and above a half, each minute."""
+    series = {("bucket", "0.5"): low, ("bucket", "+Inf"): low + high, ("count", ""): low + high}
+    return {
+        f'drivetrain_prediction_{part}{{output="late",{of}'
+        + (f',le="{le}"' if le else "")
+        + "}": f"0+{count}x60"
+        for (part, le), count in series.items()
+    }
+
+
+def seconds(of: str, fast: int, slow: int) -> dict[str, str]:
+    """Series of requests that took up to 0.1 and up to 1 ms, each minute."""
+    counts = {"0.0001": fast, "0.001": fast + slow, "+Inf": fast + slow}
+    name = "drivetrain_request_seconds_bucket"
+    return {f'{name}{{le="{le}",{of}}}': f"0+{count}x60" for le, count in counts.items()}
 
 
 SERVED = {'drivetrain_model_info{model="flights",version="3",job="d",instance="i"}': "1+0x60"}
@@ -144,6 +175,51 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "summary": "dep (h) of flights has drifted: PSI 0.3 is above its bound",
         "firing": [{"model": "flights", "column": "dep (h)"}],
+    },
+    "DrivetrainCanaryErrors": {
+        "served": BOTH,
+        "series": {
+            f'drivetrain_requests_total{{code="200",{CANARY}}}': "0+98x60",
+            f'drivetrain_requests_total{{code="500",{CANARY}}}': "0+2x60",
+        },
+        "summary": "The canary of flights has 2% more server errors than the stable version: "
+        "drivetrain canary flights --end",
+        "firing": [{}],
+    },
+    "a canary that is as good as the stable version": {
+        "served": BOTH,
+        "series": {
+            **WELL,
+            **predictions(CANARY, 55, 45),
+            **predictions(STABLE, 450, 450),
+            **seconds(CANARY, 99, 1),
+            **seconds(STABLE, 891, 9),
+        },
+        "firing": [],
+    },
+    "a canary that has answered too few": {
+        "served": BOTH,
+        "series": {
+            **FEW,
+            **predictions(CANARY, 6, 0),
+            **predictions(STABLE, 450, 450),
+            **seconds(CANARY, 0, 6),
+            **seconds(STABLE, 900, 0),
+        },
+        "firing": [],
+    },
+    "DrivetrainCanarySlow": {
+        "served": BOTH,
+        "series": {**WELL, **seconds(CANARY, 0, 100), **seconds(STABLE, 900, 0)},
+        "summary": "The canary of flights takes 10.01 times the stable version's p99",
+        "firing": [{}],
+    },
+    "DrivetrainCanaryPredictions": {
+        "served": BOTH,
+        "series": {**WELL, **predictions(CANARY, 75, 25), **predictions(STABLE, 450, 450)},
+        "summary": "late of the canary of flights lies 0.25 from the stable version's "
+        "(Kolmogorov-Smirnov)",
+        "firing": [{"output": "late"}],
     },
     "DrivetrainFeedbackDropped": {
         "series": {f"drivetrain_feedback_dropped_total{{{TARGET}}}": "0+1x60"},

@@ -1,5 +1,6 @@
 """A real Prometheus scrapes made metrics, answers the dashboard's queries and raises an alert."""
 
+import itertools
 import json
 import random
 import shutil
@@ -42,33 +43,44 @@ class Made:
         self.histograms = {
             name: Histogram(f"{prefix}{name}", "made", labels, registry=registry)
             for name, labels in {
-                "request_seconds": ["model", "route"],
-                "inference_seconds": ["model"],
-                "batch_rows": ["model"],
-                "prediction": ["model", "output"],
+                "request_seconds": ["model", "version", "route"],
+                "inference_seconds": ["model", "version"],
+                "batch_rows": ["model", "version"],
+                "prediction": ["model", "version", "output"],
+                "shadow_difference": ["model", "version", "against", "output"],
             }.items()
         }
+        shadow = ["model", "version", "outcome"]
+        self.shadow = Counter(f"{prefix}shadow_requests", "made", shadow, registry=registry)
         self.queue = Gauge(f"{prefix}queue_rows", "made", ["model"], registry=registry)
         self.feedback = Counter(f"{prefix}feedback_rows", "made", ["model"], registry=registry)
         self.dropped = Counter(f"{prefix}feedback_dropped", "made", ["model"], registry=registry)
-        info = Gauge(
-            f"{prefix}model_info", "made", ["model", "version", "digest"], registry=registry
-        )
-        info.labels(MODEL, "1", "abc").set(1)
+        of_role = ["model", "version", "digest", "role"]
+        info = Gauge(f"{prefix}model_info", "made", of_role, registry=registry)
+        of_share = ["model", "version", "role"]
+        share = Gauge(f"{prefix}traffic_share", "made", of_share, registry=registry)
+        for version, role, answers in (("1", "stable", 0.8), ("2", "canary", 0.2)):
+            info.labels(MODEL, version, f"abc{version}", role).set(1)
+            share.labels(MODEL, version, role).set(answers)
+        info.labels(MODEL, "3", "abc3", "shadow").set(1)
         Gauge(f"{prefix}ready", "made", registry=registry).set(1)
         Gauge("process_resident_memory_bytes", "made", registry=registry).set(2e8)
         self.cpu = Counter("process_cpu_seconds", "made", registry=registry)
         self.random = random.Random(0)
 
     def tick(self) -> None:
-        """Ten requests, one of them an error."""
-        for at in range(10):
+        """Ten requests to each of two versions, one of each an error; the shadow is asked too."""
+        for at, version in itertools.product(range(10), "12"):
             code = "500" if at == 0 else "200"
-            self.requests.labels(MODEL, "1", "/infer", code).inc()
-            self.histograms["request_seconds"].labels(MODEL, "/infer").observe(0.02)
-            self.histograms["inference_seconds"].labels(MODEL).observe(0.006)
-            self.histograms["batch_rows"].labels(MODEL).observe(3)
-            self.histograms["prediction"].labels(MODEL, "late").observe(self.random.random())
+            self.requests.labels(MODEL, version, "/infer", code).inc()
+            self.histograms["request_seconds"].labels(MODEL, version, "/infer").observe(0.02)
+            self.histograms["inference_seconds"].labels(MODEL, version).observe(0.006)
+            self.histograms["batch_rows"].labels(MODEL, version).observe(3)
+            said = self.random.random() * (1.0 if version == "1" else 0.5)
+            self.histograms["prediction"].labels(MODEL, version, "late").observe(said)
+        self.histograms["batch_rows"].labels(MODEL, "3").observe(64)
+        self.histograms["shadow_difference"].labels(MODEL, "3", "1", "late").observe(0.01)
+        self.shadow.labels(MODEL, "3", "answered").inc()
         self.queue.labels(MODEL).set(2)
         self.feedback.labels(MODEL).inc(10)
         self.dropped.labels(MODEL).inc(1)
@@ -118,7 +130,7 @@ def free_port() -> int:
 def prometheus(server, drift, bundle, tmp_path_factory) -> Iterator[str]:
     """The address of a Prometheus of our own on the loopback."""
     directory = tmp_path_factory.mktemp("prometheus")
-    rules = Alerts(drift_rows=100).rules(bundle.manifest)
+    rules = Alerts(drift_rows=100, canary_requests=1).rules(bundle.manifest)
     for rule in rules["groups"][0]["rules"]:
         rule["for"] = "0s"  # a test does not wait for ten minutes
     (directory / "rules.yml").write_text(json.dumps(rules))
@@ -193,7 +205,10 @@ def test_the_dashboard_shows_what_was_measured(prometheus, bundle):
     assert shown("Share of server errors") == pytest.approx(0.1, abs=0.02)
     assert 0.01 <= shown("Request latency") <= 0.025  # the bucket that 20 ms lies in
     assert shown("Rows in a batch") == pytest.approx(3)
-    assert shown("Mean prediction") == pytest.approx(0.5, abs=0.2)
+    by_version = queries["Mean prediction"][0]["expr"].replace(INTERVAL, "5s")
+    means = {s["metric"]["version"]: float(s["value"][1]) for s in query(prometheus, by_version)}
+    assert means == {"1": pytest.approx(0.5, abs=0.2), "2": pytest.approx(0.25, abs=0.1)}
+    assert shown("Canary: distance of its predictions") == pytest.approx(0.5, abs=0.2)
     assert shown("Memory") == 2e8
     assert shown("Rows that wait") == 2
 
@@ -201,6 +216,7 @@ def test_the_dashboard_shows_what_was_measured(prometheus, bundle):
 def test_drift_arrives_and_its_alert_fires(prometheus):
     assert value(prometheus, 'drivetrain_drift_psi{column="x"}') > 1
     expected = {"DrivetrainDrift", "DrivetrainErrors", "DrivetrainFeedbackDropped"}
+    expected.add("DrivetrainCanaryPredictions")
 
     def firing() -> list[dict]:
         alerts = ask(prometheus, "/api/v1/alerts")["alerts"]
@@ -216,4 +232,4 @@ def test_drift_arrives_and_its_alert_fires(prometheus):
 def test_the_rules_are_loaded_without_an_error(prometheus):
     (group,) = ask(prometheus, "/api/v1/rules")["groups"]
     wait_for(lambda: all(rule["health"] == "ok" for rule in group["rules"]))
-    assert len(group["rules"]) == 6  # this bundle declares no latency
+    assert len(group["rules"]) == 9  # this bundle declares no latency

@@ -76,17 +76,26 @@ def served():
     for code, count in {"200": 80, "503": 15, "400": 5}.items():
         requests.labels("m", "3", "/infer", code).inc(count)
     requests.labels("other", "1", "/infer", "500").inc(1_000)
-    seconds = Histogram("drivetrain_request_seconds", "made", ["model", "route"], registry=registry)
-    rows = Histogram("drivetrain_batch_rows", "made", ["model"], registry=registry)
-    prediction = Histogram("drivetrain_prediction", "made", ["model", "output"], registry=registry)
+    seconds, rows, prediction = (
+        Histogram(f"drivetrain_{name}", "made", ["model", "version", *labels], registry=registry)
+        for name, labels in (
+            ("request_seconds", ["route"]),
+            ("batch_rows", []),
+            ("prediction", ["output"]),
+        )
+    )
     for _ in range(100):
-        seconds.labels("m", "/infer").observe(0.003)
-        rows.labels("m").observe(4)
-        prediction.labels("m", "late").observe(0.25)
+        seconds.labels("m", "3", "/infer").observe(0.003)
+        rows.labels("m", "3").observe(4)
+        prediction.labels("m", "3", "late").observe(0.25)
+        rows.labels("m", "4").observe(64)  # a shadow
+        prediction.labels("m", "4", "late").observe(0.75)
     Gauge("drivetrain_queue_rows", "made", ["model"], registry=registry).labels("m").set(7)
-    info = Gauge("drivetrain_model_info", "made", ["model", "version", "digest"], registry=registry)
-    info.labels("m", "2", "old").set(0)
-    info.labels("m", "3", "abc").set(1)
+    labels = ["model", "version", "digest", "role"]
+    info = Gauge("drivetrain_model_info", "made", labels, registry=registry)
+    info.labels("m", "2", "old", "stable").set(0)
+    info.labels("m", "3", "abc", "stable").set(1)
+    info.labels("m", "4", "def", "shadow").set(1)
     Gauge("drivetrain_ready", "made", registry=registry).set(1)
     Gauge("process_resident_memory_bytes", "made", registry=registry).set(1e8)
     Counter("process_cpu_seconds", "made", registry=registry).inc(5)
