@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from drivetrain.pipeline import run
     from drivetrain.registry.registry import Registry
     from drivetrain.train.all_reduce import AllReduce
+    from drivetrain.train.compression import FP16, Int8, PowerSGD, TopK
     from drivetrain.train.estimator import Estimator
     from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
     from drivetrain.train.schedule import Constant, Cosine, StepDecay
@@ -97,6 +98,7 @@ _HOME = {
     "pipeline": ("run",),
     "registry.registry": ("Registry",),
     "train.all_reduce": ("AllReduce",),
+    "train.compression": ("FP16", "Int8", "PowerSGD", "TopK"),
     "train.estimator": ("Estimator",),
     "train.loss": (
         "BinaryCrossEntropy",
@@ -125,6 +127,7 @@ _NAMES = {name: home for home, names in _HOME.items() for name in names}
 __all__ = [
     "AUC",
     "CSV",
+    "FP16",
     "RMSE",
     "Accuracy",
     "AllReduce",
@@ -149,6 +152,7 @@ __all__ = [
     "Id",
     "Image",
     "Index",
+    "Int8",
     "JSONLines",
     "Latency",
     "Log",
@@ -157,6 +161,7 @@ __all__ = [
     "Missing",
     "Optimize",
     "Parquet",
+    "PowerSGD",
     "Quantize",
     "Raw",
     "Registry",
@@ -167,6 +172,7 @@ __all__ = [
     "System",
     "Text",
     "TimeSplit",
+    "TopK",
     "coalesce",
     "col",
     "concat",

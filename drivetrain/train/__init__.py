@@ -1,19 +1,24 @@
 """The one loop, strategies on it, checkpoints and export."""
 
 from drivetrain.train.all_reduce import AllReduce
+from drivetrain.train.compression import FP16, Int8, PowerSGD, TopK
 from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from drivetrain.train.schedule import Constant, Cosine, StepDecay
 from drivetrain.train.single import Single
 from drivetrain.train.stopping import EarlyStopping
 
 __all__ = [
+    "FP16",
     "AllReduce",
     "BinaryCrossEntropy",
     "Constant",
     "Cosine",
     "CrossEntropy",
     "EarlyStopping",
+    "Int8",
     "MeanSquaredError",
+    "PowerSGD",
     "Single",
     "StepDecay",
+    "TopK",
 ]

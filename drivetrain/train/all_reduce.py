@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.seams import Examples, Run
+from drivetrain.train.compression import Compression
 from drivetrain.train.single import Single
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class AllReduce(Single):
     the same number it ends with the same bits.
 
     Attributes:
+        compression: makes gradients smaller before they travel, for slow networks; None sends them
+            as they are.
         wait_seconds: how long a process waits for another at most; one that has ended is noticed
             at once, this bounds the wait for one that stands still.
         bucket_mb: megabytes of gradients that are sent at once, while backward goes on.
@@ -34,6 +37,7 @@ class AllReduce(Single):
 
     distributed: ClassVar[bool] = True
 
+    compression: Compression | None = None
     wait_seconds: float = field(default=60.0, metadata={"declared": False})
     bucket_mb: float = field(default=25.0, metadata={"declared": False})
 
@@ -60,5 +64,10 @@ class AllReduce(Single):
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
         from drivetrain.train.buckets import Buckets
+        from drivetrain.train.compressed import Compressed
 
-        return None if group.size == 1 else Buckets(model, group, int(self.bucket_mb * (1 << 20)))
+        if group.size == 1:
+            return None
+        if self.compression is not None:
+            return Compressed(model, group, self.compression.compressor())
+        return Buckets(model, group, int(self.bucket_mb * (1 << 20)))

@@ -1,6 +1,6 @@
 """Gradients summed over processes, in buckets that travel while backward still computes others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,9 +28,7 @@ class Buckets:
     def __init__(self, model: nn.Module, group: Group, bucket_bytes: int = 25 << 20) -> None:
         self._group = group
         self._buffers = [b for b in model.buffers() if b.is_floating_point()]
-        with torch.no_grad(), naming(group):
-            for tensor in (*model.parameters(), *model.buffers()):
-                dist.broadcast(tensor, src=0)
+        start_equal(model, group)
         parameters = [p for p in model.parameters() if p.requires_grad]
         self._buckets = [
             _Bucket(members, with_loss=number == 0)
@@ -73,14 +71,15 @@ class Buckets:
             with naming(self._group):
                 bucket.work.wait()
             bucket.give()
-        self._share_buffers()
+        share_buffers(self._buffers, self._group)
         return self._buckets[0].loss.clone()
 
-    def _share_buffers(self) -> None:
-        """Running means differ by what each process saw; those of rank 0 are kept."""
-        with naming(self._group):
-            for buffer in self._buffers:
-                dist.broadcast(buffer, src=0)
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Nothing: what is summed is used up."""
+        return {}, {}
+
+    def load(self, common: Mapping[str, Tensor], own: Sequence[Mapping[str, Tensor]]) -> None:
+        """Nothing to go back to."""
 
 
 class _Bucket:
@@ -118,6 +117,21 @@ class _Bucket:
             parameter.grad = view
         self.missing = len(self.parameters)
         self.work = None
+
+
+@torch.no_grad()
+def start_equal(model: nn.Module, group: Group) -> None:
+    """Let the parameters and buffers of rank 0 be those of all."""
+    with naming(group):
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor, src=0)
+
+
+def share_buffers(buffers: Sequence[Tensor], group: Group) -> None:
+    """Running means differ by what each process saw; those of rank 0 are kept."""
+    with naming(group):
+        for buffer in buffers:
+            dist.broadcast(buffer, src=0)
 
 
 def _divided(parameters: Sequence[nn.Parameter], size: int) -> list[list[nn.Parameter]]:

@@ -131,6 +131,12 @@ def capture(loop: Loop, keeps: Mapping[str, Callback]) -> Checkpoint:
     for name, callback in keeps.items():
         state[f"callback/{name}"], held = callback.state()
         tensors.update({f"callback/{name}/{key}": tensor for key, tensor in held.items()})
+    if step.exchange is not None:
+        common, own = step.exchange.state()
+        tensors.update({f"exchange/common/{name}": tensor for name, tensor in common.items()})
+        for name, tensor in own.items():
+            for rank, of_rank in enumerate(loop.group.gather(tensor)):
+                tensors[f"exchange/{rank}/{name}"] = of_rank
     for device, generator in generators(step.model):
         for rank, state_of in enumerate(loop.group.gather(generator)):
             tensors[f"{_GENERATOR}/{rank}/{device}"] = state_of
@@ -149,6 +155,12 @@ def restore(loop: Loop, checkpoint: Checkpoint, keeps: Mapping[str, Callback]) -
     step.optimizer.load_state_dict({"state": slots, "param_groups": groups})
     for number, average in enumerate(step.average or ()):
         average.copy_(tensors[f"average/{number}"])
+    if step.exchange is not None:
+        own: list[dict[str, Tensor]] = []
+        while held := below(tensors, f"exchange/{len(own)}/"):
+            own.append(held)
+        if own:  # there is none if one process wrote it by itself
+            step.exchange.load(below(tensors, "exchange/common/"), own)
     for name, callback in keeps.items():
         held = below(tensors, f"callback/{name}/")
         device = step.parameters[0].device

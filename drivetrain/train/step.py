@@ -31,6 +31,19 @@ class Exchange(Protocol):
         """
         ...
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What a checkpoint must keep: what all processes have in common, and this one's own."""
+        ...
+
+    def load(self, common: Mapping[str, Tensor], own: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go back to what :meth:`state` gave.
+
+        Args:
+            common: of all.
+            own: by the rank that gave it; there may have been more processes, or fewer, than now.
+        """
+        ...
+
 
 class Step:
     """Forward, backward, update. A strategy that shares gradients gives an ``exchange``.

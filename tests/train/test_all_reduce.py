@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,17 @@ def test_an_interrupted_training_ends_with_the_same_bits(train: Any) -> None:
     cut = {"cut": {"1": 11, "how": "killed"}}
     train(2, "cut", status=128 + signal.SIGKILL, **options, **cut)
     assert same(whole, train(2, "cut", **options))
+
+
+def test_what_a_compression_owes_survives_an_interruption(train: Any, tmp_path: Path) -> None:
+    options = {"compression": "PowerSGD", "strategy": {"checkpoint_steps": 4, "epochs": 2}}
+    whole = train(2, **options)
+    train(2, "cut", status=128 + signal.SIGKILL, cut={"0": 11, "how": "killed"}, **options)
+    shutil.copytree(tmp_path / "cut", tmp_path / "shared")
+    assert same(whole, train(2, "cut", **options))
+    three = train(3, "shared", **options)  # who goes on share what the two owed
+    for name, tensor in whole.items():
+        torch.testing.assert_close(three[name], tensor, rtol=0.2, atol=0.05)
 
 
 def test_another_number_of_processes_sees_exactly_the_rows_that_were_left(

@@ -11,6 +11,7 @@ import torch
 from conftest import Made  # beside this file, which Python puts on the path
 from safetensors.torch import save_file
 
+from drivetrain import train
 from drivetrain.core.job import LOST
 from drivetrain.core.seams import Run
 from drivetrain.core.world import World
@@ -42,6 +43,8 @@ def main(directory: Path, options: dict[str, Any]) -> int:
     examples.batches = noting
     model = MLP(hidden=(16,), dim=4, **options.get("model", {}))
     strategy = replace(STRATEGY, **options.get("strategy", {}))
+    if "compression" in options:
+        strategy = replace(strategy, compression=getattr(train, options["compression"])())
     run = Run(directory=directory / "run", world=world)
     try:
         fitted = strategy.fit(build(model, examples.features, seed=1), examples, run)
