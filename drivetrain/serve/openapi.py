@@ -93,16 +93,6 @@ def document(
             "required": ["error"],
             "properties": {"error": {"type": "string"}},
         },
-        "PredictRequest": {
-            "type": "object",
-            "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],
-            "properties": {
-                "signature_name": {"enum": ["serving_default", "", None]},
-                "instances": {"type": "array", "minItems": 1},
-                "inputs": {"type": ["array", "object"]},
-            },
-            "additionalProperties": False,
-        },
         "PredictAnswer": {
             "type": "object",
             "oneOf": [{"required": ["predictions"]}, {"required": ["outputs"]}],
@@ -128,9 +118,19 @@ def document(
     if token:
         found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         found["security"] = [{"token": []}]
-        for health in ("/v2/health/live", "/v2/health/ready"):
-            paths[health]["get"]["security"] = []
+        _say_who_may_ask(paths)
     return found
+
+
+def _say_who_may_ask(paths: Json) -> None:
+    """Without a token the health checks are answered, and the rest is refused."""
+    for path, methods in paths.items():
+        for operation in methods.values():
+            if path in ("/v2/health/live", "/v2/health/ready"):
+                operation["security"] = []
+            else:
+                refused = {"description": "No valid token came.", "content": _content(_ERROR)}
+                operation["responses"]["401"] = refused
 
 
 def _paths(model: Model) -> Json:
@@ -168,7 +168,7 @@ def _paths(model: Model) -> Json:
                 f"{name}{suffix}.tfsPredict",
                 "TensorFlow Serving's predict, by rows or by columns",
                 name,
-                {"$ref": "#/components/schemas/PredictRequest"},
+                {"$ref": f"#/components/schemas/{name}.PredictRequest"},
                 "#/components/schemas/PredictAnswer",
             )
         }
@@ -234,13 +234,14 @@ def _schemas(model: Model) -> Json:
                 "predictions": {"type": "array", "items": prediction},
             }
         ),
+        f"{name}.PredictRequest": _predict_request(inputs, {"$ref": f"{reference}Row"}),
         f"{name}.InferRequest": {
             "type": "object",
             "required": ["inputs"],
             "properties": {
                 "id": {"type": "string", "maxLength": 256},
                 "parameters": {"type": "object"},
-                "inputs": _tensors(inputs, len(inputs)),
+                "inputs": _each_once(inputs),
                 "outputs": {
                     "type": "array",
                     "items": {
@@ -262,6 +263,49 @@ def _schemas(model: Model) -> Json:
             },
         },
     }
+
+
+def _predict_request(inputs: Schema, row: Json) -> Json:
+    """By rows or by columns; where there is one column it may stand without its name."""
+    values = {field.name: _marked(field) for field in inputs}
+    rows = _object(values) if any(field.dtype == "bytes" for field in inputs) else row
+    columns: Json = {
+        name: {"type": "array", "minItems": 1, "items": values[name]} for name in values
+    }
+    by_columns = _object(columns)
+    if len(values) == 1:
+        (only,) = values
+        rows = {"anyOf": [rows, values[only]]}
+        by_columns = {"anyOf": [by_columns, columns[only]]}
+    return {
+        "type": "object",
+        "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],
+        "properties": {
+            "signature_name": {"enum": ["serving_default", "", None]},
+            "instances": {"type": "array", "minItems": 1, "items": rows},
+            "inputs": by_columns,
+        },
+        "additionalProperties": False,
+    }
+
+
+def _marked(field: Field) -> Json:
+    """One value of TensorFlow Serving's: bytes are text, or base64 that is marked."""
+    if field.dtype != "bytes":
+        return _value(field)
+    return {"anyOf": [{"type": ["string", "null"]}, _object({"b64": {"type": "string"}})]}
+
+
+def _each_once(inputs: Schema) -> Json:
+    """Every input's tensor, in any order; its data stands in it, or its parameters say where."""
+    whole = [{**_tensor(f), "anyOf": [{"required": [k]} for k in ("data", "parameters")]}
+             for f in inputs]  # fmt: skip
+    named = [{"contains": {"properties": {"name": {"const": f.name}}}} for f in inputs]
+    count = len(inputs)
+    return {
+        "type": "array", "minItems": count, "maxItems": count, "items": {"anyOf": whole},
+        "allOf": named,
+    }  # fmt: skip
 
 
 def _object(properties: Json) -> Json:
