@@ -3,19 +3,23 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from drivetrain.serve.application import Application
 from drivetrain.serve.engine import Engine
-from drivetrain.serve.loading import Loader
+from drivetrain.serve.loading import Loader, give_back
 from drivetrain.serve.metrics import Counter, Metrics
 from drivetrain.serve.models import Artefact, Model, Release, Resolve, Traffic
 from drivetrain.serve.shadow import places
 from drivetrain.serve.supervisor import Seat
 
 log = logging.getLogger("drivetrain.serve")
+
+_LOOKS = 20
+_LOOK_SECONDS = 0.025
 
 
 class Aliases:
@@ -46,16 +50,91 @@ class Aliases:
         self._loader = loader
         self._seat = seat
         self._refused: set[tuple[str, str]] = set()
+        self._lock = asyncio.Lock()
+        self._unloaded: set[str] = set()
+        self.reasons: dict[str, str] = {}
+        """Why an alias is not loaded, or does not mean what it should."""
 
-    def begin(self) -> None:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every alias."""
+        return tuple(self._resolve)
+
+    @property
+    def releases(self) -> Mapping[str, Release]:
+        """Those that are loaded."""
+        return self._application.releases
+
+    def begin(self, unloaded: Mapping[str, str] | None = None) -> None:
         """Load every alias.
+
+        Args:
+            unloaded: those that are not to be loaded, and why.
 
         Raises:
             OSError: a bundle cannot be read.
             ValueError: a bundle is damaged, or is not what the alias names.
         """
         for name, ask in self._resolve.items():
-            self._install(self._first(name, ask))
+            if unloaded is not None and name in unloaded:
+                self._unloaded.add(name)
+                self.reasons[name] = unloaded[name]
+            else:
+                self._install(self._first(name, ask))
+
+    async def load(self, name: str) -> str:
+        """Ask an alias and load what it means; gives why that failed, or nothing.
+
+        What was refused is tried again. A version that serves stays if the one that the alias
+        means now cannot.
+        """
+        self._unloaded.discard(name)
+        self._refused = {(n, digest) for n, digest in self._refused if n != name}
+        self.reasons.pop(name, None)
+        await self._look(name)
+        return self.reasons.get(name, "")
+
+    async def unload(self, name: str, reason: str) -> None:
+        """Take no more requests for an alias; those that were accepted are answered."""
+        async with self._lock:
+            self._unloaded.add(name)
+            self.reasons[name] = reason
+            release = self._application.releases.get(name)
+            if release is None:
+                return
+            self._application.remove(name)
+            for model in release.models:
+                self._engine.close(model)
+            self._describe(release, None)
+            models = [weakref.ref(model) for model in release.models]
+            del release
+        log.info("%s is unloaded", name)
+        await _given_back(models)
+
+    async def _look(self, name: str) -> None:
+        """Load what an alias means, if that is not loaded."""
+        ask = self._resolve[name]
+        async with self._lock:
+            present = self._application.releases.get(name)
+            try:
+                if present is not None:
+                    release = await asyncio.to_thread(self._newer, present, ask)
+                else:
+                    release = await asyncio.to_thread(self._fresh, name, ask)
+            except Exception as error:
+                self._fail(name, str(error))
+                return
+            if not any(n == name for n, _ in self._refused):
+                self.reasons.pop(name, None)
+            if release is not None:
+                self._install(release)
+                log.info("%s", release)
+
+    def _fail(self, name: str, reason: str) -> None:
+        if self.reasons.get(name) != reason:  # or it would be told once a second
+            self.reasons[name] = reason
+            self._metrics.reload_failures.of(name).value += 1
+            log.error("%s cannot be loaded: %s", name, reason)
 
     async def follow(self, again: asyncio.Event, seconds: float) -> None:
         """Ask what each alias means every so often, at once on ``again``, and load what is new."""
@@ -65,24 +144,32 @@ class Aliases:
             if again.is_set():
                 again.clear()
                 self._refused.clear()
-            for name, ask in self._resolve.items():
-                present = self._application.releases[name]
-                release = await asyncio.to_thread(self._newer, present, ask)
-                if release is not None:
-                    self._install(release)
-                    log.info("%s", release)
+            for name in self.names:
+                if name not in self._unloaded:
+                    await self._look(name)
 
     def _first(self, name: str, ask: Resolve) -> Release:
         """What an alias means; in a worker that is replaced, at worst what it meant before."""
         try:
-            traffic = ask()
-            stable = Model.load(name, traffic.stable, self._loader)
+            return self._fresh(name, ask)
         except Exception as error:
             if self._seat is None or name not in self._seat.known:
                 raise
             digest, path = self._seat.known[name]
             log.error("%s begins as version %s: %s", name, digest[:12], error)
             return Release(Model.load(name, Artefact(digest, Path(path)), self._loader))
+
+    def _fresh(self, name: str, ask: Resolve) -> Release:
+        """What an alias means of which nothing is loaded."""
+        traffic = ask()
+        refused = (name, traffic.stable.digest)
+        if refused in self._refused:
+            raise ValueError(self.reasons.get(name, "it was refused"))
+        try:
+            stable = Model.load(name, traffic.stable, self._loader)
+        except Exception:
+            self._refused.add(refused)
+            raise
         return self._release(stable, traffic, {stable.digest: stable})
 
     def _newer(self, present: Release, ask: Resolve) -> Release | None:
@@ -143,6 +230,7 @@ class Aliases:
         if (present.name, digest) in self._refused:
             return
         self._refused.add((present.name, digest))
+        self.reasons[present.name] = str(error)
         self._metrics.reload_failures.of(present.name).value += 1
         stays = present.stable.version
         log.error("%s stays version %s: %s", present.name, stays, error)
@@ -163,13 +251,15 @@ class Aliases:
             stable = release.stable.artefact
             self._seat.tell(serves=(release.name, stable.digest, str(stable.path)))
 
-    def _describe(self, old: Release | None, release: Release) -> None:
+    def _describe(self, old: Release | None, release: Release | None) -> None:
         """Say in the metrics which versions there are, and what each is."""
         info, shares = self._metrics.model_info, self._metrics.traffic_share
         for role, model in () if old is None else old.roles:
             info.remove(model.name, model.version, model.digest, role)
             shares.remove(model.name, model.version, role)
             self._metrics.placement_info.remove(model.name, model.version, model.placement)
+        if release is None:
+            return
         share = {"stable": 1.0 - release.share, "canary": release.share, "shadow": 0.0}
         for role, model in release.roles:
             present, answers = Counter(), Counter()
@@ -177,3 +267,12 @@ class Aliases:
             info.set(present, model.name, model.version, model.digest, role)
             shares.set(answers, model.name, model.version, role)
             self._metrics.placement_info.set(present, model.name, model.version, model.placement)
+
+
+async def _given_back(models: Sequence["weakref.ref[Model]"]) -> None:
+    """Wait a while for the last runs of models, and return their memory to the system."""
+    for _ in range(_LOOKS):
+        if not any(model() for model in models):
+            break
+        await asyncio.sleep(_LOOK_SECONDS)
+    await asyncio.to_thread(give_back)

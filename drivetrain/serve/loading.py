@@ -66,7 +66,7 @@ class Loader:
                 return self._plain(bundle)
             return placement.load_checked(place, bundle, self._parity)
         finally:
-            _give_back()
+            give_back()
 
     def _decided(self, bundle: Bundle) -> str:
         """What ``auto`` means for this bundle."""
@@ -92,7 +92,7 @@ class Loader:
         return Session(bundle.read(GRAPH), threads=1)
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return what loading took for a while; glibc would keep it, as much as the weights again."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none, and need not

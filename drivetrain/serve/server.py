@@ -9,8 +9,10 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TextIO
@@ -40,7 +42,10 @@ from drivetrain.serve.loading import Loader, Verify
 from drivetrain.serve.metrics import Figures, Metrics
 from drivetrain.serve.models import Resolve, checked_name, pinned
 from drivetrain.serve.opening import Opening
+from drivetrain.serve.repository import Repository
 from drivetrain.serve.retention import Retention
+from drivetrain.serve.shared import Shared
+from drivetrain.serve.shared_memory import SharedMemory
 from drivetrain.serve.supervisor import Seat, Supervisor
 from drivetrain.serve.tls import Tls
 from drivetrain.serve.traces import Traces, Tracing
@@ -70,12 +75,14 @@ class Server:
             trusted has signed it. It is refused then, and what is served stays.
         host: the address to listen at.
         port: the port; 0 takes a free one.
+        management_port: a second port, which serves all that the first does and lets clients load
+            and unload the aliases and register shared memory; 0 takes a free one, None opens none.
         token: what clients bring as ``Authorization: Bearer``; must be set off loopback, unless
             ``tls`` asks clients for certificates.
         tls: what is served over it; None serves in the clear, the token included.
         feedback: a directory for events (see :class:`drivetrain.serve.feedback.Feedback`).
         retention: how much of them is kept there.
-        access_log: gets one line of JSON for each answer (see
+        access_log: gets one line of JSON for each answer; a path is appended to (see
             :class:`drivetrain.serve.access.AccessLog`).
         tracing: where the traces of requests go; None makes none.
         limits: what one client may take.
@@ -104,11 +111,12 @@ class Server:
         verify: Verify | None = None,
         host: str = "127.0.0.1",
         port: int = 8080,
+        management_port: int | None = None,
         token: str | None = None,
         tls: Tls | None = None,
         feedback: Path | None = None,
         retention: Retention | None = None,
-        access_log: TextIO | None = None,
+        access_log: TextIO | Path | None = None,
         tracing: Tracing | None = None,
         limits: HttpLimits | None = None,
         batching: Batching | None = None,
@@ -133,6 +141,7 @@ class Server:
             )
         self.host = host
         self.port = port
+        self.management_port = management_port
         self.metrics = Metrics()
         self._verify = verify
         self._token = token or None
@@ -152,6 +161,7 @@ class Server:
             raise wrong("hang_seconds", hang_seconds, f"{_LEAST_HANG_SECONDS:g} or more")
         self._hang_seconds = hang_seconds
         self._placement, self._parity = checked(placement), parity
+        self._shared: Shared | None = None
         self._weights: Weights | None = None
         self._seat: Seat | None = None
         self._supervisor: Supervisor | None = None
@@ -161,8 +171,16 @@ class Server:
     @property
     def url(self) -> str:
         """Where it listens; the port is known once it runs."""
+        return self._url(self.port)
+
+    @property
+    def management_url(self) -> str | None:
+        """Where it is managed; None if it is not, and the port is known once it runs."""
+        return None if self.management_port is None else self._url(self.management_port)
+
+    def _url(self, port: int) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'http' if self._tls is None else 'https'}://{host}:{self.port}"
+        return f"{'http' if self._tls is None else 'https'}://{host}:{port}"
 
     def run(self, started: Callable[[], object] = lambda: None) -> int:
         """Serve until :meth:`stop`, SIGTERM or SIGINT, then answer what was accepted and end.
@@ -191,16 +209,26 @@ class Server:
         _import_loop()  # before the fork, so that its pages are shared
         listeners = bind_shared(self.host, self.port, self._workers)
         self.port = listeners[0].getsockname()[1]
-        if self._access_log is not None:
+        shared = self._share(self._workers)
+        if self._access_log is not None and not isinstance(self._access_log, Path):
             self._access_log.flush()  # or every fork would write again what it holds
         end_seconds = self._drain_seconds + self._grace_seconds + _END_SECONDS
-        self._supervisor = Supervisor(self._work, listeners, end_seconds, self._hang_seconds)
+        self._supervisor = Supervisor(
+            *(self._work, listeners, end_seconds, self._hang_seconds), ended=shared.left
+        )
         self._weights = _shared_weights(needed=self._placement == AUTO)
         try:
             return self._supervisor.run(started)
         finally:
+            shared.close()
             if self._weights is not None:
                 self._weights.close()
+
+    def _share(self, seats: int) -> Shared:
+        """What all processes share; the management port is bound before anything is loaded."""
+        shared = self._shared = Shared(self.host, self.management_port, seats)
+        self.management_port = shared.port
+        return shared
 
     def _work(self, seat: Seat) -> int:
         """Serve in the forked process of a seat."""
@@ -233,25 +261,35 @@ class Server:
         with contextlib.ExitStack() as stack:
             # Bound before anything is loaded, for a taken port is better known at once; it
             # listens only when there is something to serve.
-            seat = self._seat
+            seat, shared = self._seat, self._shared
             listener = stack.enter_context(seat.listener if seat else bind(self.host, self.port))
             self.port = listener.getsockname()[1]
+            if seat is None or shared is None:
+                shared = self._share(1)
+            stack.callback(shared.close)
+            number = 0 if seat is None else seat.number
+            memory = SharedMemory(shared.memory, number)
             if seat is not None:
                 self.metrics.inherit(_figures(seat, seat.number))
                 self.metrics.others = self._others
                 stack.callback(self._publish)
             engine = Engine(self._batching, self.metrics, loop)
-            application = self._application(engine, stack)
+            application = self._application(engine, memory, stack)
             stack.callback(engine.shut_down)
             stack.callback(application.shut_down)
             loader = Loader(self._weights, self._placement, self._parity, self._verify)
             aliases = Aliases(self._resolve, application, engine, self.metrics, loader, seat)
-            aliases.begin()
+            repository = Repository(aliases, shared.repository, number)
+            application.manage(repository, memory)
+            aliases.begin(repository.unloaded)
+            for part in (memory, repository):
+                await part.begin()
+                stack.callback(part.end)
             http = Http(application, self._limits, application.count_refusal, application.streams)
             stack.callback(http.abort)
-            server = await loop.create_server(
-                lambda: Opening(http), sock=listener, backlog=BACKLOG, **self._secure
-            )
+            doors = [await self._open(http, listener)]
+            if shared.listener is not None:
+                doors.append(await self._open(http, shared.listener, managed=True))
             self._heed_signals(loop, stopping, again, http)
             # What was made until now stays: a full collection need not walk it each time.
             gc.collect()
@@ -267,12 +305,21 @@ class Server:
             await stopping.wait()
             self._set_ready(application, False)
             await asyncio.sleep(self._drain_seconds)
-            left = await self._drain(http, server, listener)
+            left = await self._drain(http, doors)
         if left:
             log.error("%d requests had no answer when the grace of the end was over", left)
         return 1 if left else 0
 
-    def _application(self, engine: Engine, stack: contextlib.ExitStack) -> Application:
+    async def _open(self, http: Http, listener: socket.socket, managed: bool = False) -> "_Door":
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: Opening(http, managed), sock=listener, backlog=BACKLOG, **self._secure
+        )
+        return _Door(server, listener, managed, managed and self._seat is not None)
+
+    def _application(
+        self, engine: Engine, memory: SharedMemory, stack: contextlib.ExitStack
+    ) -> Application:
         """The application; what must be closed goes on the stack."""
         feedback = access = traces = None
         if self._access_log is not None:
@@ -292,6 +339,8 @@ class Server:
             recorder=feedback,
             access=access,
             traces=traces,
+            shared_memory=memory,
+            tensor_bytes=self._limits.body_bytes,
         )
         return Application(service, self._token)
 
@@ -299,17 +348,16 @@ class Server:
         application.ready = ready
         self.metrics.ready.of().value = float(ready)
 
-    async def _drain(
-        self, http: Http, server: asyncio.AbstractServer, listener: socket.socket
-    ) -> int:
+    async def _drain(self, http: Http, doors: Sequence["_Door"]) -> int:
         """Answer what was accepted; gives how many requests were left when the grace was over."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._grace_seconds
         http.drain()
-        for connection in await self._leave(server, listener):
+        for connection, managed in await self._leave(doors):
             connection.setblocking(False)
+            opening = partial(Opening, http, managed)
             begun = loop.create_task(
-                loop.connect_accepted_socket(lambda: Opening(http), connection, **self._secure)
+                loop.connect_accepted_socket(opening, connection, **self._secure)
             )
             begun.add_done_callback(_let_fail)
         settled = loop.time() + min(_SETTLE_SECONDS, self._grace_seconds / 2)
@@ -321,21 +369,24 @@ class Server:
             await asyncio.sleep(0.01)
         return left
 
-    async def _leave(
-        self, server: asyncio.AbstractServer, listener: socket.socket
-    ) -> list[socket.socket]:
-        """Take no more connections; gives those that had come and that nobody had taken."""
+    async def _leave(self, doors: Sequence["_Door"]) -> list[tuple[socket.socket, bool]]:
+        """Take no more connections; gives those that had come and that nobody had taken, and
+        whether each came in where managing is allowed."""
         seat = self._seat
         if seat is not None:
             seat.leave()
             await asyncio.sleep(_STEER_SECONDS)
-        held = hold_off(listener)
+        # What others take connections from too is left to them as it is.
+        held = {door for door in doors if not door.common and hold_off(door.listener)}
         if held:
             await asyncio.sleep(HANDSHAKE_SECONDS)
-        with listener.dup() as last:
-            server.close()
-            # The supervisor holds a seat's listener too: what comes yet waits for a successor.
-            accepted = take(last) if held or seat is not None else silence(last)
+        accepted: list[tuple[socket.socket, bool]] = []
+        for door in doors:
+            with door.listener.dup() as last:
+                door.server.close()
+                # The supervisor holds a seat's listener too: what comes yet waits for a successor.
+                found = take(last) if door in held or seat is not None else silence(last)
+            accepted += [(connection, door.managed) for connection in found]
         if seat is not None:
             seat.left()
         return accepted
@@ -404,6 +455,23 @@ class Server:
                 live = seat.board.live(number)
                 found.append(figures if live else self.metrics.of_ended(figures))
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Door:
+    """Where connections come in.
+
+    Attributes:
+        server: takes them.
+        listener: holds them until then.
+        managed: whether managing is allowed here.
+        common: whether other processes take from the same listener.
+    """
+
+    server: asyncio.AbstractServer
+    listener: socket.socket
+    managed: bool
+    common: bool
 
 
 def _figures(seat: Seat, number: int) -> Figures:

@@ -166,6 +166,7 @@ class Supervisor:
         listeners: bound to one port, one for each seat; closed at the end.
         end_seconds: what the end of a worker takes at most; it is killed then.
         hang_seconds: a worker whose loop does not turn for so long is killed and replaced.
+        ended: told the seat of each worker that has ended.
     """
 
     def __init__(
@@ -174,8 +175,10 @@ class Supervisor:
         listeners: Sequence[socket.socket],
         end_seconds: float,
         hang_seconds: float = math.inf,
+        ended: Callable[[int], object] = lambda seat: None,
     ) -> None:
         self._work = work
+        self._ended = ended
         self._workers = [_Worker(number, each) for number, each in enumerate(listeners)]
         self._end_seconds = end_seconds
         self._hang_seconds = hang_seconds
@@ -321,6 +324,7 @@ class Supervisor:
             if pid:
                 self._listen()  # to what it said last
                 self._board.take(worker.number, False)
+                self._ended(worker.number)
                 self._died(worker, os.waitstatus_to_exitcode(status), now)
         if self._deadline is not None and now > self._deadline:
             self._kill(signal.SIGKILL)

@@ -237,7 +237,7 @@ def test_a_time_out_in_microseconds_is_kept(client):
         ("/v2/models/tyny/infer", ["unknown model 'tyny'", "Did you mean 'tiny'?"]),
         ("/predict/tyny", ["unknown model 'tyny'", "Did you mean 'tiny'?"]),
         ("/v2/models/tiny/versions/1/infer", ["unknown version '1' in model 'tiny'"]),
-        ("/v2/models/tiny/config", ["unknown target '/v2/models/tiny/config'"]),
+        ("/v2/models/tiny/confg", ["unknown target", "Did you mean '/v2/models/tiny/config'?"]),
         ("/v2/health/redy", ["unknown target", "Did you mean '/v2/health/ready'?"]),
     ],
 )
