@@ -430,7 +430,8 @@ def _watch(options: argparse.Namespace) -> int:
     site = _site(options)
     bundle = _registry(site).open(options.alias)
     host = f"[{site.serve.host}]" if ":" in site.serve.host else site.serve.host  # IPv6
-    url = options.url or f"http://{host}:{site.serve.port}"
+    scheme = "https" if site.serve.tls_certificate else "http"
+    url = options.url or f"{scheme}://{host}:{site.serve.port}"
     feedback = Path(site.serve.feedback) / options.alias if site.serve.feedback else None
     watch = Watch(url, bundle, feedback, model=options.alias, token=site.serve.token())
     return watch.run(once=options.once, json=options.json, port=options.port)

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING
 from drivetrain.core import packed
 from drivetrain.core.bundle import Bundle
 from drivetrain.core.durable import write
-from drivetrain.core.site import Site
+from drivetrain.core.errors import wrong
+from drivetrain.core.site import ServeSite, Site
 from drivetrain.registry.registry import Registry
 from drivetrain.registry.signature import Trust, beside, sign
 
 if TYPE_CHECKING:
     from drivetrain.serve.models import Resolve
     from drivetrain.serve.server import Server
+    from drivetrain.serve.tls import Tls
+    from drivetrain.serve.traces import Tracing
 
 
 def registry_of(site: Site) -> Registry:
@@ -95,12 +98,34 @@ def server_of(site: Site, reference: str, port: int | None = None) -> "Server":
         host=site.serve.host,
         port=site.serve.port if port is None else port,
         token=site.serve.token(),
+        tls=_tls(site.serve),
+        access_log=Path(site.serve.access_log) if site.serve.access_log else None,
+        tracing=_tracing(site.serve),
         feedback=Path(site.serve.feedback) if site.serve.feedback else None,
         retention=Retention(bytes=site.serve.feedback_bytes, days=site.serve.feedback_days),
         workers=site.serve.workers,
         placement=site.serve.placement,
         parity=site.serve.parity,
     )
+
+
+def _tls(serve: ServeSite) -> "Tls | None":
+    from drivetrain.serve.tls import Tls
+
+    if serve.tls_certificate:
+        return Tls(serve.tls_certificate, serve.tls_key or None, serve.tls_client_ca or None)
+    for option in ("tls_key", "tls_client_ca"):
+        if getattr(serve, option):
+            raise wrong(option, getattr(serve, option), "none without tls_certificate")
+    return None
+
+
+def _tracing(serve: ServeSite) -> "Tracing | None":
+    from drivetrain.serve.traces import Tracing
+
+    if not serve.traces:
+        return None
+    return Tracing(endpoint=serve.traces, share=serve.traces_share)
 
 
 def vouch(registry: Registry, bundle: Bundle) -> None:

@@ -50,6 +50,16 @@ class ServeSite:
         feedback_bytes: of them are kept on disk, the newest; 0 is no bound.
         feedback_days: they are kept; 0 is no bound.
         workers: processes that share the port; 0 for one a core.
+        access_log: a file that gets a line of JSON for each answer, behind what it has; ``-`` is
+            standard output, empty keeps none. A rotation must copy and truncate it.
+        tls_certificate: a PEM file of the server's certificate and those between it and its root;
+            empty serves without TLS. It is read again when it changes, and so are the other two.
+        tls_key: a PEM file of its private key; empty if ``tls_certificate`` has it.
+        tls_client_ca: a PEM file of those who sign clients' certificates; clients must then bring
+            one, health checks too, and need no token off loopback. Empty asks for none.
+        traces: an OTLP/HTTP address that takes OpenTelemetry traces, such as
+            ``http://127.0.0.1:4318/v1/traces``; empty makes none.
+        traces_share: of the requests that bring no ``traceparent`` header, which decides itself.
         token_file: a file that holds what clients must bring as ``Authorization: Bearer``; empty
             asks for nothing, on loopback only. The secret itself never stands in a site.
         placement: where graphs run: ``cpu`` is ONNX Runtime's own, and measures nothing;
@@ -64,6 +74,12 @@ class ServeSite:
     feedback_bytes: int = 10 << 30
     feedback_days: int = 30
     workers: int = 1
+    access_log: str = ""
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    traces: str = ""
+    traces_share: float = 0.1
     token_file: str = ""
     placement: str = "cpu"
     parity: float = 0.0

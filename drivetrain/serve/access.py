@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from drivetrain.serve.metrics import Counter
@@ -51,13 +53,17 @@ class AccessLog:
     is what cannot be written.
 
     Args:
-        stream: where the lines go.
+        stream: where the lines go; a path is appended to, and ``-`` is standard output.
         dropped: counts the lines that were not written.
         most: bytes held in memory, about.
+
+    Raises:
+        OSError: the path cannot be appended to.
     """
 
-    def __init__(self, stream: TextIO, dropped: Counter, *, most: int = 16 << 20) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | Path, dropped: Counter, *, most: int = 16 << 20) -> None:
+        self._owns = isinstance(stream, Path)
+        self._stream = _opened(stream) if isinstance(stream, Path) else stream
         self._dropped = dropped
         self._most = most
         self._held = 0
@@ -84,6 +90,8 @@ class AccessLog:
         self._thread.join(_CLOSE_SECONDS)
         if self._thread.is_alive():
             log.error("the access log takes nothing: %d lines are lost", len(self._entries))
+        elif self._owns:  # while the thread writes, to close would wait for it
+            self._stream.close()
 
     def _run(self) -> None:
         ending = False
@@ -115,6 +123,12 @@ class AccessLog:
         with self._lock:
             self._held -= size
             self._dropped.value += dropped
+
+
+def _opened(path: Path) -> TextIO:
+    if str(path) == "-":  # of its own: whoever flushes sys.stdout must not wait for this log
+        return os.fdopen(os.dup(1), "w", encoding="ascii")
+    return path.open("a", encoding="ascii")
 
 
 def _chunks(lines: Iterable[str]) -> Iterator[tuple[str, int]]:

@@ -152,6 +152,9 @@ class Series:
         """Give what became of a request to those who are told of each."""
         access, traces = self._service.access, self._service.traces
         headers = exchange.headers
+        # Most callers that know of traces ask for none, and need not be read any further.
+        if access is None and headers.get(b"traceparent", b"").endswith(b"-00"):
+            return
         context = parent(headers.get(b"traceparent")) if traces is None else traces.sample(headers)
         traced = traces is not None and context is not None and context.sampled
         if access is None and not traced:
