@@ -12,7 +12,7 @@ from drivetrain.core.errors import wrong
 
 log = logging.getLogger("drivetrain.serve")
 
-PROTOCOLS = ("http/1.1",)
+PROTOCOLS = ("h2", "http/1.1")
 """What is offered by ALPN (RFC 7301), the preferred one first."""
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2: forward secrecy and authenticated encryption only, which is what RFC 9113 §9.2.2

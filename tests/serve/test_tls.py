@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
@@ -18,9 +19,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from drivetrain.core.site import ServeSite, Site
 from drivetrain.serve.http import HttpLimits
-from drivetrain.serve.server import Server
+from drivetrain.serve.server import Server, running
 from drivetrain.serve.tls import Tls
+from drivetrain.serving import server_of
 
 ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
 
@@ -155,6 +158,26 @@ def test_a_client_that_trusts_the_authority_is_served_over_a_modern_protocol(ser
     assert over.sock.version() == "TLSv1.3"
     assert over.sock.selected_alpn_protocol() == "http/1.1"
     over.close()
+
+
+def test_a_client_that_prefers_http_2_speaks_it(serve, authority):
+    client = serve(tls=tls_of(authority.sign()))
+    context = trusting(authority)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    with context.wrap_socket(client.socket(), server_hostname="127.0.0.1") as peer:
+        assert peer.selected_alpn_protocol() == "h2"
+        peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+        assert peer.recv(4096)[3] == 4  # SETTINGS
+
+
+def test_a_client_that_offers_nothing_known_is_told_so(serve, authority):
+    client = serve(tls=tls_of(authority.sign()))
+    context = trusting(authority)
+    context.set_alpn_protocols(["spdy/3"])
+    with context.wrap_socket(client.socket(), server_hostname="127.0.0.1") as peer:
+        assert peer.selected_alpn_protocol() is None
+        peer.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert peer.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
 def test_tls_1_2_is_served_with_forward_secrecy_and_older_ones_are_not(serve, authority):
@@ -299,6 +322,34 @@ def test_a_certificate_and_key_in_one_file_will_do(serve, authority, tmp_path):
     both = tmp_path / "both.pem"
     both.write_bytes(signed.certificate.read_bytes() + signed.key.read_bytes())
     assert ask(serve(tls=Tls(both)), trusting(authority))[0] == 200
+
+
+def test_a_site_names_the_files_the_access_log_and_who_may_come(tiny, authority, tmp_path):
+    signed, log = authority.sign(), tmp_path / "access.log"
+    site = Site(
+        serve=ServeSite(
+            port=0,
+            tls_certificate=str(signed.certificate),
+            tls_key=str(signed.key),
+            tls_client_ca=str(authority.file),
+            access_log=str(log),
+        )
+    )
+    server = server_of(site, str(tiny.path))
+    with running(server):
+        client = SimpleNamespace(address=(server.host, server.port))
+        assert ask(client, trusting(authority, authority.sign("alice")))[0] == 200
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            ask(client, trusting(authority))
+    (line,) = log.read_text().splitlines()
+    assert json.loads(line)["target"] == "/predict/tiny"
+
+
+@pytest.mark.parametrize("option", ["tls_key", "tls_client_ca"])
+def test_a_site_with_half_of_tls_is_refused_rather_than_served_in_the_clear(tiny, option):
+    site = Site(serve=ServeSite(**{option: "some.pem"}))
+    with pytest.raises(ValueError, match=f"{option}: found 'some.pem', allowed: none without"):
+        server_of(site, str(tiny.path))
 
 
 # -- files that change -----------------------------------------------------------------------------
