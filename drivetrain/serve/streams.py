@@ -134,8 +134,8 @@ class Stream:
         assert connection is not None, "a stream that is closed takes no answer"
         if size > self.window or size > connection.window or size > connection.frame_bytes:
             self.open_answer(block)
+            self._trailers, self._ending = trailers, True
             self.push(content)
-            self.end_answer(trailers)
             return
         if connection.resized:
             block = connection.with_resize(block)
@@ -180,7 +180,8 @@ class Stream:
             self.pump()
 
     def end_answer(self, trailers: bytes) -> None:
-        """Send no more than what waits, and after it the trailers."""
+        """Send no more than what waits, and after it the trailers, of which there are some."""
+        assert trailers, "what ended with its content would have said so by then"
         self._trailers, self._ending = trailers, True
         self.pump()
 

@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -15,7 +16,13 @@ from onnx import TensorProto, helper
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import IR_VERSION, ML_OPSET, OPSET, Graph
 from drivetrain.core.schema import Field, Schema
+from drivetrain.serve.exchange import Exchange
+from drivetrain.serve.http import HttpLimits
 from drivetrain.serve.server import Server, running
+
+sys.path.insert(0, str(Path(__file__).parent))  # where what these tests share lies
+
+from http2_peer import Browser, Peer, echo
 
 CARRIERS = ("AA", "UA", "DL", "β")
 INPUTS = Schema((Field("carrier", "string"), Field("distance", "float32"), Field("hour", "int64")))
@@ -195,3 +202,23 @@ def client(tiny: Bundle) -> Iterator[Client]:
     server = Server({"tiny": tiny.path}, port=0)
     with running(server) as url:
         yield Client(server, url)
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[..., Peer]]:
+    """Makes clients of HTTP/2, each with a server of its own and no socket between."""
+    with ExitStack() as stack:
+
+        def make(application: Callable[[Exchange], None] = echo, **limits: Any) -> Peer:
+            made = Peer(application, HttpLimits(**limits))
+            stack.callback(made.loop.close)
+            stack.callback(made.do, lambda: made.connection.connection_lost(None))
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def browser(peer: Callable[..., Peer]) -> Callable[..., Browser]:
+    """Makes clients of HTTP/2 that keep to the protocol."""
+    return lambda *given, **limits: Browser(peer(*given, **limits))
