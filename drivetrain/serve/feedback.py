@@ -16,7 +16,7 @@ from drivetrain.core.durable import write
 from drivetrain.core.need import need
 from drivetrain.serve.metrics import Counter, Family, Metrics
 from drivetrain.serve.models import Model
-from drivetrain.serve.record import Event, Role, size_of, table
+from drivetrain.serve.record import Event, Role, Sizes, table
 from drivetrain.serve.retention import Retention, place
 
 log = logging.getLogger("drivetrain.serve")
@@ -80,6 +80,7 @@ class Feedback:
         self._queue: deque[Event] = deque()
         self._held_rows = 0
         self._held_bytes = 0
+        self._sizes: WeakKeyDictionary[Model, Sizes] = WeakKeyDictionary()
         self._waits: WeakKeyDictionary[Model, float] = WeakKeyDictionary()
         self._files = 0
         self._on_disk = 0
@@ -99,7 +100,10 @@ class Feedback:
         role: Role = "stable",
     ) -> None:
         """Keep one answered request for the next file, or drop it when too much is held."""
-        rows, size = len(outputs[0]), size_of(inputs, outputs)
+        sizes = self._sizes.get(model)
+        if sizes is None:
+            sizes = self._sizes.setdefault(model, Sizes(model))
+        rows, size = len(outputs[0]), sizes.of(inputs, outputs)
         most_rows, most_bytes = self._limits
         with self._lock:
             if self._held_rows + rows > most_rows or self._held_bytes + size > most_bytes:
