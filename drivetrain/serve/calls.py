@@ -229,6 +229,7 @@ class Call(Task):
         exchange.on_gone = self.cancel
 
     def done(self, inputs: Sequence[Array], outputs: list[Array]) -> None:
+        self._exchange.on_gone = None  # or the two would hold each other until a collection
         body, kind, extra = self._route.encode(self, outputs)
         seconds = self._route.series.answer(
             self._exchange, 200, body, kind, self._identity + extra, self.request_id, self
@@ -241,6 +242,7 @@ class Call(Task):
             route.echo.offer(self.request_id, inputs, outputs)
 
     def failed(self, error: Exception) -> None:
+        self._exchange.on_gone = None
         if isinstance(error, ExpiredError):
             self._fail(504, "timeout: it was over before the run began; nothing was computed.")
         elif isinstance(error, UnfitError):

@@ -54,6 +54,8 @@ from drivetrain.serve.weights import Weights
 log = logging.getLogger("drivetrain.serve")
 
 _SWITCH_SECONDS = 0.0005
+_YOUNG_OBJECTS = 20_000
+"""Until the cyclic garbage collector looks; what is answered goes without it."""
 _TICK_SECONDS = 0.25
 _END_SECONDS = 2.0
 """Beyond its grace, until a worker that does not end is killed."""
@@ -295,6 +297,9 @@ class Server:
             gc.collect()
             gc.freeze()
             stack.callback(gc.unfreeze)
+            # A batch of requests in hand is thousands of young objects, none of them garbage.
+            stack.callback(gc.set_threshold, *gc.get_threshold())
+            gc.set_threshold(_YOUNG_OBJECTS)
             # A thread that computes in Python holds the loop up for this long, 5 ms by default.
             stack.callback(sys.setswitchinterval, sys.getswitchinterval())
             sys.setswitchinterval(_SWITCH_SECONDS)

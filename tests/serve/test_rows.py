@@ -1,10 +1,14 @@
 """The plain JSON route: rows in, named predictions out, and errors that name the place."""
 
+import gc
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
+
+from drivetrain.serve.calls import Call
 
 ROWS = [
     {"carrier": "AA", "distance": 733.5, "hour": 7},
@@ -130,3 +134,18 @@ def test_every_bit_of_a_float32_survives_the_way_through_json(client, tiny):
 def test_a_body_may_hold_spaces_before_its_rows(client):
     body = b' \n{ "rows" :\t' + json.dumps(ROWS).encode() + b"}"
     assert len(client.post("/predict/tiny", body).json["predictions"]) == len(ROWS)
+
+
+def test_what_was_answered_or_refused_goes_without_the_garbage_collector(client):
+    gc.collect()
+    gc.disable()
+    try:
+        for hour in (9, 99):  # the second is beyond the graph's table
+            client.post("/predict/tiny", {**ROWS[0], "hour": hour})
+        end = time.monotonic() + 2.0
+        while (left := [o for o in gc.get_objects() if type(o) is Call]) and time.monotonic() < end:
+            del left
+            time.sleep(0.02)
+    finally:
+        gc.enable()
+    assert not left
