@@ -99,17 +99,21 @@ class Aliases:
         async with self._lock:
             self._unloaded.add(name)
             self.reasons[name] = reason
-            release = self._application.releases.get(name)
-            if release is None:
-                return
-            self._application.remove(name)
-            for model in release.models:
-                self._engine.close(model)
-            self._describe(release, None)
-            models = [weakref.ref(model) for model in release.models]
-            del release
-        log.info("%s is unloaded", name)
-        await _given_back(models)
+            models = self._remove(name)
+        if models:
+            log.info("%s is unloaded", name)
+            await _given_back(models)
+
+    def _remove(self, name: str) -> list["weakref.ref[Model]"]:
+        """Take an alias out of what answers; gives what will be gone behind the last answer."""
+        release = self._application.releases.get(name)
+        if release is None:
+            return []
+        self._application.remove(name)
+        for model in release.models:
+            self._engine.close(model)
+        self._describe(release, None)
+        return [weakref.ref(model) for model in release.models]
 
     async def _look(self, name: str) -> None:
         """Load what an alias means, if that is not loaded."""
