@@ -88,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--until", choices=STAGES, help="stop after this stage")
     run.add_argument("--dry-run", action="store_true", help="print what the launcher would start")
     show = verb("show", _show, "draw a system or a bundle", "WHAT")
+    where = "measure where a bundle runs here, and say what `auto` would pick"
+    show.add_argument("--placements", action="store_true", help=where)
     show.add_argument("--html", metavar="PATH", help="write one self-contained page")
     show.add_argument("--dashboard", metavar="PATH", help="write a bundle's Grafana dashboard")
     show.add_argument("--alerts", metavar="PATH", help="write a bundle's Prometheus alert rules")
@@ -284,6 +286,13 @@ def _show(options: argparse.Namespace) -> int:
         traffic = None if registry.is_digest(options.what) else registry.traffic(options.what)
         if traffic is not None and (traffic.canary or traffic.shadow):
             shown += f"\n\n{options.what}: {traffic}"
+    if options.placements:
+        from drivetrain.core.placement import choose
+
+        if bundle is None:
+            raise wrong("show --placements", options.what, "a bundle or an alias")
+        choice = choose(bundle, _site(options).serve.parity)
+        drawn, shown = {**drawn, "placement": choice.to_json()}, f"{shown}\n\n{choice}"
     _print(options, drawn, shown)
     return 0
 

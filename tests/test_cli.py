@@ -320,6 +320,19 @@ def test_show_draws_a_bundle_by_digest_alias_and_path(drive: Drive, ran: Any, he
     assert "test/auc" in out
 
 
+def test_show_measures_where_a_bundle_runs(drive: Drive, ran: Any, here: Any) -> None:
+    status, out, _ = drive("show", ran.bundle.digest, *here, "--placements")
+    assert status == 0
+    assert " picked of: cpu 1 rows " in out
+    _, out, _ = drive("show", ran.bundle.digest, *here, "--placements", "--json")
+    found = json.loads(out)["placement"]
+    assert found["trials"][0]["placement"] == "cpu"
+    assert found["picked"] in {trial["placement"] for trial in found["trials"]}
+    status, _, error = drive("show", ran.file, "--placements")
+    assert status == 2
+    assert "allowed: a bundle or an alias" in error
+
+
 @pytest.mark.parametrize("what", ["system", "bundle"])
 def test_show_writes_a_page_that_needs_nothing_else(
     what: str, drive: Drive, ran: Any, here: Any, tmp_path: Path
