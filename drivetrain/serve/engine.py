@@ -299,6 +299,7 @@ class Engine:
     def _fail(self, lane: _Lane, task: Task, error: Exception) -> None:
         lane.tally.failed(monotonic() - task.received)
         task.failed(error)
+        error.__traceback__ = None  # its frames hold the task, and that the run that holds it
 
 
 class Run(NamedTuple):
