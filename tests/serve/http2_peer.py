@@ -246,3 +246,12 @@ def wait(client: Peer, seconds: float) -> list[Frame]:
 
     client.loop.run_until_complete(ticks())
     return client.frames()
+
+
+CALL = [*POST, (b"content-type", b"application/grpc"), (b"te", b"trailers")]
+
+
+def ending(peer: Peer, found: list[Frame]) -> tuple[int, str]:
+    """The status of gRPC that ends the one call among these frames, and its message."""
+    *_, last = peer.fields(found)
+    return int(last[b"grpc-status"]), last.get(b"grpc-message", b"").decode()
