@@ -25,6 +25,7 @@ PROVIDERS: Mapping[str, str] = {
     "xnnpack": "XnnpackExecutionProvider",
 }
 """Execution providers of ONNX Runtime, by the name that a site gives them."""
+GPUS = frozenset({"cuda", "tensorrt", "migraphx", "directml"})
 OPENVINO: Mapping[str, str] = {"openvino": "fp32", "openvino-bf16": "bf16"}
 """OpenVINO by itself, and the precision of each."""
 NAMES = (AUTO, CPU, *OPENVINO, *PROVIDERS)

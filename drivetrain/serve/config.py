@@ -7,6 +7,7 @@ its JSON form.
 from typing import Any
 
 from drivetrain.core.bundle import GRAPH
+from drivetrain.core.placement import GPUS
 from drivetrain.core.schema import Field
 from drivetrain.serve.engine import Batching
 from drivetrain.serve.models import Model
@@ -20,17 +21,21 @@ def model_config(model: Model, batching: Batching) -> dict[str, Any]:
     The rows are the batch dimension, so ``dims`` are what a row holds; a column that is one value
     a row has dims of 1 that are reshaped away.
     """
+    kind = "KIND_GPU" if model.placement in GPUS else "KIND_CPU"
     found: dict[str, Any] = {
         "name": model.name,
-        "platform": "onnxruntime_onnx",
-        "backend": "onnxruntime",
+        "platform": f"{model.backend}_onnx",
+        "backend": model.backend,
         "version_policy": {"latest": {"num_versions": 1}},
         "max_batch_size": batching.queue_rows,
         "input": [{**_tensor(field), "optional": False} for field in model.inputs],
         "output": [_tensor(field) for field in model.bundle.manifest.outputs],
-        "instance_group": [{"name": model.name, "kind": "KIND_CPU", "count": 1}],
+        "instance_group": [{"name": model.name, "kind": kind, "count": 1}],
         "default_model_filename": GRAPH,
-        "parameters": {"digest": {"string_value": model.digest}},
+        "parameters": {
+            "digest": {"string_value": model.digest},
+            "placement": {"string_value": model.placement},
+        },
         "model_transaction_policy": {"decoupled": False},
     }
     if model.cost.pays and model.columns.stackable:

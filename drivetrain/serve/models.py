@@ -13,6 +13,7 @@ import numpy as np
 from drivetrain.core.batch import PIXELS_SUFFIX, Array, Batch, Column
 from drivetrain.core.bundle import Bundle, digest_of
 from drivetrain.core.errors import wrong
+from drivetrain.core.placement import OPENVINO
 from drivetrain.core.schema import MISSING_INT, Field
 from drivetrain.serve.columns import Columns, Values
 from drivetrain.serve.loading import Loader
@@ -159,6 +160,11 @@ class Model:
     def placement(self) -> str:
         """Where it runs, as :mod:`drivetrain.core.placement` names it."""
         return self._session.placement
+
+    @property
+    def backend(self) -> str:
+        """What runs it, in the words of V2 and Triton."""
+        return "openvino" if self.placement in OPENVINO else "onnxruntime"
 
     def run(self, requests: Sequence[Sequence[Values]]) -> tuple[list[Array], list[Array]]:
         """The columns' arrays of all requests together, and the outputs for them."""

@@ -58,15 +58,10 @@ def model_metadata(model: Model, versions: Sequence[str]) -> dict[str, Any]:
     return {
         "name": model.name,
         "versions": list(versions),
-        "platform": _platform(model),
+        "platform": f"{model.backend}_onnx",
         "inputs": _tensors(model.inputs),
         "outputs": _tensors(model.bundle.manifest.outputs),
     }
-
-
-def _platform(model: Model) -> str:
-    """What runs it, in the words of V2 and Triton."""
-    return "openvino_onnx" if model.placement.startswith("openvino") else "onnxruntime_onnx"
 
 
 def _tensors(schema: Schema) -> list[dict[str, Any]]:

@@ -74,6 +74,9 @@ def test_an_asked_for_placement_is_used_and_told(numbers, serve):
     found = reply.json["predictions"][0]["score"]
     assert np.allclose(found, expected, atol=1e-5)
     assert client.get("/v2/models/numbers").json["platform"] == "openvino_onnx"
+    config = client.get("/v2/models/numbers/config").json
+    assert (config["platform"], config["backend"]) == ("openvino_onnx", "openvino")
+    assert config["parameters"]["placement"] == {"string_value": "openvino"}
     version = numbers.digest[:12]
     labels = f'model="numbers",version="{version}",placement="openvino"'
     assert client.metric(f"drivetrain_placement_info{{{labels}}}") == 1
