@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from drivetrain.core.metric import Note
-from drivetrain.train.checkpoint import Checkpoint, Checkpoints
+from drivetrain.train.behind import Behind
+from drivetrain.train.checkpoint import Checkpoint
 from drivetrain.train.loop import Callback, Loop, Position
 
 _GENERATOR = "generator"
@@ -32,7 +33,7 @@ class Keep:
 
     def __init__(
         self,
-        checkpoints: Checkpoints,
+        checkpoints: Behind,
         keeps: Mapping[str, Callback],
         *,
         seconds: float | None,
@@ -77,7 +78,8 @@ class Keep:
 
         Raises:
             ArithmeticError: the loss or a weight is not finite; nothing is written.
-            OSError: no space, no permission; the last checkpoint is as it was.
+            OSError: the one before could not be written (no space, no permission); the last whole
+                one is as it was.
         """
         loop.read()
         check_finite(loop)

@@ -129,10 +129,11 @@ class Single:
         ):
             model = model.to(run.device).train()
             loop, keep, validate = self._assemble(model, source, run, group)
-            if not keep.resume(loop):
-                loop.run()
-                self._final_weights(loop.step, validate)
-                keep.finish(loop)
+            with keep.checkpoints:
+                if not keep.resume(loop):
+                    loop.run()
+                    self._final_weights(loop.step, validate)
+                    keep.finish(loop)
         return model.eval()
 
     def predictions(self, outputs: Any) -> Mapping[str, Any]:
@@ -160,6 +161,7 @@ class Single:
     def _assemble(
         self, model: "nn.Module", source: Examples, run: Run, group: "Group"
     ) -> "tuple[Loop, Keep, Validate]":
+        from drivetrain.train.behind import Behind
         from drivetrain.train.checkpoint import Checkpoints
         from drivetrain.train.feed import Feed
         from drivetrain.train.loop import Loop
@@ -176,7 +178,9 @@ class Single:
         shapes = [(name, list(t.shape)) for name, t in model.state_dict().items()]
         fingerprint = digest(self, shapes, rows, source.rows("validate"))
         keep = Keep(
-            Checkpoints(run.directory, fingerprint, run.emit if group.rank == 0 else silent),
+            Behind(
+                Checkpoints(run.directory, fingerprint, run.emit if group.rank == 0 else silent)
+            ),
             {"validate": validate},
             seconds=self.checkpoint_seconds,
             steps=self.checkpoint_steps,
