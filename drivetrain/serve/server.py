@@ -6,13 +6,10 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TextIO
@@ -25,23 +22,14 @@ from drivetrain.serve.access import AccessLog
 from drivetrain.serve.aliases import Aliases
 from drivetrain.serve.application import Application
 from drivetrain.serve.calls import RequestIds, Service
+from drivetrain.serve.doors import Doors
 from drivetrain.serve.engine import Batching, Engine
 from drivetrain.serve.feedback import Feedback
 from drivetrain.serve.http import Http, HttpLimits
-from drivetrain.serve.listen import (
-    BACKLOG,
-    HANDSHAKE_SECONDS,
-    bind,
-    bind_shared,
-    hold_off,
-    is_loopback,
-    silence,
-    take,
-)
+from drivetrain.serve.listen import bind, bind_shared, is_loopback
 from drivetrain.serve.loading import Loader, Verify
 from drivetrain.serve.metrics import Figures, Metrics
 from drivetrain.serve.models import Resolve, checked_name, pinned
-from drivetrain.serve.opening import Opening
 from drivetrain.serve.repository import Repository
 from drivetrain.serve.retention import Retention
 from drivetrain.serve.shared import Shared
@@ -60,10 +48,6 @@ _TICK_SECONDS = 0.25
 _END_SECONDS = 2.0
 """Beyond its grace, until a worker that does not end is killed."""
 _LEAST_HANG_SECONDS = 2.0
-_STEER_SECONDS = 0.02
-"""What the supervisor has to steer connections away from a worker that leaves."""
-_SETTLE_SECONDS = 0.25
-"""How long a draining server waits for requests that were sent before the client could know."""
 
 
 class Server:
@@ -148,7 +132,6 @@ class Server:
         self._verify = verify
         self._token = token or None
         self._tls = tls
-        self._secure = {} if tls is None else tls.options
         self._feedback = feedback
         self._retention = retention or Retention()
         self._access_log = access_log
@@ -289,9 +272,10 @@ class Server:
                 stack.callback(part.end)
             http = Http(application, self._limits, application.count_refusal, application.streams)
             stack.callback(http.abort)
-            doors = [await self._open(http, listener)]
+            doors = Doors(http, {} if self._tls is None else self._tls.options, seat)
+            await doors.open(listener)
             if shared.listener is not None:
-                doors.append(await self._open(http, shared.listener, managed=True))
+                await doors.open(shared.listener, managed=True)
             self._heed_signals(loop, stopping, again, http)
             # What was made until now stays: a full collection need not walk it each time.
             gc.collect()
@@ -310,17 +294,10 @@ class Server:
             await stopping.wait()
             self._set_ready(application, False)
             await asyncio.sleep(self._drain_seconds)
-            left = await self._drain(http, doors)
+            left = await doors.drain(self._grace_seconds)
         if left:
             log.error("%d requests had no answer when the grace of the end was over", left)
         return 1 if left else 0
-
-    async def _open(self, http: Http, listener: socket.socket, managed: bool = False) -> "_Door":
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            lambda: Opening(http, managed), sock=listener, backlog=BACKLOG, **self._secure
-        )
-        return _Door(server, listener, managed, managed and self._seat is not None)
 
     def _application(
         self, engine: Engine, memory: SharedMemory, stack: contextlib.ExitStack
@@ -352,49 +329,6 @@ class Server:
     def _set_ready(self, application: Application, ready: bool) -> None:
         application.ready = ready
         self.metrics.ready.of().value = float(ready)
-
-    async def _drain(self, http: Http, doors: Sequence["_Door"]) -> int:
-        """Answer what was accepted; gives how many requests were left when the grace was over."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._grace_seconds
-        http.drain()
-        for connection, managed in await self._leave(doors):
-            connection.setblocking(False)
-            opening = partial(Opening, http, managed)
-            begun = loop.create_task(
-                loop.connect_accepted_socket(opening, connection, **self._secure)
-            )
-            begun.add_done_callback(_let_fail)
-        settled = loop.time() + min(_SETTLE_SECONDS, self._grace_seconds / 2)
-        while loop.time() < end and (http.unanswered or loop.time() < settled):
-            await asyncio.sleep(0.01)
-        left = http.unanswered
-        http.close_idle()
-        while loop.time() < end and http.connections:
-            await asyncio.sleep(0.01)
-        return left
-
-    async def _leave(self, doors: Sequence["_Door"]) -> list[tuple[socket.socket, bool]]:
-        """Take no more connections; gives those that had come and that nobody had taken, and
-        whether each came in where managing is allowed."""
-        seat = self._seat
-        if seat is not None:
-            seat.leave()
-            await asyncio.sleep(_STEER_SECONDS)
-        # What others take connections from too is left to them as it is.
-        held = {door for door in doors if not door.common and hold_off(door.listener)}
-        if held:
-            await asyncio.sleep(HANDSHAKE_SECONDS)
-        accepted: list[tuple[socket.socket, bool]] = []
-        for door in doors:
-            with door.listener.dup() as last:
-                door.server.close()
-                # The supervisor holds a seat's listener too: what comes yet waits for a successor.
-                found = take(last) if door in held or seat is not None else silence(last)
-            accepted += [(connection, door.managed) for connection in found]
-        if seat is not None:
-            seat.left()
-        return accepted
 
     def _heed_signals(
         self,
@@ -462,23 +396,6 @@ class Server:
         return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Door:
-    """Where connections come in.
-
-    Attributes:
-        server: takes them.
-        listener: holds them until then.
-        managed: whether managing is allowed here.
-        common: whether other processes take from the same listener.
-    """
-
-    server: asyncio.AbstractServer
-    listener: socket.socket
-    managed: bool
-    common: bool
-
-
 def _figures(seat: Seat, number: int) -> Figures:
     """What the last process in a seat had counted."""
     text = seat.board.read(number)
@@ -495,12 +412,6 @@ def _shared_weights(needed: bool) -> Weights | None:
             raise
         log.warning("every worker keeps its weights to itself: %s", error)
         return None
-
-
-def _let_fail(begun: "asyncio.Task[object]") -> None:
-    """A handshake that failed is its client's matter."""
-    if not begun.cancelled():
-        begun.exception()
 
 
 def _count(workers: int) -> int:

@@ -409,7 +409,7 @@ def test_a_request_that_is_half_sent_over_tls_when_the_server_ends_is_answered(s
 
 
 def test_connections_that_nobody_had_taken_shake_hands_in_the_drain(serve, authority, monkeypatch):
-    from drivetrain.serve import server as module
+    from drivetrain.serve import doors as module
 
     client = serve(tls=tls_of(authority.sign()))
     held = threading.Event()
