@@ -7,6 +7,7 @@ at one that is none. Training and serving come through this door alike.
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,34 @@ MOST = 1 << 26
 """The most pixels that an image may have before it is resized: a bound on memory."""
 
 
-def pixels(values: Array, shape: Sequence[int | str | None], column: str) -> Array:
+@dataclass(frozen=True)
+class Unfit:
+    """A value that is no image.
+
+    Attributes:
+        row: where it stands.
+        column: whose it is.
+        value: itself.
+        allowed: what would have been one, and what a decoder says of this one.
+    """
+
+    row: int
+    column: str
+    value: Any
+    allowed: str
+
+    def error(self, before: int = 0) -> ValueError:
+        """The error that names it, of rows that begin ``before`` rows later."""
+        place = f"row {self.row - before}, column {self.column!r}"
+        return wrong(place, self.value, self.allowed)
+
+
+def pixels(
+    values: Array,
+    shape: Sequence[int | str | None],
+    column: str,
+    unfit: list[Unfit] | None = None,
+) -> Array:
     """Encoded images as uint8 ``[rows, height, width, channels]``; black for empty values.
 
     An image is turned to grey (one channel) or RGB (three), without its transparency, and
@@ -31,6 +59,7 @@ def pixels(values: Array, shape: Sequence[int | str | None], column: str) -> Arr
         values: object ``[rows]``, bytes.
         shape: ``[rows, height, width, channels]``, as the graph's input has it.
         column: for the errors.
+        unfit: gets what is no image, in whose place is black then; without it that is an error.
 
     Raises:
         ValueError: a value is no image of a known format, or a broken or too large one; names
@@ -46,7 +75,10 @@ def pixels(values: Array, shape: Sequence[int | str | None], column: str) -> Arr
             result[row] = _decode(value, height, width, channels)
         except Exception as error:  # Pillow's decoders raise what their formats make them raise
             allowed = f"a whole {', '.join(FORMATS)} image or nothing ({error})"
-            raise wrong(f"row {row}, column {column!r}", value, allowed) from None
+            found = Unfit(row, column, value, allowed)
+            if unfit is None:
+                raise found.error() from None
+            unfit.append(found)
     return result
 
 

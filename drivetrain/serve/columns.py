@@ -18,6 +18,7 @@ from drivetrain.core.batch import (
     microseconds,
 )
 from drivetrain.core.errors import unknown
+from drivetrain.core.pixels import Unfit, pixels
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 
 Values = list[Any] | Array
@@ -186,16 +187,25 @@ class Columns:
             for i in group:
                 yield i, self._to_array[i](list(columns[i]))
 
-    def feeds(self, arrays: Sequence[Array]) -> dict[str, Array]:
+    def feeds(self, arrays: Sequence[Array], unfit: list[Unfit] | None = None) -> dict[str, Array]:
         """What the graph takes, out of the columns' arrays.
 
+        Args:
+            arrays: of the columns.
+            unfit: gets the values that are no images where the graph takes some; black is fed in
+                their place.
+
         Raises:
-            UnfitError: a value is no image where the graph takes one; names row and column.
+            UnfitError: a value cannot be fed, such as one that is no image without ``unfit``;
+                names row and column.
         """
         feeds = {name: arrays[i] for name, i in self._plain}
         try:
             for name, column, i, shape in self._bytes:
-                feeds[name] = feed(Batch({column: arrays[i]}), name, shape)
+                if name.endswith(PIXELS_SUFFIX):
+                    feeds[name] = pixels(arrays[i], shape, column, unfit)
+                else:
+                    feeds[name] = feed(Batch({column: arrays[i]}), name, shape)
         except ValueError as error:
             raise UnfitError(str(error)) from None
         return feeds

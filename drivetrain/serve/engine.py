@@ -2,17 +2,20 @@
 
 import asyncio
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from drivetrain.core.batch import Array
-from drivetrain.serve.columns import Values
+from drivetrain.core.pixels import Unfit
+from drivetrain.serve.columns import UnfitError, Values
 from drivetrain.serve.metrics import Histogram, Metrics, Reading
 from drivetrain.serve.models import Model
 
@@ -323,29 +326,48 @@ class Run(NamedTuple):
 
 
 def _compute(model: Model, batch: list[Task]) -> Run:
-    """Run a batch; when it fails, each task alone, so that only the offender fails."""
+    """Run a batch; only the offender fails.
+
+    A task with a value that cannot be fed is known before the run. One that the graph refuses is
+    not: then each runs alone.
+    """
     begun = fed = monotonic()
     rows = sum(task.rows for task in batch)
     try:
         inputs = model.columns.arrays([task.columns for task in batch])
-        feeds = model.columns.feeds(inputs)
+        unfit: list[Unfit] = []
+        feeds = model.columns.feeds(inputs, unfit)
         fed = monotonic()
-        outputs = model.infer(feeds)
+        refused = _refused(batch, unfit)
+        outputs = model.infer(feeds) if len(refused) < len(batch) else []
     except Exception as error:
         seconds = monotonic() - begun
         alone = len(batch) == 1
         outcomes: list[Outcome] = [error] if alone else [_alone(model, task) for task in batch]
         return Run(outcomes, begun, fed, monotonic(), seconds, rows)
     inferred = monotonic()
-    if len(batch) == 1:
+    if len(batch) == 1 and not refused:
         return Run([(inputs, outputs)], begun, fed, inferred, inferred - begun, rows)
     outcomes = []
     start = 0
-    for task in batch:
+    for number, task in enumerate(batch):
         stop = start + task.rows
-        outcomes.append((Part(inputs, start, stop), [a[start:stop] for a in outputs]))
+        part = (Part(inputs, start, stop), [a[start:stop] for a in outputs])
+        outcomes.append(refused.get(number, part))
         start = stop
     return Run(outcomes, begun, fed, inferred, inferred - begun, rows)
+
+
+def _refused(batch: list[Task], unfit: Sequence[Unfit]) -> dict[int, UnfitError]:
+    """What is wrong with the tasks that have values which cannot be fed, by their places."""
+    if not unfit:
+        return {}
+    starts = list(accumulate((task.rows for task in batch), initial=0))
+    refused: dict[int, UnfitError] = {}
+    for value in unfit:
+        place = bisect_right(starts, value.row) - 1
+        refused.setdefault(place, UnfitError(str(value.error(starts[place]))))
+    return refused
 
 
 def _alone(model: Model, task: Task) -> Outcome:

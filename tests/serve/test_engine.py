@@ -45,7 +45,7 @@ class Doubling:
         self.columns = SimpleNamespace(
             stackable=True,
             arrays=lambda requests: [np.concatenate([request[0] for request in requests])],
-            feeds=lambda arrays: {"once": arrays[0]},
+            feeds=lambda arrays, unfit=None: {"once": arrays[0]},
         )
         self.cost = Cost(seconds, seconds * (1 if pays else 8), 8)
         outputs = Schema((Field("twice", "float32"),))

@@ -11,9 +11,12 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+from drivetrain.core import pixels
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import IR_VERSION, OPSET, Graph
 from drivetrain.core.schema import Field, Schema
+from drivetrain.serve.columns import UnfitError
+from drivetrain.serve.engine import Task, _compute
 from drivetrain.serve.models import Artefact, Model
 from drivetrain.serve.server import Server, running
 
@@ -131,6 +134,55 @@ def test_a_broken_image_fails_nobody_beside_it(ask):
         thread.join()
     assert len(answers) == 60
     assert all(status == (200 if is_good else 400) for is_good, status in answers)
+
+
+class Noted(Task):
+    """A task that keeps what became of it."""
+
+    __slots__ = ("fate",)
+
+    def done(self, inputs, outputs):
+        self.fate = outputs[0].tolist()
+
+    def failed(self, error):
+        self.fate = error
+
+
+def decoded(monkeypatch):
+    """Counts the images that are decoded from now on."""
+    seen = []
+    decode = pixels._decode
+
+    def counted(data, *size):
+        seen.append(data)
+        return decode(data, *size)
+
+    monkeypatch.setattr(pixels, "_decode", counted)
+    return seen
+
+
+def test_a_batch_with_broken_images_is_decoded_and_run_once(bundle, monkeypatch):
+    model = Model.load("light", Artefact(bundle.digest, bundle.path))
+    runs, infer = [], model.infer
+    monkeypatch.setattr(model, "infer", lambda feeds: runs.append(1) or infer(feeds))
+    seen = decoded(monkeypatch)
+    photos = ([image(0), image(255)], [image(90), b"broken"], [b"", image(255)], [b"?", b"!"])
+    batch = [Noted(model, [np.array(of_one, object)], 2) for of_one in photos]
+    outcomes = _compute(model, batch).outcomes
+    assert (len(runs), len(seen)) == (1, 7)
+    assert [outcome[1][0].tolist() for outcome in (outcomes[0], outcomes[2])] == [[0, 1], [0, 1]]
+    assert str(outcomes[1]).startswith("row 1, column 'photo': found b'broken', allowed: a whole")
+    assert str(outcomes[3]).startswith("row 0, column 'photo': found b'?', allowed: a whole")
+    assert {type(outcome) for outcome in (outcomes[1], outcomes[3])} == {UnfitError}
+
+
+def test_nothing_is_run_for_broken_images_alone(bundle, monkeypatch):
+    model = Model.load("light", Artefact(bundle.digest, bundle.path))
+    monkeypatch.setattr(model, "infer", lambda feeds: pytest.fail("it was run"))
+    for count in (1, 3):
+        batch = [Noted(model, [np.array([b"?"], object)], 1) for _ in range(count)]
+        outcomes = _compute(model, batch).outcomes
+        assert [type(outcome) for outcome in outcomes] == [UnfitError] * count
 
 
 def test_what_decodes_images_is_never_run_on_the_loop(bundle):
