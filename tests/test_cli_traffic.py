@@ -1,10 +1,22 @@
-"""The verbs that say who answers an alias: canary, shadow, rollback, history."""
+"""The verbs that say who answers an alias: canary, shadow, rollback, history; and a server."""
 
+import http.client
 import json
-from collections.abc import Callable
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
+import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper
 
@@ -14,6 +26,7 @@ from drivetrain.core.graph import Graph
 from drivetrain.registry.registry import Registry
 
 Drive = Callable[..., tuple[int, str, str]]
+COLUMNS = ["version", "role", "x", "prediction.score"]
 
 
 def register(store: Registry, factor: float) -> str:
@@ -120,3 +133,170 @@ def test_an_alias_that_is_none_suggests_the_nearest(drive, digests):
         status, _, err = drive(*arguments)
         assert status == 2
         assert "Did you mean 'made'" in err
+
+
+# -- under load ------------------------------------------------------------------------------------
+
+
+class Load:
+    """Clients that ask all the time, and what they were told.
+
+    Attributes:
+        answers: how many answers each version gave since :meth:`since`.
+        wrong: whatever was no answer, or not the named version's own.
+    """
+
+    def __init__(self, url: str, factors: dict[str, float], clients: int = 3) -> None:
+        self.answers: Counter[str] = Counter()
+        self.wrong: list[Any] = []
+        self._address = url.removeprefix("http://")
+        self._factors = factors
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(clients)]
+
+    def _ask(self, number: int) -> None:
+        connection = http.client.HTTPConnection(self._address, timeout=10)
+        while not self._end.is_set():
+            number += 1
+            try:
+                connection.request("POST", "/predict/made", json.dumps({"x": number % 1000}))
+                reply = connection.getresponse()
+                body = json.load(reply)
+                version, score = body["version"], body["predictions"][0]["score"]
+            except Exception as error:
+                self.wrong.append(error)
+                return
+            if reply.status != 200 or score != self._factors[version] * (number % 1000):
+                self.wrong.append((reply.status, body))
+            self.answers[version] += 1
+            time.sleep(0.002)
+        connection.close()
+
+    def since(self) -> None:
+        """Forget what was answered until now."""
+        self.answers = Counter()
+
+    def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition() and not self.wrong and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert (self.wrong, bool(condition())) == ([], True)
+
+    def settle(self, *versions: str) -> None:
+        """Wait until exactly these versions answer, on every connection."""
+
+        def settled() -> bool:
+            self.since()
+            time.sleep(0.4)
+            return set(self.answers) == set(versions)
+
+        self.until(settled)
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@contextmanager
+def served(store: Registry, feedback: Path) -> Iterator[str]:
+    """The command line's server with two workers; its address."""
+    settings = {
+        "store": store.root,
+        "serve.port": 0,
+        "serve.workers": 2,
+        "serve.feedback": feedback,
+    }
+    command = [sys.executable, "-m", "drivetrain.cli", "serve", "made"]
+    command += [f"--set={key}={value}" for key, value in settings.items()]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    try:
+        found = re.search(r"http://\S+", process.stdout.readline())
+        assert found
+        yield found[0]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def metrics(url: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+        lines = reply.read().decode().splitlines()
+    pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in pairs}
+
+
+@pytest.mark.slow
+def test_under_load_no_move_of_an_alias_fails_a_request_or_mixes_versions(
+    drive, store, digests, tmp_path
+):
+    factors = dict(zip((digest[:12] for digest in digests), (1.0, 2.0, 3.0), strict=True))
+    first, second, third = factors
+
+    def asked(version: str) -> float:
+        return metrics(url)[
+            f'drivetrain_requests_total{{model="made",version="{version}",route="rows",code="200"}}'
+        ]
+
+    def roles() -> dict[str, str]:
+        found = [re.findall(r'(version|role)="(\w+)"', name) for name in metrics(url)
+                 if name.startswith("drivetrain_model_info")]  # fmt: skip
+        return {dict(pairs)["version"]: dict(pairs)["role"] for pairs in found}
+
+    with served(store, tmp_path / "feedback") as url, Load(url, factors) as load:
+        load.settle(first)
+        drive("canary", "made", digests[1], "--share", 0.2)
+        load.settle(first, second)
+        assert roles() == {first: "stable", second: "canary"}
+        load.since()
+        load.until(lambda: load.answers.total() >= 600)
+        assert load.answers[second] / load.answers.total() == pytest.approx(0.2, abs=0.03)
+
+        drive("shadow", "made", digests[2])
+        heard = f'drivetrain_shadow_requests_total{{model="made",version="{third}",outcome='
+        load.until(lambda: metrics(url).get(f'{heard}"answered"}}', 0) > 100)
+        assert roles() == {first: "stable", second: "canary", third: "shadow"}
+        assert metrics(url)[f'{heard}"failed"}}'] == 0
+        assert third not in load.answers
+
+        drive("promote", digests[1], "made")
+        load.settle(second)
+        load.until(lambda: roles() == {second: "stable", third: "shadow"})
+        before = asked(first), asked(second)
+        load.since()
+        load.until(lambda: load.answers.total() >= 100)
+        time.sleep(0.5)  # until the other worker has told its counts
+        after = asked(first), asked(second)
+        assert after[0] == before[0]
+        assert after[1] >= before[1] + 100
+
+        drive("rollback", "made")
+        load.settle(first)
+        drive("canary", "made", digests[1], "--share", 0.5)
+        load.settle(first, second)
+        drive("rollback", "made")
+        load.settle(first)
+        load.until(lambda: roles() == {first: "stable", third: "shadow"})
+        failures = [
+            name for name in metrics(url) if 'code="5' in name or "reload_failures_t" in name
+        ]
+        assert failures == []
+    assert load.wrong == []
+    kept = list((tmp_path / "feedback" / "made").glob("date=*/*.parquet"))
+    rows = [row for file in kept for row in pq.read_table(file, columns=COLUMNS).to_pylist()]
+    assert {(row["version"], row["role"]) for row in rows} >= {
+        (first, "stable"),
+        (second, "canary"),
+    }
+    assert third not in {row["version"] for row in rows}
+    assert all(row["prediction.score"] == factors[row["version"]] * row["x"] for row in rows)
