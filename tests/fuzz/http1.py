@@ -167,7 +167,7 @@ class Server:
 
     def __post_init__(self) -> None:
         limits = HttpLimits(**LIMITS, pipeline=self.plan.pipeline)
-        self.http = Http(self._asked, limits, self.refusals.append)
+        self.http = Http(self._asked, limits, lambda status, *_: self.refusals.append(status))
         self.connection, self.wire = Connection(self.http), Wire()
         self.connection.connection_made(self.wire)
 
