@@ -1,0 +1,75 @@
+"""The head that a connection's client repeats: known again by its bytes, and so parsed once."""
+
+import re
+from collections.abc import Mapping
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
+_DIGITS = 9
+_HEAD_BYTES = 2048
+_FRAMING = (b"transfer-encoding", b"expect", b"upgrade")
+
+
+class RepeatedHead:
+    """A head of HTTP/1.1 that the parser has read, whatever length of content it announces.
+
+    A client that keeps its connection sends one head over and over, and only the digits of
+    Content-Length change. What the parser made of those bytes once it would make of them again:
+    so they are compared, not parsed, and a head that differs in any other byte goes to the parser.
+
+    Attributes:
+        method: such as ``b"POST"``.
+        target: path and query as they were sent.
+    """
+
+    __slots__ = ("_before", "_behind", "_headers", "method", "target")
+
+    def __init__(
+        self,
+        before: bytes,
+        behind: bytes,
+        method: bytes,
+        target: bytes,
+        headers: Mapping[bytes, bytes],
+    ) -> None:
+        self._before = before
+        self._behind = behind
+        self._headers = headers
+        self.method = method
+        self.target = target
+
+    @classmethod
+    def of(
+        cls, data: bytes, method: bytes, target: bytes, headers: Mapping[bytes, bytes]
+    ) -> "RepeatedHead | None":
+        """The head of ``data``, which the parser read as one whole request and nothing beside.
+
+        Returns:
+            None where anything but the length frames the content.
+        """
+        length = headers.get(b"content-length")
+        if length is None or any(name in headers for name in _FRAMING):
+            return None
+        start = len(data) - int(length)
+        if start > _HEAD_BYTES or data.find(b"\r\n\r\n") != start - 4:
+            return None
+        found = list(_LENGTH.finditer(data, 0, start))
+        if len(found) != 1 or found[0][1] != length:
+            return None
+        before, behind = data[: found[0].start(1)], data[found[0].end(1) : start]
+        return cls(before, behind, method, target, headers)
+
+    def content(self, data: bytes) -> bytes | None:
+        """The content of ``data`` if it is one whole request with this head, else None."""
+        if not data.startswith(self._before):
+            return None
+        at = len(self._before)
+        end = data.find(b"\r", at, at + _DIGITS + 1)
+        if end < 0 or not data.startswith(self._behind, end):
+            return None
+        start = end + len(self._behind)
+        size = len(data) - start
+        return data[start:] if data[at:end] == b"%d" % size else None
+
+    def headers(self, content: bytes) -> dict[bytes, bytes]:
+        """The headers of a request with this content."""
+        return {**self._headers, b"content-length": b"%d" % len(content)}
