@@ -42,7 +42,6 @@ _CONTENTS: Mapping[str, str] = {
     "BYTES": "bytes_contents",
 }
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
-_FINAL = "triton_enable_empty_final_response"
 _MOST_LAYOUTS = 256
 _LONGEST_HEAD = 1 << 16
 _LONGEST_KNOWN = 512
@@ -63,13 +62,11 @@ class Asked(NamedTuple):
         identity: the field ``id`` of the answer, empty where the request had none.
         outputs: their positions.
         places: where in shared memory some of them go.
-        final: whether the answer says that it is the only one, as streams may ask.
     """
 
     identity: bytes
     outputs: tuple[int, ...]
     places: Mapping[int, Place] = _NOWHERE
-    final: bool = False
 
 
 class GrpcInferRoute(Route):
@@ -81,6 +78,8 @@ class GrpcInferRoute(Route):
     """
 
     name = "grpc_infer"
+    parameters = b""
+    """The field ``parameters`` of every answer."""
 
     def __init__(self, model: Model, service: Service) -> None:
         super().__init__(model, service)
@@ -151,7 +150,7 @@ class GrpcInferRoute(Route):
         if ordered and not parameters and not places and len(fields[RAW]) == len(inputs):
             self._learn(body, fields, inputs, outputs)
         identity = chunk(_ID, text.encode()) if text else b""
-        asked = Asked(identity, outputs, places, parameters.get(_FINAL) is True)
+        asked = Asked(identity, outputs, places)
         timeout = parameter_timeout(parameters)
         return self._call(exchange, columns, inputs[0].shape[0], text, asked, timeout, beside)
 
@@ -280,9 +279,7 @@ class GrpcInferRoute(Route):
 
     def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:
         asked: Asked = call.options
-        parts = [self._head, asked.identity]
-        if asked.final:
-            parts.append(_IS_FINAL)
+        parts = [self._head, asked.identity, self.parameters]
         raws: list[bytes] = []
         for number in asked.outputs:
             array = outputs[number]
@@ -388,7 +385,3 @@ def _text(what: str, data: bytes | bytearray) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise wrong(what, error.object, "UTF-8") from None
-
-
-_IS_FINAL = chunk(_PARAMETERS, chunk(1, b"triton_final_response") + chunk(2, b"\x08\x01"))
-"""The parameter ``triton_final_response``, true."""
