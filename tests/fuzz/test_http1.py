@@ -80,7 +80,7 @@ def test_a_fuzzer_breaks_no_rule(tmp_path: Path):
         "atheris", reason="atheris is not installed: pip install 'drivetrain[fuzz]'"
     )
     done = subprocess.run(
-        [sys.executable, FILE, "-max_total_time=15", "-verbosity=0"],
+        [sys.executable, FILE, "-max_total_time=15", "-seed=1", "-verbosity=0"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
