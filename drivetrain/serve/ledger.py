@@ -22,7 +22,7 @@ State = Mapping[str, Any]
 Failures = Mapping[str, str]
 """What a process could not apply, by name, and why."""
 
-_LOCK_SECONDS = 2.0
+_LOCK_SECONDS = 0.5
 _LOCK_PAUSE = 0.002
 
 
