@@ -7,9 +7,11 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 from drivetrain.serve.application import Application
 from drivetrain.serve.engine import Engine
+from drivetrain.serve.guard import Guard
 from drivetrain.serve.loading import Loader, give_back
 from drivetrain.serve.metrics import Counter, Metrics
 from drivetrain.serve.models import Artefact, Model, Release, Resolve, Traffic
@@ -49,6 +51,7 @@ class Aliases:
         self._metrics = metrics
         self._loader = loader
         self._seat = seat
+        self._guard = Guard(metrics.requests)
         self._refused: set[tuple[str, str]] = set()
         self._lock = asyncio.Lock()
         self._unloaded: set[str] = set()
@@ -133,6 +136,22 @@ class Aliases:
             if release is not None:
                 self._install(release)
                 log.info("%s", release)
+            self._judge(self._application.releases[name])
+
+    def _judge(self, release: Release) -> None:
+        """Send no more requests to a canary that fails where the stable version does not.
+
+        It is refused from now on, as a version that cannot be loaded is: until the alias names
+        another canary or none, or SIGHUP.
+        """
+        why, canary = self._guard.failing(release, monotonic()), release.canary
+        if why is None or canary is None:
+            return
+        self._refused.add((release.name, canary.digest))
+        self.reasons[release.name] = f"the canary {canary.version} was stopped: {why}"
+        self._metrics.canaries_stopped.of(release.name, canary.version).value += 1
+        log.error("%s: %s", release.name, self.reasons[release.name])
+        self._install(replace(release, canary=None, share=0.0))
 
     def _fail(self, name: str, reason: str) -> None:
         if self.reasons.get(name) != reason:  # or it would be told once a second

@@ -227,6 +227,11 @@ class Metrics:
             "Share of the requests to the model that a version answers.",
             ("model", "version", "role"), Counter, max,
         )  # fmt: skip
+        self.canaries_stopped = Family(
+            "drivetrain_canaries_stopped_total", "counter",
+            "Canaries that get no more requests, because they failed where the stable version "
+            "did not; counted by each process.", ("model", "version"), Counter,
+        )  # fmt: skip
         self.shadow_requests = Family(
             "drivetrain_shadow_requests_total", "counter",
             "Answered requests that were to be asked of a shadow too, by what became of them.",
@@ -291,7 +296,7 @@ class Metrics:
         self._families: tuple[Family[Counter] | Family[Reading] | Family[Histogram], ...] = (
             *(self.requests, self.request_seconds, self.inference_seconds, self.batch_rows),
             *(self.queue_rows, self.prediction, self.model_info, self.reload_failures),
-            *(self.placement_info, self.traffic_share),
+            *(self.placement_info, self.traffic_share, self.canaries_stopped),
             *(self.shadow_requests, self.shadow_difference),
             *(self.feedback_rows, self.feedback_dropped, self.feedback_deleted),
             *(self.access_dropped, self.trace_spans, self.trace_dropped),

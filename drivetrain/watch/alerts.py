@@ -133,6 +133,16 @@ class Alerts:
             '{{ $value | printf "%.2f" }} from the stable version\'s (Kolmogorov-Smirnov)',
         )
 
+        stopped = f"drivetrain_canaries_stopped_total{{{of}}}"
+        yield _rule(
+            "DrivetrainCanaryStopped",
+            f"sum by (version) ({_grew(stopped)}) > 0",
+            wait="0m",
+            severity="critical",
+            summary=f"The canary {{{{ $labels.version }}}} of {model} failed and gets no more "
+            f"requests: drivetrain canary {model} --end",
+        )
+
     def _data(self, manifest: Manifest, model: str) -> Iterator[dict[str, Any]]:
         of = f"model={quoted(model)}"
         believed = f"and on (model) drivetrain_drift_rows{{{of}}} >= {self.drift_rows}"
@@ -149,16 +159,19 @@ class Alerts:
             summary=f"{{{{ $labels.column }}}} of {model} has drifted: PSI {{{{ $value }}}} is "
             "above its bound",
         )
-        lost = f"drivetrain_feedback_dropped_total{{{of}}}"
-        # A counter that is born above 0 has no increase: that is its first loss.
-        born = f"({lost} > 0 unless {lost} offset 10m)"
         yield _rule(
             "DrivetrainFeedbackDropped",
-            f"sum(increase({lost}[10m]) > 0 or {born}) > 0",
+            f"sum({_grew(f'drivetrain_feedback_dropped_total{{{of}}}')}) > 0",
             wait="0m",
             severity="warning",
             summary=f"{model} loses feedback: what it saw can't be read again",
         )
+
+
+def _grew(counter: str) -> str:
+    """By how much a counter grew in ten minutes, where it did; one that is born above 0 has no
+    increase: that is the first that it counted."""
+    return f"increase({counter}[10m]) > 0 or ({counter} > 0 unless {counter} offset 10m)"
 
 
 def _rule(name: str, expression: str, *, wait: str, severity: str, summary: str) -> dict[str, Any]:

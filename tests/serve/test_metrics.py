@@ -15,6 +15,7 @@ NAMES = {
     *("drivetrain_model_info", "drivetrain_feedback_rows", "drivetrain_feedback_dropped"),
     *("drivetrain_reload_failures", "drivetrain_ready", "drivetrain_traffic_share"),
     *("drivetrain_shadow_requests", "drivetrain_shadow_difference"),
+    "drivetrain_canaries_stopped",
     *("drivetrain_access_lines_dropped", "drivetrain_trace_spans", "drivetrain_traces_dropped"),
     *("drivetrain_feedback_files_deleted", "drivetrain_placement_info"),
     *("process_resident_memory_bytes", "process_cpu_seconds"),

@@ -81,7 +81,7 @@ def test_promtool_accepts_the_rules(tmp_path):
         ["promtool", "check", "rules", "rules.yml"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "10 rules found" in done.stdout
+    assert "11 rules found" in done.stdout
     assert "SUCCESS" in done.stdout
 
 
@@ -220,6 +220,12 @@ CASES: dict[str, dict[str, Any]] = {
         "summary": "late of the canary of flights lies 0.25 from the stable version's "
         "(Kolmogorov-Smirnov)",
         "firing": [{"output": "late"}],
+    },
+    "DrivetrainCanaryStopped": {
+        "series": {f"drivetrain_canaries_stopped_total{{{CANARY}}}": "_x25 1+0x35"},
+        "summary": "The canary 4 of flights failed and gets no more requests: "
+        "drivetrain canary flights --end",
+        "firing": [{"version": "4"}],
     },
     "DrivetrainFeedbackDropped": {
         "series": {f"drivetrain_feedback_dropped_total{{{TARGET}}}": "0+1x60"},

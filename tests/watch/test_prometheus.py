@@ -232,4 +232,4 @@ def test_drift_arrives_and_its_alert_fires(prometheus):
 def test_the_rules_are_loaded_without_an_error(prometheus):
     (group,) = ask(prometheus, "/api/v1/rules")["groups"]
     wait_for(lambda: all(rule["health"] == "ok" for rule in group["rules"]))
-    assert len(group["rules"]) == 9  # this bundle declares no latency
+    assert len(group["rules"]) == 10  # this bundle declares no latency
