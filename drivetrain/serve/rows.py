@@ -13,7 +13,7 @@ from drivetrain.serve.calls import Call, Route, Service, header_timeout
 from drivetrain.serve.columns import Values
 from drivetrain.serve.exchange import JSON, Exchange
 from drivetrain.serve.models import Model
-from drivetrain.serve.values import nested
+from drivetrain.serve.values import nested, only
 
 _MANY = re.compile(rb'\s*\{\s*"rows"\s*:\s*\[')
 
@@ -83,6 +83,9 @@ class RowsRoute(Route):
         return found
 
     def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:
-        rows = zip(*(nested(array) for array in outputs), strict=True)
-        predictions = ",".join([self._row % row for row in rows])
+        if call.rows == 1:
+            predictions = self._row % tuple([only(array) for array in outputs])
+        else:
+            rows = zip(*(nested(array) for array in outputs), strict=True)
+            predictions = ",".join([self._row % row for row in rows])
         return f"{self._head}{predictions}]}}".encode(), JSON, b""

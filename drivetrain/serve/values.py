@@ -68,3 +68,10 @@ def nested(array: Array) -> list[str]:
         size, count = array.shape[axis], math.prod(array.shape[:axis])
         flat = [f"[{','.join(flat[i * size : (i + 1) * size])}]" for i in range(count)]
     return flat
+
+
+def only(array: Array) -> str:
+    """The one row of an array as JSON."""
+    if array.shape == (1,):
+        return _TEXT.get(array.dtype.char, str)(array.item())
+    return nested(array)[0]
