@@ -426,9 +426,9 @@ def _sign(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from drivetrain.serving import open_bundle
+    from drivetrain.serving import pack_bundle
 
-    packed = open_bundle(_site(options), options.bundle).pack(options.file)
+    packed = pack_bundle(_site(options), options.bundle, options.file)
     _print(options, {"bundle": packed.digest, "file": options.file}, f"packed: {options.file}")
     return 0
 

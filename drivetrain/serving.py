@@ -66,6 +66,29 @@ def sign_bundle(site: Site, reference: str, key: str | Path) -> tuple[Bundle, Pa
     return bundle, file
 
 
+def pack_bundle(site: Site, reference: str, file: str | Path) -> Bundle:
+    """Pack a bundle into one file for a device; a signature goes with it, beside it.
+
+    Of several signatures it is one by a key that the site trusts.
+
+    Raises:
+        FileNotFoundError: no bundle lies at the path.
+        OSError: no space, no permission; what lay there is then as it was.
+        ValueError: no such bundle or alias, or a damaged one, or it is not signed as the site
+            asks.
+    """
+    registry = registry_of(site)
+    bundle = open_bundle(site, reference)
+    signatures = _signatures(registry, bundle)
+    if registry.trust is not None:
+        accepted = registry.trust.accepted(bundle, signatures)
+        signatures = tuple(signature for _, signature in accepted)
+    made = bundle.pack(file)
+    for signature in signatures[:1]:
+        write(beside(made.path), signature)
+    return made
+
+
 def server_of(site: Site, reference: str, port: int | None = None) -> "Server":
     """A server of an alias that moves, or of a bundle that stays.
 
@@ -97,6 +120,7 @@ def server_of(site: Site, reference: str, port: int | None = None) -> "Server":
         verify=None if registry.trust is None else lambda bundle: vouch(registry, bundle),
         host=site.serve.host,
         port=site.serve.port if port is None else port,
+        management_port=site.serve.management_port or None,
         token=site.serve.token(),
         tls=_tls(site.serve),
         access_log=Path(site.serve.access_log) if site.serve.access_log else None,
@@ -135,9 +159,13 @@ def vouch(registry: Registry, bundle: Bundle) -> None:
         ValueError: nobody has.
     """
     assert registry.trust is not None, "who asks for signatures says whose"
+    registry.trust.check(bundle, _signatures(registry, bundle))
+
+
+def _signatures(registry: Registry, bundle: Bundle) -> tuple[bytes, ...]:
     file = beside(bundle.path)
     kept = (file.read_bytes(),) if file.is_file() else ()
-    registry.trust.check(bundle, (*kept, *registry.signatures(bundle.digest)))
+    return (*kept, *registry.signatures(bundle.digest))
 
 
 def _followed(registry: Registry, reference: str) -> "Resolve":

@@ -179,8 +179,10 @@ def test_a_packed_bundle_is_signed_and_served_where_it_lies(
 ):
     digest = store.write(*made(4.0)).digest
     file = tmp_path / "device" / "made.bundle"
-    status, out, err = drive("pack", digest[:12], file)
-    assert (status, out, err) == (0, f"packed: {file}\n", "")
+    assert drive("pack", digest[:12], file)[0] == 2
+    assert not file.exists()
+    packed = store.open(digest).pack(file)
+    assert packed.digest == digest
     with pytest.raises(ValueError, match="found no signature"):
         server_of(site, str(file))
     assert drive("sign", file, "--key", key)[0] == 0
@@ -190,6 +192,24 @@ def test_a_packed_bundle_is_signed_and_served_where_it_lies(
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match=r"made\.bundle"):
         server_of(site, str(file))
+
+
+def test_what_is_packed_takes_a_trusted_signature_along(
+    drive: Any, store: Registry, site: Site, key: Path, tmp_path: Path
+):
+    bundle = store.write(*made(4.0))
+    for by in (write_key(tmp_path, "a"), key, write_key(tmp_path, "z")):
+        store.sign(bundle.digest, by)
+    file = tmp_path / "device" / "made.bundle"
+    assert drive("pack", bundle.digest[:12], file) == (0, f"packed: {file}\n", "")
+    alone = Site(store=str(tmp_path / "none"), trust=site.trust)
+    vouch(registry_of(alone), open_bundle(alone, str(file)))
+    again = tmp_path / "again" / "made.bundle"
+    assert drive("pack", file, again)[0] == 0
+    for suffix in ("", ".sig"):
+        assert again.with_name(f"made.bundle{suffix}").read_bytes() == (
+            file.with_name(f"made.bundle{suffix}").read_bytes()
+        )
 
 
 def test_a_signature_in_the_store_vouches_for_the_same_bundle_elsewhere(

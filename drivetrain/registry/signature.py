@@ -116,12 +116,25 @@ class Trust:
         Raises:
             ValueError: none did; says why of each signature.
         """
+        return self.accepted(bundle, signatures)[0][0]
+
+    def accepted(
+        self, bundle: Bundle, signatures: Iterable[bytes]
+    ) -> tuple[tuple[PublicKey, bytes], ...]:
+        """Those of the signatures that are by one of the keys, each with it; at least one.
+
+        Raises:
+            ValueError: none is; says why of each signature.
+        """
+        accepted: list[tuple[PublicKey, bytes]] = []
         refused: list[str] = []
         for signature in signatures:
             try:
-                return self._verify(bundle, signature)
+                accepted.append((self._verify(bundle, signature), signature))
             except ValueError as error:
                 refused.append(str(error))
+        if accepted:
+            return tuple(accepted)
         found = "; ".join(refused) or "no signature"
         names = ", ".join(key.fingerprint[:12] for key in self.keys)
         raise ValueError(
