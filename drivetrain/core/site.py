@@ -46,6 +46,8 @@ class ServeSite:
     Attributes:
         host: loopback by default.
         port: 0 takes a free one.
+        management_port: a second port, which lets clients also load and unload the aliases and
+            register shared memory; 0 opens none.
         feedback: a directory for requests and answers as events; empty keeps none.
         feedback_bytes: of them are kept on disk, the newest; 0 is no bound.
         feedback_days: they are kept; 0 is no bound.
@@ -70,6 +72,7 @@ class ServeSite:
 
     host: str = "127.0.0.1"
     port: int = 8080
+    management_port: int = 0
     feedback: str = ""
     feedback_bytes: int = 10 << 30
     feedback_days: int = 30
