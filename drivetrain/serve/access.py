@@ -27,6 +27,7 @@ def entry(request: Request, context: Context | None) -> dict[str, Any]:
     """What the log says of a request, its trace included if it is part of one."""
     said: dict[str, Any] = {
         "at": round(time.time(), 6),
+        "client": request.client,
         "method": request.method,
         "target": request.target,
         "status": request.status,

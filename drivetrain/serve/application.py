@@ -5,10 +5,12 @@ import hmac
 import json
 import re
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 from urllib.parse import unquote
 
 from drivetrain.core.errors import unknown
+from drivetrain.serve.access import entry
 from drivetrain.serve.calls import Route, Series, Service
 from drivetrain.serve.config import model_config
 from drivetrain.serve.exchange import Exchange
@@ -24,6 +26,7 @@ from drivetrain.serve.repository import Repository
 from drivetrain.serve.rows import RowsRoute
 from drivetrain.serve.shadow import Shadow
 from drivetrain.serve.shared_memory import SharedMemory
+from drivetrain.serve.spans import Request
 from drivetrain.serve.split import Split
 from drivetrain.serve.statistics import model_statistics
 from drivetrain.serve.tfserving import PredictRoute, status
@@ -288,14 +291,18 @@ class Application:
             if self._token is None or self._allowed(stream):
                 opened(stream)
             else:
-                self.count_refusal(401)
+                self.count_refusal(401, stream.client)
                 stream.finish(GrpcStatus.UNAUTHENTICATED, _NO_TOKEN)
 
         self.streams[target.encode()] = admit
 
-    def count_refusal(self, status: int) -> None:
-        """Count a request that broke off before it was one."""
+    def count_refusal(self, status: int, client: str) -> None:
+        """Count and log a request that broke off before it was one."""
         self._service.metrics.requests.of("", "", "http", str(status)).value += 1
+        if self._service.access is not None:
+            now = monotonic()
+            request = Request(*("", "", "", "", "http"), status, 0, "", now, now, None, client)
+            self._service.access(entry(request, None))
 
     def _allowed(self, exchange: Exchange | GrpcStream) -> bool:
         if exchange.target.decode("latin-1") in _OPEN:

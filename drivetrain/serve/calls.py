@@ -169,6 +169,7 @@ class Series:
             exchange.received,
             exchange.received + seconds,
             _timing(task),
+            exchange.client,
         )
         if traced:
             assert traces is not None

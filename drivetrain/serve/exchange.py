@@ -1,5 +1,6 @@
 """One request and its answer, whatever protocol brought it."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from time import monotonic
@@ -87,9 +88,23 @@ class Exchange(ABC):
         return len(body)
 
     @property
+    def client(self) -> str:
+        """Whose request it is, as :func:`address` says; empty where that is not known."""
+        return ""
+
+    @property
     @abstractmethod
     def answered(self) -> bool:
         """Whether there is an answer."""
+
+
+def address(transport: asyncio.BaseTransport | None) -> str:
+    """Where a connection comes from, such as ``10.0.0.7:51234`` or ``[::1]:51234``."""
+    found = None if transport is None else transport.get_extra_info("peername")
+    if not found or len(found) < 2:  # it has gone, or has no port
+        return ""
+    host, port = found[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def error_body(message: str) -> bytes:

@@ -159,6 +159,10 @@ class GrpcExchange(Exchange):
         self._stream.answer(HEADERS + trailers(status, message, extra), b"")
 
     @property
+    def client(self) -> str:
+        return self._stream.client
+
+    @property
     def answered(self) -> bool:
         return self._was_answered
 

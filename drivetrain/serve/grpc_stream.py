@@ -175,7 +175,7 @@ class GrpcStream(Stream):
 
     def refuse(self, status: int, message: str) -> None:
         assert self.connection is not None
-        self.connection.http.refused(status)
+        self.connection.http.refused(status, self.client)
         self.finish(of_http(status), message, b"Retry-After: 1\r\n" if status == 503 else b"")
 
     def overdue(self, now: float, seconds: float) -> None:

@@ -43,6 +43,7 @@ class InferStream:
         self._stream = stream
         self._ask = ask
         self._waiting: deque[_Message] = deque()
+        self.client = stream.client
         self._ended = False
         # A name for the whole stream would be the name of every call in it.
         self._headers = {k: v for k, v in stream.headers.items() if k != b"x-request-id"}
@@ -95,6 +96,10 @@ class _Message(Exchange):
         self._calls = calls
         self._was_answered = False
         self.answer = b""
+
+    @property
+    def client(self) -> str:
+        return self._calls.client
 
     def respond(
         self, status: int, body: bytes = b"", kind: bytes = PROTOBUF, extra: bytes = b""

@@ -84,7 +84,7 @@ class Http:
     Args:
         application: gets each whole request and sees to it that it is answered.
         limits: what a client may take.
-        refused: told the status of each request that never became one.
+        refused: told the status and the client of each request that never became one.
         streams: for each target of gRPC that streams, who gets its calls. It may change at any
             time.
     """
@@ -93,7 +93,7 @@ class Http:
         self,
         application: Callable[[Exchange], None],
         limits: HttpLimits,
-        refused: Callable[[int], None] = lambda status: None,
+        refused: Callable[[int, str], None] = lambda status, client: None,
         streams: "Mapping[bytes, Callable[[GrpcStream], None]] | None" = None,
     ) -> None:
         self.application = application

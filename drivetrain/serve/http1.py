@@ -15,7 +15,7 @@ from typing import Any
 
 import httptools
 
-from drivetrain.serve.exchange import JSON, Exchange, RefusedError
+from drivetrain.serve.exchange import JSON, Exchange, RefusedError, address
 from drivetrain.serve.http import Http, HttpLimits
 
 log = logging.getLogger("drivetrain.serve")
@@ -68,6 +68,10 @@ class Http1Exchange(Exchange):
         assert self._answer is None, "an exchange has one answer"
         self._answer = (status, body, kind, extra)
         self._connection.flush()
+
+    @property
+    def client(self) -> str:
+        return address(self._connection.transport)
 
     @property
     def answered(self) -> bool:
@@ -398,7 +402,7 @@ class Connection(asyncio.Protocol):
         exchange = Http1Exchange(self, b"", b"")
         exchange.keep = False
         self._waiting.append(exchange)
-        self.http.refused(status)
+        self.http.refused(status, address(self.transport))
         exchange.refuse(status, message, extra)
 
     def _linger(self) -> None:

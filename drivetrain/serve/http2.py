@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 from drivetrain.serve import frames
+from drivetrain.serve.exchange import address
 from drivetrain.serve.frame_reader import FRAME_MOST, FrameReader
 from drivetrain.serve.frames import (
     PROTOCOL_ERROR,
@@ -217,7 +218,8 @@ class Connection(asyncio.Protocol):
 
     def end_stream(self, number: int, code: int) -> None:
         """End a stream for its client's fault."""
-        self.http.refused(503 if code == frames.REFUSED_STREAM else 400)
+        status = 503 if code == frames.REFUSED_STREAM else 400
+        self.http.refused(status, address(self.transport))
         stream = self.streams.get(number)
         if stream is None:
             self.write_reset(number, code, expect_more=True)

@@ -99,7 +99,7 @@ class Request(Stream):
             else:
                 exchange.body = content
         except RefusedError as error:
-            http.refused(error.status)
+            http.refused(error.status, exchange.client)
             exchange.refuse(error.status, str(error))
             return
         try:
@@ -116,7 +116,7 @@ class Request(Stream):
 
     def refuse(self, status: int, message: str) -> None:
         assert self.connection is not None
-        self.connection.http.refused(status)
+        self.connection.http.refused(status, self.client)
         extra = b"Retry-After: 1\r\n" if status == 503 else b""
         self._exchange().refuse(status, message, extra)
 
@@ -169,6 +169,10 @@ class Http2Exchange(Exchange):
         if extra:
             block += line_fields(extra)
         stream.answer(block, b"" if self.method == b"HEAD" else body)
+
+    @property
+    def client(self) -> str:
+        return self._stream.client
 
     @property
     def answered(self) -> bool:

@@ -62,6 +62,7 @@ class Request(NamedTuple):
         received: ``time.monotonic()`` at its end.
         answered: ``time.monotonic()`` at its answer.
         timing: of its run; None if it came to none.
+        client: the address that it came from; empty where that is not known.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Request(NamedTuple):
     received: float
     answered: float
     timing: Timing | None
+    client: str = ""
 
 
 class Spans:
@@ -196,6 +198,7 @@ def _attributes(request: Request) -> dict[str, Any]:
         "http.response.body.size": request.size,
         "http.response.status_code": request.status,
         "http.route": _template(request),
+        "client.address": request.client.rpartition(":")[0].strip("[]"),
         "url.path": path,
         "url.query": query,
         "error.type": str(request.status) if request.status >= 500 else "",

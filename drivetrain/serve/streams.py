@@ -9,7 +9,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from drivetrain.serve.exchange import RefusedError
+from drivetrain.serve.exchange import RefusedError, address
 from drivetrain.serve.frames import (
     CANCEL,
     DATA,
@@ -78,6 +78,11 @@ class Stream:
         self._held = 0
 
     # -- from the client -----------------------------------------------------------------------
+
+    @property
+    def client(self) -> str:
+        """Whose it is, as :func:`drivetrain.serve.exchange.address` says."""
+        return "" if self.connection is None else address(self.connection.transport)
 
     def received(self, chunk: bytes, size: int, end: bool) -> None:
         """Take content.

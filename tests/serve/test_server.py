@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -207,8 +208,13 @@ def test_the_access_log_has_one_line_for_each_answer(serve):
     client = serve(access_log=log)
     client.post("/predict/tiny", ROW, headers={"X-Request-Id": "seven"})
     client.get("/nowhere")
-    wait_until(lambda: log.getvalue().count("\n") == 2)
-    first, second = map(json.loads, log.getvalue().splitlines())
+    client.raw(b"nonsense\r\n\r\n")
+    wait_until(lambda: log.getvalue().count("\n") == 3)
+    first, second, third = map(json.loads, log.getvalue().splitlines())
+    for line in (first, second, third):
+        assert re.fullmatch(r"127\.0\.0\.1:\d+", line["client"])
+        assert abs(line["at"] - time.time()) < 60
+    assert (third["status"], third["route"], third["method"]) == (400, "http", "")
     assert first["status"] == 200
     assert first["request_id"] == "seven"
     assert (first["model"], first["route"]) == ("tiny", "rows")

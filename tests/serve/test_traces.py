@@ -173,6 +173,7 @@ def test_a_sampled_request_is_a_server_span_with_its_queue_and_run(serve, collec
     assert found["drivetrain.version"] == tiny.digest[:12]
     assert (found["drivetrain.rows"], found["drivetrain.batch.rows"]) == (3, 3)
     assert found["drivetrain.request_id"] == "seven"
+    assert found["client.address"] == "127.0.0.1"
     assert before <= server.start_time_unix_nano <= queue.start_time_unix_nano
     assert queue.end_time_unix_nano == run.start_time_unix_nano
     assert run.end_time_unix_nano <= server.end_time_unix_nano <= time.time_ns()
