@@ -288,16 +288,8 @@ class Engine:
             arrived += task.received
             queued += task.queued
         if good:
-            lane.tally.ran(
-                good,
-                answered,
-                arrived=arrived,
-                queued=queued,
-                begun=run.begun,
-                fed=run.fed,
-                inferred=run.inferred,
-                ended=monotonic(),
-            )
+            ended = monotonic()
+            lane.tally.ran(good, answered, arrived, queued, run.begun, run.fed, run.inferred, ended)
 
     def _fail(self, lane: _Lane, task: Task, error: Exception) -> None:
         lane.tally.failed(monotonic() - task.received)

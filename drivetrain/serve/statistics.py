@@ -12,43 +12,46 @@ NAME = "statistics"
 """Under which processes tell each other their tallies."""
 
 _PARTS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-_BATCH_PARTS = ("compute_input", "compute_infer", "compute_output")
+_BATCH_PARTS = _PARTS[3:]
 _EXACT = 256
 """Runs of up to so many rows are told apart; longer ones by the power of two below them."""
 
 
 class Tally:
-    """What one version has done in one process.
+    """What one version has done in one process, in seconds and in plain numbers.
 
     ``queue`` is a request's wait for its run; ``compute_input`` is the reading of its body and the
     joining of the batch, ``compute_infer`` the run, ``compute_output`` the writing of the answers.
     Each request of a batch counts the whole of the batch's durations, as Triton's do.
 
     Attributes:
-        numbers_of: count and nanoseconds, in pairs, of each part.
-        rows: rows that were predicted.
-        runs: runs of the graph.
-        last: when the last run ended, in milliseconds since 1970-01-01 UTC; 0 for never.
-        batches: runs, and the nanoseconds of their three parts, by rows.
+        answered: requests.
+        rows: of those.
+        fails: requests that got an error.
+        last: when the last run ended, in seconds of ``time.monotonic()``; 0 for never.
+        seconds: of failed requests, of waiting, of reading bodies.
+        more: what the requests beside the first of each run add to the three parts of runs.
+        batches: by rows, how many runs, and the seconds of their three parts.
     """
 
-    __slots__ = ("batches", "last", "parts", "rows", "runs")
+    __slots__ = ("answered", "batches", "fails", "last", "more", "rows", "seconds")
 
     def __init__(self) -> None:
-        self.parts = [0] * (2 * len(_PARTS))
-        self.rows = self.runs = self.last = 0
-        self.batches: dict[int, list[int]] = {}
+        self.answered = self.fails = self.rows = 0
+        self.last = 0.0
+        self.seconds = [0.0, 0.0, 0.0]
+        self.more = [0.0, 0.0, 0.0]
+        self.batches: dict[int, list[float]] = {}
 
     def failed(self, seconds: float) -> None:
         """Count a request that got an error, so long after it came."""
-        self.parts[2] += 1
-        self.parts[3] += int(seconds * 1e9)
+        self.fails += 1
+        self.seconds[0] += seconds
 
     def ran(
         self,
         requests: int,
         rows: int,
-        *,
         arrived: float,
         queued: float,
         begun: float,
@@ -56,11 +59,11 @@ class Tally:
         inferred: float,
         ended: float,
     ) -> None:
-        """Count the requests of a run that were answered.
+        """Count the requests of a run that were answered: in every run, so it is kept short.
 
         Args:
             requests: how many.
-            rows: of the whole run.
+            rows: theirs.
             arrived: when they came, the sum of their ``time.monotonic()``.
             queued: when each began to wait, their sum.
             begun: when the run began; this and the rest are ``time.monotonic()``.
@@ -68,50 +71,48 @@ class Tally:
             inferred: when the graph had run.
             ended: when the answers were written.
         """
-        join, infer, write = (
-            int((fed - begun) * 1e9),
-            int((inferred - fed) * 1e9),
-            int((ended - inferred) * 1e9),
-        )
-        parts = self.parts
-        parts[0] += requests
-        parts[1] += int((requests * ended - arrived) * 1e9)
-        parts[4] += requests
-        parts[5] += int((requests * begun - queued) * 1e9)
-        parts[6] += requests
-        parts[7] += int((queued - arrived) * 1e9) + requests * join
-        parts[8] += requests
-        parts[9] += requests * infer
-        parts[10] += requests
-        parts[11] += requests * write
+        join, infer, write = fed - begun, inferred - fed, ended - inferred
+        self.answered += requests
         self.rows += rows
-        self.runs += 1
-        self.last = int(time.time() * 1e3)
-        size = rows if rows <= _EXACT else 1 << (rows.bit_length() - 1)
-        batch = self.batches.get(size)
-        if batch is None:
-            self.batches[size] = batch = [0, 0, 0, 0]
+        seconds = self.seconds
+        seconds[1] += requests * begun - queued
+        seconds[2] += queued - arrived
+        if requests > 1:
+            more = self.more
+            more[0] += (requests - 1) * join
+            more[1] += (requests - 1) * infer
+            more[2] += (requests - 1) * write
+        self.last = ended
+        try:
+            batch = self.batches[rows]
+        except KeyError:
+            size = rows if rows <= _EXACT else 1 << (rows.bit_length() - 1)
+            batch = self.batches.setdefault(size, [0, 0.0, 0.0, 0.0])
         batch[0] += 1
         batch[1] += join
         batch[2] += infer
         batch[3] += write
 
-    def numbers(self) -> Sequence[int]:
+    def numbers(self) -> Sequence[float]:
         """All of it as one row of numbers, for another process to :meth:`add`."""
         sizes = [n for size, batch in list(self.batches.items()) for n in (size, *batch)]
-        return (*self.parts, self.rows, self.runs, self.last, *sizes)
+        head = (self.answered, self.fails, self.rows, self.last)
+        return (*head, *self.seconds, *self.more, *sizes)
 
     def add(self, numbers: Sequence[float]) -> None:
         """Add what another process has counted."""
-        found = [int(number) for number in numbers]
-        size = len(self.parts)
-        self.parts = [a + b for a, b in zip(self.parts, found, strict=False)]
-        rows, runs, last = found[size : size + 3]
-        self.rows, self.runs, self.last = self.rows + rows, self.runs + runs, max(self.last, last)
-        for at in range(size + 3, len(found), 5):
-            batch = self.batches.setdefault(found[at], [0, 0, 0, 0])
+        answered, fails, rows, last = numbers[:4]
+        self.answered += int(answered)
+        self.fails += int(fails)
+        self.rows += int(rows)
+        self.last = max(self.last, last)
+        for place in range(3):
+            self.seconds[place] += numbers[4 + place]
+            self.more[place] += numbers[7 + place]
+        for at in range(10, len(numbers), 5):
+            batch = self.batches.setdefault(int(numbers[at]), [0, 0.0, 0.0, 0.0])
             for place in range(4):
-                batch[place] += found[at + 1 + place]
+                batch[place] += numbers[at + 1 + place]
 
     def samples(self, name: str, labels: str, numbers: Sequence[float]) -> Sequence[str]:
         """Nothing: Prometheus has the same in histograms."""
@@ -119,18 +120,28 @@ class Tally:
 
     def json(self, model: str, version: str) -> dict[str, Any]:
         """The statistics of a version, as the extension names them."""
-        parts = self.parts
-        shown = {name: _duration(*parts[2 * n : 2 * n + 2]) for n, name in enumerate(_PARTS)}
+        good, (failing, waiting, reading) = self.answered, self.seconds
+        join, infer, write = (
+            self.more[place] + sum(batch[1 + place] for batch in self.batches.values())
+            for place in range(3)
+        )
+        # A request's parts lie end to end, so what it took is their sum.
+        success = waiting + reading + join + infer + write
+        parts = (
+            *((good, success), (self.fails, failing), (good, waiting)),
+            *((good, reading + join), (good, infer), (good, write)),
+        )
+        ago = time.monotonic() - self.last
         return {
             "name": model,
             "version": version,
-            "last_inference": self.last,
+            "last_inference": int((time.time() - ago) * 1e3) if self.last else 0,
             "inference_count": self.rows,
-            "execution_count": self.runs,
+            "execution_count": int(sum(batch[0] for batch in self.batches.values())),
             "inference_stats": {
-                **shown,
-                "cache_hit": _duration(0, 0),
-                "cache_miss": _duration(0, 0),
+                **{name: _duration(*part) for name, part in zip(_PARTS, parts, strict=True)},
+                "cache_hit": _duration(0, 0.0),
+                "cache_miss": _duration(0, 0.0),
             },
             "batch_stats": [
                 {
@@ -145,8 +156,8 @@ class Tally:
         }
 
 
-def _duration(count: int, ns: int) -> dict[str, int]:
-    return {"count": count, "ns": ns}
+def _duration(count: float, seconds: float) -> dict[str, int]:
+    return {"count": int(count), "ns": int(seconds * 1e9)}
 
 
 def model_statistics(
