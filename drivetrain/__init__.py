@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from drivetrain.registry.registry import Registry
     from drivetrain.train.all_reduce import AllReduce
     from drivetrain.train.compression import FP16, Int8, PowerSGD, TopK
+    from drivetrain.train.diloco import DiLoCo
     from drivetrain.train.estimator import Estimator
     from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
     from drivetrain.train.schedule import Constant, Cosine, StepDecay
@@ -99,6 +100,7 @@ _HOME = {
     "registry.registry": ("Registry",),
     "train.all_reduce": ("AllReduce",),
     "train.compression": ("FP16", "Int8", "PowerSGD", "TopK"),
+    "train.diloco": ("DiLoCo",),
     "train.estimator": ("Estimator",),
     "train.loss": (
         "BinaryCrossEntropy",
@@ -143,6 +145,7 @@ __all__ = [
     "Cross",
     "CrossEntropy",
     "Cyclic",
+    "DiLoCo",
     "Drift",
     "EarlyStopping",
     "Estimator",

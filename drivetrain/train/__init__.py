@@ -2,6 +2,7 @@
 
 from drivetrain.train.all_reduce import AllReduce
 from drivetrain.train.compression import FP16, Int8, PowerSGD, TopK
+from drivetrain.train.diloco import DiLoCo
 from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from drivetrain.train.schedule import Constant, Cosine, StepDecay
 from drivetrain.train.single import Single
@@ -14,6 +15,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "CrossEntropy",
+    "DiLoCo",
     "EarlyStopping",
     "Int8",
     "MeanSquaredError",

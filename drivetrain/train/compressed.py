@@ -27,6 +27,8 @@ class Compressed:
         self._buffers = [b for b in model.buffers() if b.is_floating_point()]
         self._owed = [torch.zeros_like(p) for p in self._parameters]
 
+    settled = True
+
     def begin(self, loss: Tensor) -> None:
         """Nothing travels before backward is complete."""
 

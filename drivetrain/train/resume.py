@@ -44,6 +44,7 @@ class Keep:
         self.seconds = math.inf if seconds is None else seconds
         self.steps = steps
         self._next = time.perf_counter() + self.seconds
+        self._agreed = 0
 
     def after_update(self, loop: Loop) -> None:
         """Write one if it is time."""
@@ -56,13 +57,17 @@ class Keep:
 
     def _due(self, loop: Loop) -> bool:
         """Whether it is time; the leader's clock tells it to all."""
-        done = loop.step.done
+        done, exchange = loop.step.done, loop.step.exchange
+        if exchange is None:
+            by_steps = self.steps is not None and done % self.steps == 0
+            return by_steps or time.perf_counter() >= self._next
+        if not exchange.settled:
+            return False
         if self.steps is not None and done % self.steps == 0:
             return True
-        if loop.group.size == 1:
-            return time.perf_counter() >= self._next
-        if self.seconds == math.inf or done % _AGREE_STEPS:
+        if self.seconds == math.inf or done - self._agreed < _AGREE_STEPS:
             return False
+        self._agreed = done
         due = time.perf_counter() >= self._next and loop.group.rank == 0
         return bool(loop.group.sum(torch.tensor([float(due)])))
 
@@ -136,7 +141,7 @@ def capture(loop: Loop, keeps: Mapping[str, Callback]) -> Checkpoint:
     if step.exchange is not None:
         common, own = step.exchange.state()
         tensors.update({f"exchange/common/{name}": tensor for name, tensor in common.items()})
-        for name, tensor in own.items():
+        for name, tensor in sorted(own.items()):  # all gather in one order, whatever was loaded
             for rank, of_rank in enumerate(loop.group.gather(tensor)):
                 tensors[f"exchange/{rank}/{name}"] = of_rank
     for device, generator in generators(step.model):

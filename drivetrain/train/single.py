@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from drivetrain.train.group import Group
-    from drivetrain.train.loop import Loop
+    from drivetrain.train.loop import Callback, Loop
     from drivetrain.train.resume import Keep
     from drivetrain.train.step import Exchange, Step
     from drivetrain.train.validate import Validate
@@ -158,6 +158,10 @@ class Single:
         """What sums gradients over them."""
         return None
 
+    def _first_callbacks(self, step: "Step", group: "Group") -> "tuple[Callback, ...]":
+        """What happens after an update before it is reported, validated and kept."""
+        return ()
+
     def _assemble(
         self, model: "nn.Module", source: Examples, run: Run, group: "Group"
     ) -> "tuple[Loop, Keep, Validate]":
@@ -177,11 +181,12 @@ class Single:
         validate = Validate(scores, self.early_stopping, every=self.validate_every)
         shapes = [(name, list(t.shape)) for name, t in model.state_dict().items()]
         fingerprint = digest(self, shapes, rows, source.rows("validate"))
+        first = self._first_callbacks(step, group)
         keep = Keep(
             Behind(
                 Checkpoints(run.directory, fingerprint, run.emit if group.rank == 0 else silent)
             ),
-            {"validate": validate},
+            {"validate": validate, **{type(each).__name__.lower(): each for each in first}},
             seconds=self.checkpoint_seconds,
             steps=self.checkpoint_steps,
         )
@@ -196,7 +201,7 @@ class Single:
             group=group,
             # One of them speaks for all: their losses and figures are the same.
             emit=run.emit if group.rank == 0 else silent,
-            callbacks=(report, validate, keep),
+            callbacks=(*first, report, validate, keep),
         )
         return loop, keep, validate
 

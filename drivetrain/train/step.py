@@ -14,6 +14,11 @@ from drivetrain.train.device import compiled
 class Exchange(Protocol):
     """Sums gradients over the processes that train together."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether all have the same weights between this update and the next."""
+        ...
+
     def begin(self, loss: Tensor) -> None:
         """The last backward before an update comes: what it finishes may be sent at once.
 

@@ -1,15 +1,21 @@
 """Made examples for the tests of training: a seeded table that a model can learn."""
 
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from drivetrain.core.batch import Batch
+from drivetrain.core.job import Job, Resources
 from drivetrain.core.schema import FeatureField, FeatureSchema, Field, Schema
 from drivetrain.core.seams import Order, Shard, Source, Split
+from drivetrain.launch.local import Local
 
 
 class Made:
@@ -79,3 +85,40 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+WORKER = Path(__file__).with_name("worker.py")
+JobOf = Callable[[Path, int, dict[str, Any]], Job]
+
+
+@pytest.fixture(scope="session")
+def job_of() -> JobOf:
+    """``job_of(directory, size, options)``: what starts ``worker.py`` in so many processes."""
+
+    def make(directory: Path, size: int, options: dict[str, Any]) -> Job:
+        command = (sys.executable, "-W", "error", str(WORKER), str(directory), json.dumps(options))
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        resources = Resources(processes=size)
+        return Job(name="job", command=command, environment=environment, resources=resources)
+
+    return make
+
+
+@pytest.fixture
+def train(job_of: JobOf, tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
+    """Trains in ``size`` processes and gives the weights, which are the same in all of them."""
+
+    def start(size: int, name: str = "whole", status: int = 0, **options: Any) -> Any:
+        directory = tmp_path / name
+        (directory / "run").mkdir(parents=True, exist_ok=True)
+        restarts = options.pop("restarts", 0)
+        assert Local(restarts=restarts).start(job_of(directory, size, options)) == status
+        if status:
+            return {}
+        files = [directory / f"weights-{rank}.safetensors" for rank in range(size)]
+        first, *others = [load_file(file) for file in files]
+        for other in others:
+            assert all(torch.equal(first[key], other[key]) for key in first)
+        return first
+
+    return start

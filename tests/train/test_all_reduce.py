@@ -1,24 +1,20 @@
 """Several processes train one model: the same updates as one, and nothing hangs or is lost."""
 
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from drivetrain.core.job import LOST, Job, Resources
+from drivetrain.core.job import LOST
 from drivetrain.core.seams import Run
 from drivetrain.core.world import World
 from drivetrain.launch.local import Local
@@ -27,39 +23,10 @@ from drivetrain.models.bind import build
 from drivetrain.train import AllReduce, BinaryCrossEntropy, Single
 
 pytestmark = pytest.mark.slow
-WORKER = Path(__file__).with_name("worker.py")
 RANDOM = {"dropout": 0.2, "norm": "batch"}
-Weights = dict[str, torch.Tensor]
 
 
-@pytest.fixture
-def train(tmp_path: Path) -> Callable[..., Weights]:
-    """Trains in ``size`` processes and gives the weights, which are the same in all of them."""
-
-    def start(size: int, name: str = "whole", status: int = 0, **options: Any) -> Weights:
-        directory = tmp_path / name
-        (directory / "run").mkdir(parents=True, exist_ok=True)
-        restarts = options.pop("restarts", 0)
-        job = job_of(directory, size, options)
-        assert Local(restarts=restarts).start(job) == status
-        if status:
-            return {}
-        files = [directory / f"weights-{rank}.safetensors" for rank in range(size)]
-        first, *others = [load_file(file) for file in files]
-        assert all(same(first, other) for other in others)
-        return first
-
-    return start
-
-
-def job_of(directory: Path, size: int, options: dict[str, Any]) -> Job:
-    command = (sys.executable, "-W", "error", str(WORKER), str(directory), json.dumps(options))
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    resources = Resources(processes=size)
-    return Job(name="job", command=command, environment=environment, resources=resources)
-
-
-def same(one: Weights, two: Weights) -> bool:
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
 
@@ -138,7 +105,9 @@ def test_who_loses_the_others_says_so_and_ends(train: Any, tmp_path: Path) -> No
         assert text.startswith(f"rank {rank} of 3 waited for the others in vain: ")
 
 
-def test_nobody_waits_longer_than_was_said_for_one_that_stands_still(tmp_path: Path) -> None:
+def test_nobody_waits_longer_than_was_said_for_one_that_stands_still(
+    job_of: Any, tmp_path: Path
+) -> None:
     (tmp_path / "run").mkdir()
     options = {"strategy": {"wait_seconds": 2}, "cut": {"1": 3, "how": "stopped"}}
     begin = time.monotonic()
@@ -180,7 +149,7 @@ def test_random_kills_cost_work_but_no_bit(train: Any, tmp_path: Path) -> None:
     def kill() -> None:
         while not ended.wait(generator.uniform(2.5, 6)) and kills[0] < 5:
             alive = [int(pid) for pid in children.read_text().split()]
-            workers = [pid for pid in alive if WORKER.name in command_of(pid)]
+            workers = [pid for pid in alive if "worker.py" in command_of(pid)]
             if workers:
                 os.kill(generator.choice(workers), signal.SIGKILL)
                 kills[0] += 1

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ from drivetrain.core.seams import Run
 from drivetrain.core.world import World
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
-from drivetrain.train import AllReduce, BinaryCrossEntropy
+from drivetrain.train import BinaryCrossEntropy
 
-STRATEGY = AllReduce(
-    loss=BinaryCrossEntropy("y"), epochs=3, batch_size=64, lr=0.02, wait_seconds=20
-)
+OPTIONS = {"loss": BinaryCrossEntropy("y"), "epochs": 3, "batch_size": 64, "lr": 0.02}
 
 
 def main(directory: Path, options: dict[str, Any]) -> int:
@@ -42,9 +39,10 @@ def main(directory: Path, options: dict[str, Any]) -> int:
 
     examples.batches = noting
     model = MLP(hidden=(16,), dim=4, **options.get("model", {}))
-    strategy = replace(STRATEGY, **options.get("strategy", {}))
+    given = {**OPTIONS, "wait_seconds": 20, **options.get("strategy", {})}
     if "compression" in options:
-        strategy = replace(strategy, compression=getattr(train, options["compression"])())
+        given["compression"] = getattr(train, options["compression"])()
+    strategy = getattr(train, options.get("kind", "AllReduce"))(**given)
     run = Run(directory=directory / "run", world=world)
     try:
         fitted = strategy.fit(build(model, examples.features, seed=1), examples, run)
