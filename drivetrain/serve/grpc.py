@@ -95,7 +95,7 @@ class GrpcExchange(Exchange):
     client has cancelled the call or has gone.
     """
 
-    __slots__ = ("_stream", "_was_answered")
+    __slots__ = ("_stream", "_transport", "_was_answered")
 
     missing = 501
     """It is the method that is not there; 404 is for what a method did not find."""
@@ -105,6 +105,7 @@ class GrpcExchange(Exchange):
         head = stream.head
         super().__init__(head.method, head.target, head.headers, stream.connection.managed)
         self._stream = stream
+        self._transport = stream.connection.transport  # the stream forgets it with its answer
         self._was_answered = False
         if head.timeout is not None:
             self.deadline = stream.opened + head.timeout

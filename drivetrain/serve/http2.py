@@ -82,7 +82,8 @@ class Connection(asyncio.Protocol):
         self._corked = False
         self._final: int | None = None
         self._drain_until = math.inf
-        self._leaving = self._eof = self.ending = False
+        self._idle_seconds = http.limits.idle_seconds
+        self._eof = self.ending = False
         self._pinged = -math.inf
 
     # -- the transport's side ------------------------------------------------------------------
@@ -172,10 +173,12 @@ class Connection(asyncio.Protocol):
             head = self._heads.read(block)
         except MalformedError as error:
             log.debug("a request was malformed: %s", error)
-            raise StreamFaultError(PROTOCOL_ERROR) from None
+            self._refuse_stream(number, PROTOCOL_ERROR, 400)
+            return
         http, streams = self.http, self.streams
         if len(streams) >= http.limits.streams:
-            raise StreamFaultError(frames.REFUSED_STREAM)
+            self._refuse_stream(number, frames.REFUSED_STREAM, 503)
+            return
         if not streams:
             self.deadline = self._heard + _WATCH_SECONDS
         if head.grpc and head.target in http.streams:
@@ -216,14 +219,25 @@ class Connection(asyncio.Protocol):
             raise StreamFaultError(frames.STREAM_CLOSED)
         raise ConnectionFaultError(frames.STREAM_CLOSED, f"a frame on the stream {number}, closed")
 
-    def end_stream(self, number: int, code: int) -> None:
-        """End a stream for its client's fault."""
-        status = 503 if code == frames.REFUSED_STREAM else 400
+    def _refuse_stream(self, number: int, code: int, status: int) -> None:
+        """End a stream before it is one."""
         self.http.refused(status, address(self.transport))
+        self.write_reset(number, code, expect_more=True)
+        self.spend(FAULT_COST)
+
+    def end_stream(self, number: int, code: int) -> None:
+        """End a stream for its client's fault.
+
+        Raises:
+            ConnectionFaultError: it has ended by itself already, and nothing may follow that.
+        """
         stream = self.streams.get(number)
         if stream is None:
-            self.write_reset(number, code, expect_more=True)
+            if number not in self._resets:
+                raise ConnectionFaultError(code, f"a fault on stream {number}, which is closed")
         else:
+            if not stream.ended:
+                self.http.refused(400, address(self.transport))
             stream.reset(code)
         self.spend(FAULT_COST)
 
@@ -313,17 +327,17 @@ class Connection(asyncio.Protocol):
             del self.blocked[stream.number]
         if not self.streams and not self.ending:
             self._idle_since = monotonic()
-            self.deadline = self._idle_since + self.http.limits.idle_seconds
-            if self._eof or self._leaving or self._final is not None:
+            self.deadline = self._idle_since + self._idle_seconds
+            if self._eof or self._final is not None:
                 self._loop.call_soon(self._end)
             elif self._drain_until < math.inf:
                 self.deadline = self._drain_until
 
     def depart(self) -> None:
-        """The client goes: close when it has its answers."""
-        self._leaving = True
+        """The client goes: close when it has its answers and has asked for no more."""
+        self._idle_seconds = 0.0
         if not self.streams:
-            self._loop.call_soon(self._end)
+            self.deadline = self._heard
 
     def drain(self) -> None:
         """Tell the client to go elsewhere; what it sends before it knows is answered (§6.8)."""
@@ -396,12 +410,12 @@ class Connection(asyncio.Protocol):
         elif self.streams:
             self.deadline = now + _WATCH_SECONDS
             self._watch(now)
-        elif self._idle_since + limits.idle_seconds <= now or not self._reader.greeted:
+        elif self._idle_since + self._idle_seconds <= now or not self._reader.greeted:
             self._write_goaway(frames.NO_ERROR, "")
             self._end()
         else:
             self.deadline = min(
-                self._idle_since + limits.idle_seconds,
+                self._idle_since + self._idle_seconds,
                 self._reader.partial_since + limits.header_seconds,
                 self._drain_until if self._final is None else math.inf,
             )

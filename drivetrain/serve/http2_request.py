@@ -143,13 +143,14 @@ class Request(Stream):
 class Http2Exchange(Exchange):
     """A request of plain HTTP/2."""
 
-    __slots__ = ("_stream", "_was_answered")
+    __slots__ = ("_stream", "_transport", "_was_answered")
 
     def __init__(self, stream: Request) -> None:
         assert stream.connection is not None
         head = stream.head
         super().__init__(head.method, head.target, head.headers, stream.connection.managed)
         self._stream = stream
+        self._transport = stream.connection.transport  # the stream forgets it with its answer
         self._was_answered = False
 
     def respond(

@@ -277,6 +277,7 @@ def test_a_client_that_goes_gets_its_answers(peer):
     assert not client.wire.ended
     client.do(lambda: echo(client.asked[0]))
     assert client.statuses(client.frames()) == [200]
+    wait(client, 0.02)
     assert client.wire.ended
 
 

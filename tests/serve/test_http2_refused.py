@@ -267,6 +267,10 @@ CONNECTION_ERRORS = {
     "goaway too short": (HELLO + frame(GOAWAY, 0, 0, b"1234567"), FRAME_SIZE_ERROR),
     "window on an idle stream": (HELLO + window(1, 5), PROTOCOL_ERROR),
     "window by nothing": (HELLO + window(0, 0), PROTOCOL_ERROR),
+    "window by nothing, closed": (HELLO + request(1) + window(1, 0), PROTOCOL_ERROR),
+    "priority of another size, closed": (
+        HELLO + request(1) + frame(PRIORITY, 0, 1, b"1"), FRAME_SIZE_ERROR
+    ),
     "window too large": (HELLO + window(0, (1 << 31) - 1), FLOW_CONTROL_ERROR),
     "window of another size": (HELLO + frame(WINDOW_UPDATE, 0, 0, b"123"), FRAME_SIZE_ERROR),
 }  # fmt: skip
