@@ -83,7 +83,7 @@ class ManagementService:
                 raise RefusedError(501, f"method: {_NO_MANAGEMENT}")
             asked = parsed(messages, request, bytes(exchange.body))
             body = (await work(management, asked)).SerializeToString()
-        except (ValueError, ImportError, RefusedError) as error:
+        except (ValueError, RefusedError) as error:
             busy = isinstance(error, RefusedError) and error.status == 503
             refuse(self._series, exchange, error, RETRY if busy else b"")
         except Exception:

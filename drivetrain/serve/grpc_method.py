@@ -83,8 +83,6 @@ def refuse(series: Series, exchange: Exchange, error: Exception, extra: bytes = 
     """
     if isinstance(error, RefusedError):
         series.refuse(exchange, error.status, str(error), extra)
-    elif isinstance(error, ImportError):
-        series.refuse(exchange, 501, str(error))
     elif isinstance(error, ValueError):
         series.refuse(exchange, 400, str(error))
     else:
@@ -100,10 +98,13 @@ def parsed(messages: Messages, name: str, data: bytes) -> Any:
     """A message out of its bytes.
 
     Raises:
-        ImportError: protobuf is not installed.
+        RefusedError: 501, protobuf is not installed.
         MalformedError: it is none.
     """
-    kind = messages()[name]
+    try:
+        kind = messages()[name]
+    except ImportError as error:
+        raise RefusedError(501, str(error)) from None
     try:
         return kind.FromString(data)
     except Exception as error:  # protobuf's own DecodeError, which only protobuf can name

@@ -25,6 +25,8 @@ class StreamInferRoute(GrpcInferRoute):
     """One message of ``inference.GRPCInferenceService/ModelStreamInfer``."""
 
     name = "grpc_stream"
+    parameters = chunk(4, chunk(1, b"triton_final_response") + chunk(2, b"\x08\x01"))
+    """``triton_final_response`` is true: no further answer to the same call comes."""
 
     def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:
         body, kind, extra = super().encode(call, outputs)

@@ -11,7 +11,7 @@ from drivetrain.core.need import need
 from drivetrain.serve.calls import Series, Service
 from drivetrain.serve.config import model_config
 from drivetrain.serve.exchange import Exchange, RefusedError
-from drivetrain.serve.grpc import GrpcStatus
+from drivetrain.serve.grpc import GrpcStatus, of_http
 from drivetrain.serve.grpc_infer import GrpcInferRoute, address, after_address
 from drivetrain.serve.grpc_method import (
     Answer,
@@ -170,8 +170,8 @@ class HealthService:
             stream.release()
             try:
                 service = parsed(messages, "HealthRequest", message).service
-            except ImportError as error:
-                stream.finish(GrpcStatus.UNIMPLEMENTED, str(error))
+            except RefusedError as error:
+                stream.finish(of_http(error.status), str(error))
                 return
             except ValueError as error:
                 stream.finish(GrpcStatus.INVALID_ARGUMENT, str(error))
