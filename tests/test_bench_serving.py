@@ -4,6 +4,7 @@ import http.client
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -82,6 +83,19 @@ def test_every_form_of_a_request_gets_the_prediction_of_the_bundle(bundle, port)
     found = np.frombuffer(body[-64 * 4 :], np.float32)
     want = bundle.predict(model_a.rows(64))[model_a.OUTPUT]
     np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
+def test_a_repeated_binary_request_gets_the_predictions_of_its_own_rows(bundle, port):
+    for seed in range(3):
+        rows = model_a.rows(5, seed)
+        body, head = model_a.v2_binary(rows)
+        request = replace(
+            ours.binary(5), body=body, headers={"Inference-Header-Content-Length": str(head)}
+        )
+        status, answer = ask(port, request)
+        assert status == 200
+        found = np.frombuffer(answer[-5 * 4 :], np.float32)
+        np.testing.assert_allclose(found, bundle.predict(rows)[model_a.OUTPUT], rtol=1e-5)
 
 
 def test_a_poisoned_row_is_refused_as_the_clients_fault(port):

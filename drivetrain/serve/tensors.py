@@ -24,7 +24,8 @@ _ALLOWED: Mapping[str, tuple[frozenset[type], str]] = {
     "FP32": (frozenset({int, float, _NONE}), "a number or null"),
     "FP64": (frozenset({int, float, _NONE}), "a number or null"),
 }
-_WIRE: Mapping[str, str] = {"INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
+WIRE: Mapping[str, str] = {"INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
+"""How numbers lie in binary data."""
 
 
 _AS_THEY_ARE: Mapping[str, frozenset[type]] = {
@@ -138,7 +139,7 @@ def from_binary(field: Field, shape: Sequence[int], data: memoryview) -> Values:
             return [value.decode() for value in values]
         except UnicodeDecodeError as error:
             raise wrong(where, error.object, "UTF-8") from None
-    wire = np.dtype(_WIRE[field.v2])
+    wire = np.dtype(WIRE[field.v2])
     if len(data) != size * wire.itemsize:
         raise wrong(where, f"{len(data)} bytes", f"{size * wire.itemsize}")
     array = np.frombuffer(data, wire).astype(field.numpy, copy=False)

@@ -22,6 +22,7 @@ from drivetrain.serve.calls import (
 )
 from drivetrain.serve.columns import Values
 from drivetrain.serve.exchange import JSON, Exchange
+from drivetrain.serve.layout import Layout, Layouts
 from drivetrain.serve.models import Model
 from drivetrain.serve.shared_memory import Place
 from drivetrain.serve.tensors import (
@@ -116,6 +117,7 @@ class InferRoute(Route):
     def __init__(self, model: Model, service: Service) -> None:
         super().__init__(model, service)
         self._decode = msgspec.json.Decoder(_Request).decode
+        self._layouts = Layouts()
         self._inputs = {field.name: (n, field) for n, field in enumerate(model.inputs)}
         self._quick = {
             field.name: (n, field.v2, as_they_are(field)) for n, field in enumerate(model.inputs)
@@ -132,6 +134,10 @@ class InferRoute(Route):
 
     def decode(self, exchange: Exchange) -> Call:
         text, binary = _split(exchange)
+        if len(binary):
+            layout = self._layouts.find(text := bytes(text), binary)
+            if layout is not None:
+                return self._again(exchange, layout, binary)
         try:
             request = self._decode(text)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -143,6 +149,8 @@ class InferRoute(Route):
             parameters = request.parameters or {}
             asked.outputs = self._outputs(exchange, request.outputs, parameters)
             timeout = parameter_timeout(parameters) or timeout
+        if len(binary) and request.id is None:
+            self._layouts.keep(bytes(text), self._layout(request, rows, asked))
         return Call(
             self,
             exchange,
@@ -153,6 +161,24 @@ class InferRoute(Route):
             options=asked,
             beside=beside,
         )
+
+    def _again(self, exchange: Exchange, layout: Layout, binary: memoryview) -> Call:
+        """The call of a request whose JSON is known."""
+        timeout = header_timeout(exchange)
+        return Call(
+            self,
+            exchange,
+            layout.columns(binary),
+            layout.rows,
+            timeout=layout.timeout or timeout,
+            options=_Asked(None, layout.outputs),
+        )
+
+    def _layout(self, request: _Request, rows: int, asked: _Asked) -> Layout | None:
+        if any(isinstance(binary, Place) for _, binary in asked.outputs):
+            return None
+        timeout = parameter_timeout(request.parameters or {})
+        return Layout.of(request.inputs, self._inputs, rows, asked.outputs, timeout)
 
     def _columns(
         self, exchange: Exchange, inputs: list[_Input], binary: memoryview
