@@ -17,6 +17,7 @@ import httptools
 
 from drivetrain.serve.exchange import JSON, Exchange, RefusedError, address
 from drivetrain.serve.http import Http, HttpLimits
+from drivetrain.serve.repeated import RepeatedHead
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -138,6 +139,8 @@ class Connection(asyncio.Protocol):
         self._body: bytes | bytearray = b""
         self._method = b""
         self._keep = True
+        self._repeated: RepeatedHead | None = None
+        self._complete = 0
         self._upgrading = False
         self._wire_bytes = 0
         self._paused = False
@@ -170,6 +173,10 @@ class Connection(asyncio.Protocol):
                 exchange.on_gone()
 
     def data_received(self, data: bytes) -> None:
+        fresh = self.stage is _READY
+        if fresh and self._repeated is not None and self._repeat(self._repeated, data):
+            return
+        complete = self._complete
         while self.stage < _LAST:
             try:
                 self._parser.feed_data(data)
@@ -184,8 +191,27 @@ class Connection(asyncio.Protocol):
             break
         if self.stage is _READY:
             self._wire_bytes = 0
+            if fresh and self._complete == complete + 1:
+                self._repeated = RepeatedHead.of(data, self._method, self._target, self.headers)
         elif self.stage < _LAST:
             self._count(len(data))
+
+    def _repeat(self, head: RepeatedHead, data: bytes) -> bool:
+        """Take a whole request whose head is known; whether it is one, and within the limits."""
+        body = head.content(data)
+        http = self.http
+        if (
+            body is None
+            or len(body) > http.limits.body_bytes
+            or http.buffered + len(body) > http.limits.buffered_bytes
+        ):
+            return False
+        self._method, self._target, self._keep = head.method, head.target, True
+        self.headers = head.headers(body)
+        self._body = body
+        http.buffered += len(body)
+        self.on_message_complete()
+        return True
 
     def _without_upgrade(self) -> bytes:
         """The present request's head again, less its wish to upgrade.
@@ -336,6 +362,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._upgrading:
             return
+        self._complete += 1
         target = self._target
         if not target.startswith(b"/"):
             target = _origin_form(target)
