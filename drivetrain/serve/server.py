@@ -221,6 +221,7 @@ class Server:
         end_seconds = self._drain_seconds + self._grace_seconds + _END_SECONDS
         supervisor = os.getppid()
         seat.follow(self.stop, end_seconds)
+        self._renew()  # the supervisor, which serves nothing, has what it began with
         try:
             with asyncio.Runner(loop_factory=_new_loop) as runner:
                 return runner.run(self._serve(seat.ready))

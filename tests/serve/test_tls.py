@@ -6,10 +6,15 @@ import http.client
 import ipaddress
 import json
 import logging
+import os
+import signal
+import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,9 +259,9 @@ def test_more_connections_than_allowed_are_closed_before_a_handshake(serve, auth
         wait_until(lambda: _served(client, authority))
 
 
-def _served(client, authority):
+def _served(client, authority, identity=None):
     try:
-        return ask(client, trusting(authority))[0] == 200
+        return ask(client, trusting(authority, identity))[0] == 200
     except OSError:
         return False
 
@@ -371,6 +376,63 @@ def test_new_connections_get_a_new_certificate_and_open_ones_go_on(serve, author
     over.request("GET", "/v2")
     assert over.getresponse().read()
     over.close()
+
+
+def test_clients_of_an_authority_that_is_replaced_do_not_come_in_again(serve, authority, tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    old, new = Authority(tmp_path / "old", "old"), Authority(tmp_path / "new", "new")
+    trusted = tmp_path / "clients.pem"
+    trusted.write_bytes(old.file.read_bytes())
+    client = serve(tls=tls_of(authority.sign(), client_ca=trusted))
+    alice, bob = old.sign("alice"), new.sign("bob")
+    assert ask(client, trusting(authority, alice))[0] == 200
+    trusted.write_bytes(new.file.read_bytes())
+    wait_until(lambda: _served(client, authority, bob))
+    assert not _served(client, authority, alice)
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from drivetrain.serve.server import Server
+from drivetrain.serve.tls import Tls
+bundle, certificate, key = sys.argv[1:]
+server = Server({"tiny": Path(bundle)}, port=0, workers=2, tls=Tls(certificate, key))
+sys.exit(server.run(lambda: print(server.port, flush=True)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers share a port on Linux")
+def test_every_worker_and_every_successor_serves_the_new_certificate(tiny, authority):
+    signed = authority.sign(serial=1001)
+    child = subprocess.Popen(
+        [*(sys.executable, "-W", "error", "-c", SERVE), tiny.path, *astuple(signed)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        address = ("127.0.0.1", int(child.stdout.readline()))
+        client = SimpleNamespace(socket=lambda: socket.create_connection(address, timeout=10))
+
+        def serials():
+            return {serial(client, authority) for _ in range(12)}
+
+        assert serials() == {1001}
+        authority.sign(serial=1002)
+        child.send_signal(signal.SIGHUP)
+        wait_until(lambda: serials() == {1002})
+        path = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+        before = path.read_text().split()
+        os.kill(int(before[0]), signal.SIGKILL)
+        wait_until(lambda: len(set(path.read_text().split()) - {before[0]}) == 2)
+        assert all(serials() == {1002} for _ in range(4))
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 0
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def test_what_cannot_be_used_is_said_once_and_the_old_certificate_stays(authority, caplog):
