@@ -413,7 +413,12 @@ def _serve(options: argparse.Namespace) -> int:
     # New versions and replaced workers are told with their time, not errors alone.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     server = server_of(_site(options), options.alias, options.port)
-    return server.run(lambda: print(f"serving {options.alias} at {server.url}", flush=True))
+
+    def started() -> None:
+        managed = f", managed at {server.management_url}" if server.management_url else ""
+        print(f"serving {options.alias} at {server.url}{managed}", flush=True)
+
+    return server.run(started)
 
 
 def _sign(options: argparse.Namespace) -> int:
