@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from drivetrain.core.batch import Array
@@ -16,7 +16,7 @@ from drivetrain.core.durable import write
 from drivetrain.core.need import need
 from drivetrain.serve.metrics import Counter, Family, Metrics
 from drivetrain.serve.models import Model
-from drivetrain.serve.record import Event, Role, Sizes, table
+from drivetrain.serve.record import Event, Layout, Role, table
 from drivetrain.serve.retention import Retention, place
 
 log = logging.getLogger("drivetrain.serve")
@@ -80,8 +80,8 @@ class Feedback:
         self._queue: deque[Event] = deque()
         self._held_rows = 0
         self._held_bytes = 0
-        self._sizes: WeakKeyDictionary[Model, Sizes] = WeakKeyDictionary()
-        self._waits: WeakKeyDictionary[Model, float] = WeakKeyDictionary()
+        self._layouts: WeakKeyDictionary[Model, Layout] = WeakKeyDictionary()
+        self._waits: dict[_Key, float] = {}
         self._files = 0
         self._on_disk = 0
         self._swept = -_SWEEP_SECONDS
@@ -100,10 +100,10 @@ class Feedback:
         role: Role = "stable",
     ) -> None:
         """Keep one answered request for the next file, or drop it when too much is held."""
-        sizes = self._sizes.get(model)
-        if sizes is None:
-            sizes = self._sizes.setdefault(model, Sizes(model))
-        rows, size = len(outputs[0]), sizes.of(inputs, outputs)
+        layout = self._layouts.get(model)
+        if layout is None:
+            layout = self._layouts.setdefault(model, Layout(model))
+        rows, size = len(outputs[0]), layout.size(inputs, outputs)
         most_rows, most_bytes = self._limits
         with self._lock:
             if self._held_rows + rows > most_rows or self._held_bytes + size > most_bytes:
@@ -112,7 +112,9 @@ class Feedback:
             self._held_rows += rows
             self._held_bytes += size
         at = time.time_ns() // 1000
-        self._queue.append(Event(rows, model, role, request_id, at, latency, inputs, outputs, size))
+        self._queue.append(
+            Event(rows, layout, role, request_id, at, latency, inputs, outputs, size)
+        )
 
     def close(self) -> None:
         """Write what is held, and end."""
@@ -120,7 +122,7 @@ class Feedback:
         self._thread.join()
 
     def _run(self) -> None:
-        files: dict[tuple[Model, bool], _File] = {}
+        files: dict[_Key, _File] = {}
         ending = False
         while not ending:
             ending = self._end.wait(min(self._seconds / 4, 0.25))
@@ -131,33 +133,29 @@ class Feedback:
             crowded = self._is_crowded()
             for key, file in list(files.items()):
                 if ending or crowded or file.due <= time.monotonic() or self._is_full(file):
-                    self._write(*key, files.pop(key))
+                    self._write(key, files.pop(key))
             self._sweep()
 
-    def _taken(self) -> dict[tuple[Model, bool], list[Event]]:
-        taken: dict[tuple[Model, bool], list[Event]] = {}
+    def _taken(self) -> "dict[_Key, list[Event]]":
+        taken: dict[_Key, list[Event]] = {}
         while self._queue:
             event = self._queue.popleft()
-            taken.setdefault((event.model, event.role == "shadow"), []).append(event)
+            layout = event.layout
+            key = _Key(layout.name, layout.version, event.role == "shadow")
+            taken.setdefault(key, []).append(event)
         return taken
 
-    def _add(
-        self,
-        files: dict[tuple[Model, bool], "_File"],
-        key: tuple[Model, bool],
-        events: list[Event],
-    ) -> None:
-        model, _ = key
+    def _add(self, files: "dict[_Key, _File]", key: "_Key", events: list[Event]) -> None:
         rows, size = sum(event.rows for event in events), sum(event.size for event in events)
         try:
-            made = table(model, events)
+            made = table(events[0].layout, events)
         except Exception:
-            log.exception("events of %s could not be made a table", model.name)
-            self._let_go(self._metrics.feedback_dropped, model, rows, size)
+            log.exception("events of %s could not be made a table", key.model)
+            self._let_go(self._metrics.feedback_dropped, key.model, rows, size)
             return
         if key not in files:
-            wait = self._waits.get(model, self._seconds)
-            self._waits[model] = min(2 * wait, self._longest)
+            wait = self._waits.get(key, self._seconds)
+            self._waits[key] = min(2 * wait, self._longest)
             files[key] = _File(time.monotonic() + wait)
         files[key].add(made, rows, size)
 
@@ -169,10 +167,10 @@ class Feedback:
     def _is_full(self, file: "_File") -> bool:
         return file.rows >= self._file_rows or file.size >= self._file_bytes
 
-    def _write(self, model: Model, shadow: bool, file: "_File") -> None:
+    def _write(self, key: "_Key", file: "_File") -> None:
         self._files += 1
         now = datetime.now(UTC)
-        path = place(self._directory, model.name, shadow, now, os.getpid(), self._files)
+        path = place(self._directory, key.model, key.shadow, now, os.getpid(), self._files)
         family = self._metrics.feedback_rows
         try:
             data = file.parquet()
@@ -181,13 +179,13 @@ class Feedback:
         except Exception:  # the events are lost, and the server goes on
             log.exception("%d rows of feedback could not be written to %s", file.rows, path)
             family = self._metrics.feedback_dropped
-        self._let_go(family, model, file.rows, file.size)
+        self._let_go(family, key.model, file.rows, file.size)
 
-    def _let_go(self, family: Family[Counter], model: Model, rows: int, size: int) -> None:
+    def _let_go(self, family: Family[Counter], model: str, rows: int, size: int) -> None:
         with self._lock:
             self._held_rows -= rows
             self._held_bytes -= size
-            family.of(model.name).value += rows
+            family.of(model).value += rows
 
     def _sweep(self) -> None:
         """Hold the bounds of the disk: once a minute, and whenever this process alone wrote more;
@@ -203,6 +201,14 @@ class Feedback:
         self._swept = time.monotonic()
         for model, files in deleted.items():
             self._metrics.feedback_deleted.of(model).value += files
+
+
+class _Key(NamedTuple):
+    """Whose events share a file."""
+
+    model: str
+    version: str
+    shadow: bool
 
 
 class _File:

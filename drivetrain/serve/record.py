@@ -20,12 +20,51 @@ _OBJECT = 56
 """Bytes of an event and of a string in CPython, beside its characters and the pointer to it."""
 
 
+class Layout:
+    """What events need to know of the version that answered, without keeping its graph loaded.
+
+    Attributes:
+        name: the alias.
+        version: its version.
+        inputs: the raw columns.
+        outputs: the predictions.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.name = model.name
+        self.version = model.version
+        self.inputs = model.inputs
+        self.outputs = model.bundle.manifest.outputs
+        self._row = 0
+        self._looked: list[int] = []
+        for number, field in enumerate(self.inputs):
+            if field.numpy == "object" or None in field.shape:
+                self._looked.append(number)
+            else:
+                values = math.prod(n or 0 for n in field.shape)
+                self._row += np.dtype(field.numpy).itemsize * values
+
+    def size(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> int:
+        """About how many bytes of memory an event with these columns takes.
+
+        A column whose rows all have one size is not looked at: to cut it out of its batch costs
+        more than the rest of keeping an event.
+        """
+        size = _ENVELOPE + self._row * len(outputs[0])
+        for array in (*(inputs[number] for number in self._looked), *outputs):
+            size += array.nbytes
+            if array.dtype.kind == "O":
+                values = array.reshape(-1).tolist()
+                size += _OBJECT * len(values) + sum(map(len, values))
+        return size
+
+
 class Event(NamedTuple):
     """One answered request.
 
     Attributes:
         rows: how many it asked for.
-        model: the version that answered.
+        layout: of the version that answered.
         role: what that version was to its alias at the time.
         request_id: its name.
         at: microseconds since 1970, UTC.
@@ -36,7 +75,7 @@ class Event(NamedTuple):
     """
 
     rows: int
-    model: Model
+    layout: Layout
     role: Role
     request_id: str
     at: int
@@ -46,35 +85,7 @@ class Event(NamedTuple):
     size: int
 
 
-class Sizes:
-    """About how many bytes of memory the events of one version take.
-
-    A column whose rows all have one size is not looked at: to cut it out of its batch costs more
-    than the rest of keeping an event.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self._row = 0
-        self._looked: list[int] = []
-        for number, field in enumerate(model.inputs):
-            if field.numpy == "object" or None in field.shape:
-                self._looked.append(number)
-            else:
-                values = math.prod(n or 0 for n in field.shape)
-                self._row += np.dtype(field.numpy).itemsize * values
-
-    def of(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> int:
-        """The bytes of one event."""
-        size = _ENVELOPE + self._row * len(outputs[0])
-        for array in (*(inputs[number] for number in self._looked), *outputs):
-            size += array.nbytes
-            if array.dtype.kind == "O":
-                values = array.reshape(-1).tolist()
-                size += _OBJECT * len(values) + sum(map(len, values))
-        return size
-
-
-def table(model: Model, events: Sequence[Event]) -> Any:
+def table(layout: Layout, events: Sequence[Event]) -> Any:
     """The rows of some events of one version, as a ``pyarrow.Table``.
 
     It has the columns of :data:`RECORD`, each raw column under its own name, null where it is
@@ -91,16 +102,16 @@ def table(model: Model, events: Sequence[Event]) -> Any:
         "request_id": pa.array(each([e.request_id for e in events], np.object_)),
         "row": pa.array(np.arange(rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)),
         "at": pa.array(each([e.at for e in events], np.int64)).cast(pa.timestamp("us")),
-        "model": pa.repeat(model.name, rows),
-        "version": pa.repeat(model.version, rows),
+        "model": pa.repeat(layout.name, rows),
+        "version": pa.repeat(layout.version, rows),
         "role": pa.array(each([e.role for e in events], np.object_)),
         "latency_us": pa.array(each([round(e.latency * 1e6) for e in events], np.int64)),
     }
-    names = set(model.inputs.names)
+    names = set(layout.inputs.names)
     columns = {f"served.{name}" if name in names else name: record[name] for name in RECORD}
-    for number, field in enumerate(model.inputs):
+    for number, field in enumerate(layout.inputs):
         columns[field.name] = _column(field, [event.inputs[number] for event in events])
-    for number, field in enumerate(model.bundle.manifest.outputs):
+    for number, field in enumerate(layout.outputs):
         parts = [event.outputs[number] for event in events]
         if field.shape == (1,):
             field, parts = Field(field.name, field.dtype), [part[:, 0] for part in parts]

@@ -18,7 +18,7 @@ from drivetrain.serve.calls import Service
 from drivetrain.serve.engine import observe
 from drivetrain.serve.metrics import DECILES, DIFFERENCES, Counter, Histogram
 from drivetrain.serve.models import Model
-from drivetrain.serve.record import Sizes
+from drivetrain.serve.record import Layout
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -96,7 +96,7 @@ class Shadow:
 
     def __init__(self, model: Model, service: Service, loop: asyncio.AbstractEventLoop) -> None:
         self.model = model
-        self.sizes = Sizes(model)
+        self.layout = Layout(model)
         self._service = service
         self._loop = loop
         self._tasks: deque[_Asked] = deque()
@@ -268,7 +268,7 @@ class Mirror:
     def offer(self, request_id: str, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Ask the shadow too, or drop it; at once."""
         columns = [inputs[number] for number in self._order]
-        size = self.shadow.sizes.of(columns, outputs)
+        size = self.shadow.layout.size(columns, outputs)
         self.shadow.ask(_Asked(self, request_id, columns, outputs, len(outputs[0]), size))
 
     def differences(

@@ -1,9 +1,11 @@
 """Requests and answers as events: what was sent and said, whole files, bounded memory."""
 
+import gc
 import os
 import shutil
 import subprocess
 import time
+import weakref
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -143,6 +145,7 @@ def test_events_that_no_table_can_hold_are_counted_and_the_next_are_written(tmp_
     metrics = Metrics()
     feedback = Feedback(tmp_path, metrics, seconds=0.1)
     good, odd = Toy(Field("x", "int64")), Toy(Field("x", "int64"))
+    odd.version = "v0"
     feedback.offer(odd, "r", 0.001, [np.array([[1, 2]])], [np.zeros(1, np.float32)])
     feedback.offer(good, "r", 0.001, [np.array([7])], [np.zeros(1, np.float32)])
     feedback.close()
@@ -204,10 +207,24 @@ def test_each_file_of_a_version_waits_twice_as_long_as_the_one_before(tmp_path):
         for turn in range(1, 4):
             offer(feedback, toy)
             assert len(wait_for(tmp_path, turn)) == turn
-        assert feedback._waits[toy] == pytest.approx(0.8)
+        assert feedback._waits[("toy", "v1", False)] == pytest.approx(0.8)
     finally:
         feedback.close()
     assert len(list(tmp_path.glob("toy/*/*.parquet"))) == 3
+
+
+def test_a_version_that_is_unloaded_is_not_kept_by_its_events(tmp_path):
+    feedback = Feedback(tmp_path, Metrics(), seconds=600)
+    toy = Toy(Field("x", "int64"))
+    gone = weakref.ref(toy)
+    try:
+        offer(feedback, toy)
+        del toy
+        gc.collect()
+        assert gone() is None
+    finally:
+        feedback.close()
+    assert [event["x"] for event in events(tmp_path)] == [0]
 
 
 def test_open_files_of_several_versions_do_not_keep_out_what_comes(tmp_path):
@@ -215,8 +232,10 @@ def test_open_files_of_several_versions_do_not_keep_out_what_comes(tmp_path):
     feedback = Feedback(tmp_path, metrics, queue_rows=100, seconds=600)
     try:
         for version in range(8):
+            toy = Toy(Field("x", "int64"))
+            toy.version = f"v{version}"
             for _ in range(3):
-                offer(feedback, Toy(Field("x", "int64")), rows=10)
+                offer(feedback, toy, rows=10)
             wait_for(tmp_path, 30 * version)
         assert metrics.feedback_dropped.of("toy").value < 100
         assert metrics.feedback_rows.of("toy").value >= 100
