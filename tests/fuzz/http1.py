@@ -297,7 +297,7 @@ KNOWN = (
     "no request line received",  # RFC 9112 §2.2 has empty lines before a request ignored
     # RFC 9112 §3 lets a recipient part a request line at runs of spaces; h11 does not. And llhttp
     # passes over every CR and LF before a request, where nothing stands that they could part.
-    r"illegal request line: bytearray\(b'(\\r)*[A-Z-]+ +[!-~]+ +HTTP/1\.[01] *'\)",
+    r"illegal request line: bytearray\(b['\"](\\r)*[A-Z-]+ +[!-~]+ +HTTP/1\.[01] *['\"]\)",
 )
 """Why h11 may take fewer requests than we do, as regular expressions."""
 
