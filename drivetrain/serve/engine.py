@@ -174,6 +174,7 @@ class Engine:
         self._loop = loop
         self._lanes: dict[Model, _Lane] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._away: dict[_Lane, float] = {}
         self.held = 0
         """Bytes that the tasks hold which wait or run."""
 
@@ -216,6 +217,12 @@ class Engine:
             lane.scheduled = True
             self._loop.call_soon(self._turn, lane)
 
+    def stuck(self, seconds: float) -> str:
+        """The alias whose run on a thread has taken longer than ``seconds``; empty if none has."""
+        before = monotonic() - seconds
+        names = [lane.model.name for lane, begun in self._away.items() if begun < before]
+        return names[0] if names else ""
+
     def shut_down(self) -> None:
         """End the threads after their present run."""
         if self._pool is not None:
@@ -231,6 +238,7 @@ class Engine:
             self._land(lane, batch, rows, _compute(lane.model, batch))
             return
         lane.running = True
+        self._away[lane] = monotonic()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.batching.threads, "drivetrain-run")
         future = self._pool.submit(_compute, lane.model, batch)
@@ -262,6 +270,7 @@ class Engine:
 
     def _land(self, lane: _Lane, batch: list[Task], rows: int, run: "Run") -> None:
         lane.running = False
+        self._away.pop(lane, None)
         if lane.tasks and not lane.scheduled:
             lane.scheduled = True
             self._loop.call_soon(self._turn, lane)

@@ -82,8 +82,8 @@ class Server:
         placement: where graphs run, as :mod:`drivetrain.core.placement` names it; ``auto``
             measures what is installed and picks the fastest that gives the same.
         parity: how far its answers may be from the plain CPU's; 0 for its own limit.
-        hang_seconds: of several workers one whose event loop does not turn for so long, such as
-            in a graph that never returns, is killed and replaced.
+        hang_seconds: of several workers one whose event loop does not turn for so long, or whose
+            run of a graph takes longer, is killed and replaced.
 
     Raises:
         ValueError: an alias is no allowed name, the address is not loopback and no token is set,
@@ -288,7 +288,7 @@ class Server:
             # A thread that computes in Python holds the loop up for this long, 5 ms by default.
             stack.callback(sys.setswitchinterval, sys.getswitchinterval())
             sys.setswitchinterval(_SWITCH_SECONDS)
-            for work in (self._tick(http), aliases.follow(again, self._reload_seconds)):
+            for work in (self._tick(http, engine), aliases.follow(again, self._reload_seconds)):
                 stack.callback(loop.create_task(work).cancel)
             self._set_ready(application, True)
             started()
@@ -355,7 +355,7 @@ class Server:
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, lambda: (again.set(), self._renew(always=True)))
 
-    async def _tick(self, http: Http) -> None:
+    async def _tick(self, http: Http, engine: Engine) -> None:
         limits = self._limits
         shortest = min(limits.header_seconds, limits.body_seconds, limits.idle_seconds)
         while True:
@@ -365,6 +365,10 @@ class Server:
             self._renew()
             if self._seat is not None:
                 self._seat.board.beat(self._seat.number)
+                stuck = engine.stuck(self._hang_seconds)
+                if stuck:
+                    why = f"a run of {stuck} has taken more than {self._hang_seconds:g} s"
+                    self._seat.hang(why)
 
     def _renew(self, *, always: bool = False) -> None:
         if self._tls is not None:

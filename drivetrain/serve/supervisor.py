@@ -80,6 +80,10 @@ class Seat:
         """Say that connections should go to the others; those that come still are taken."""
         self.tell(leaves=True)
 
+    def hang(self, why: str) -> None:
+        """Say that this process can only be killed."""
+        self.tell(hangs=why)
+
     def left(self) -> None:
         """Say that no more connections are taken."""
         self.tell(left=True)
@@ -293,6 +297,8 @@ class Supervisor:
             worker.ready, worker.still = True, 0.0
         elif "leaves" in what:
             worker.leaves = True
+        elif "hangs" in what:
+            self._hang(worker, what["hangs"])
         elif "left" in what:
             worker.left = True
         elif "failed" in what:
@@ -342,14 +348,15 @@ class Supervisor:
             still = min(passed, 2 * _LOOK_SECONDS) if pulse == worker.pulse else -math.inf
             worker.still = max(worker.still + still, 0.0)
             worker.pulse = pulse
-            if worker.pid and worker.ready and worker.still >= self._hang_seconds:
-                log.error(
-                    "worker %d (process %d) hangs: its loop has not turned for %.0f s",
-                    *(worker.number, worker.pid, worker.still),
-                )
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker.pid, signal.SIGKILL)
+            if worker.ready and worker.still >= self._hang_seconds:
+                self._hang(worker, f"its loop has not turned for {worker.still:.0f} s")
         self._steer()
+
+    def _hang(self, worker: _Worker, why: str) -> None:
+        if worker.pid:
+            log.error("worker %d (process %d) hangs: %s", worker.number, worker.pid, why)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
 
     def _died(self, worker: _Worker, status: int, now: float) -> None:
         pid, worker.pid = worker.pid, 0

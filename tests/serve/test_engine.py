@@ -197,6 +197,31 @@ def test_a_full_queue_turns_the_next_away():
     assert model.runs == [[1, 2, 5]]
 
 
+def test_a_queue_that_was_full_sends_requests_away_unread_until_it_is_shorter():
+    model = Doubling()
+
+    async def main():
+        engine = Engine(Batching(queue_rows=16, rows=1), Metrics(), asyncio.get_running_loop())
+        engine.open(model)
+        for _ in range(16):
+            engine.submit(Noted(model, [1]))
+        engine.admit(model)  # nobody was sent away yet
+        with pytest.raises(OverloadedError):
+            engine.submit(Noted(model, [2]))
+        admitted = []
+        while engine.waiting:
+            try:
+                engine.admit(model)
+                admitted.append(engine.waiting)
+            except OverloadedError:
+                assert engine.waiting > 14
+            await asyncio.sleep(0)
+        assert max(admitted) == 14
+        engine.admit(model)
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
 def test_an_answer_that_cannot_be_written_takes_no_other_with_it():
     class Broken(Noted):
         __slots__ = ()
@@ -343,3 +368,27 @@ def test_what_a_version_did_is_told_in_parts_that_add_up():
     assert abs(whole - parts["success"]["ns"]) < 1000
     assert [batch["batch_size"] for batch in found["batch_stats"]] == [3]
     assert abs(found["last_inference"] / 1e3 - time.time()) < 60
+
+
+def test_a_run_on_a_thread_that_takes_too_long_is_told_until_it_is_over():
+    gate = threading.Event()
+    model = Doubling(seconds=1.0, gate=gate)
+    task = Noted(model, [1.0])
+
+    async def main():
+        engine = Engine(Batching(), Metrics(), asyncio.get_running_loop())
+        engine.open(model)
+        assert engine.stuck(0.0) == ""
+        engine.submit(task)
+        while not model.runs:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
+        engine.close(model)  # a version that is replaced meanwhile holds its thread all the same
+        found = engine.stuck(0.01), engine.stuck(60.0)
+        gate.set()
+        while task.fate is None:
+            await asyncio.sleep(0.005)
+        engine.shut_down()
+        return *found, engine.stuck(0.0)
+
+    assert asyncio.run(main()) == ("doubling", "", "")

@@ -16,7 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 
+from drivetrain.core.bundle import Bundle, Manifest
+from drivetrain.core.graph import IR_VERSION, OPSET, Graph
+from drivetrain.core.schema import Field, Schema
 from drivetrain.serve.listen import bind, bind_shared
 from drivetrain.serve.server import Server
 from drivetrain.serve.supervisor import _described
@@ -211,6 +215,72 @@ def test_a_worker_whose_loop_does_not_turn_is_passed_by_then_killed_and_replaced
     server.child.send_signal(signal.SIGTERM)
     assert server.child.wait(10) == 0
     assert "hangs: its loop has not turned for 3 s" in server.child.stderr.read()
+
+
+def endless(path):
+    """A bundle whose graph counts to ``turns`` in a loop of ONNX: a client may ask for years."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["on"]),
+            helper.make_node("Add", ["sum", "one"], ["more"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.INT64, []),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("more", TensorProto.INT64, []),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["turns"], ["most"], keepdims=0),
+        helper.make_node("Loop", ["most", "", "zero"], ["counted"], body=body),
+        helper.make_node("Mul", ["turns", "zero"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "counted"], ["all"]),
+    ]
+    rows = [helper.make_tensor_value_info(n, TensorProto.INT64, ["rows"]) for n in ("turns", "all")]
+    constants = [
+        helper.make_tensor(name, TensorProto.INT64, [], [value])
+        for name, value in (("zero", 0), ("one", 1))
+    ]
+    graph = helper.make_graph(nodes, "endless", rows[:1], rows[1:], constants)
+    model = helper.make_model(
+        graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
+    )
+    turns, counted = (Schema((Field(name, "int64"),)) for name in ("turns", "all"))
+    manifest = Manifest(name="endless", inputs=turns, outputs=counted)
+    return Bundle.write(path, Graph.from_proto(model), manifest, {})
+
+
+def test_a_graph_that_never_returns_costs_its_worker_and_a_successor_serves(tmp_path):
+    alias = tmp_path / "alias"
+    point(alias, endless(tmp_path / "endless"))
+    server = Several(alias, {"hang_seconds": 2.0})
+
+    def ask(turns, timeout):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)
+        try:
+            connection.request("POST", "/predict/tiny", json.dumps({"turns": turns}))
+            return json.loads(connection.getresponse().read())["predictions"]
+        finally:
+            connection.close()
+
+    try:
+        assert ask(7, timeout=10) == [{"all": 7}]
+        before = server.workers
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            ask(1 << 50, timeout=20)
+        wait_until(lambda: len(server.workers) == 2 and server.workers != before)
+        assert [ask(n, timeout=10) for n in range(8)] == [[{"all": n}] for n in range(8)]
+        server.child.send_signal(signal.SIGTERM)
+        assert server.child.wait(10) == 0
+        assert "hangs: " in server.child.stderr.read()
+    finally:
+        server.child.kill()
+        server.child.communicate()
 
 
 def test_a_worker_is_replaced_by_the_version_that_the_others_serve(several, write_bundle, tmp_path):
