@@ -86,6 +86,7 @@ class Repository:
         self.unloaded: Mapping[str, str] = state["unloaded"]
         """What a process that begins need not load, and why."""
         self._asked: Mapping[str, int] = state["asks"]
+        self._failures: dict[str, str] = {}
 
     async def begin(self) -> None:
         """Follow what the processes agree on; what should be loaded has been."""
@@ -185,17 +186,19 @@ class Repository:
         await self._follower.change(without, _UNLOAD_SECONDS)
 
     async def _apply(self, state: State) -> Failures:
-        failures: dict[str, str] = {}
         asked, self._asked = self._asked, state["asks"]
         self.unloaded = state["unloaded"]
         for name in self._loads.names:
             if name in self.unloaded:
                 await self._loads.unload(name, self.unloaded[name])
+                self._failures.pop(name, None)
             elif name not in self._loads.releases or self._asked.get(name) != asked.get(name):
+                # Told until the next attempt: who asked for it may look after a further change.
+                self._failures.pop(name, None)
                 reason = await self._loads.load(name)
                 if reason:
-                    failures[name] = reason
-        return failures
+                    self._failures[name] = reason
+        return self._failures
 
 
 def _of(name: str, failures: Mapping[int, Failures]) -> dict[int, str]:

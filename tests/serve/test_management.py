@@ -1,8 +1,11 @@
 """Managing a server: where it is allowed, what is loaded, what is told, in one process."""
 
+import asyncio
 import gc
+import http.client
 import json
 import logging
+import socket
 import threading
 import time
 import weakref
@@ -10,11 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from drivetrain.core.site import ServeSite, Site
 from drivetrain.serve.application import Application
 from drivetrain.serve.engine import Batching
 from drivetrain.serve.models import Artefact, Model, Traffic
 from drivetrain.serve.repository import Repository, agreement
-from drivetrain.serve.server import Server
+from drivetrain.serve.server import Server, running
+from drivetrain.serving import server_of
 
 ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
 INDEX = "/v2/repository/index"
@@ -252,6 +257,46 @@ def test_a_server_is_ready_only_when_all_is_loaded_that_should_be():
         assert able(application) == (not lacking)
     assert not able(SimpleNamespace(ready=False, management=None))
     ledger.close()
+
+
+class Failing(Few):
+    """Loads that fail."""
+
+    async def load(self, name):
+        return f"no {name} today"
+
+    async def unload(self, name, reason):
+        self.releases.pop(name, None)
+
+
+def test_a_failure_is_told_to_who_asked_also_behind_a_change_that_others_made_since():
+    async def main():
+        ledger = agreement(2)
+        one, two = (Repository(Failing("a", "b", "c"), ledger, seat) for seat in range(2))
+        await one.begin()
+        await two.begin()
+        work = [one.load("a"), two.unload("b"), one.unload("c"), two.load("b")]
+        found = await asyncio.gather(*work, return_exceptions=True)
+        assert [getattr(error, "status", None) for error in found] == [500, None, None, 500]
+        assert "worker 0: no a today; worker 1: no a today" in str(found[0])
+        one.end()
+        two.end()
+        ledger.close()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_a_site_opens_the_management_port(tiny):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = server_of(Site(serve=ServeSite(port=0, management_port=port)), str(tiny.path))
+    with running(server):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("POST", "/v2/repository/models/tiny/load")
+        assert connection.getresponse().status == 200
+        connection.close()
+    assert server_of(Site(serve=ServeSite(port=0)), str(tiny.path)).management_url is None
 
 
 def test_cuda_memory_is_said_not_to_be_there_in_the_clients_own_terms(managed):
