@@ -26,7 +26,7 @@ from drivetrain.serve.calls import (
 )
 from drivetrain.serve.columns import Values
 from drivetrain.serve.exchange import Exchange
-from drivetrain.serve.grpc_layout import RAW, Input, Layout, raw_column
+from drivetrain.serve.grpc_layout import RAW, Input, Layout
 from drivetrain.serve.grpc_method import PROTOBUF, parsed
 from drivetrain.serve.messages_v2 import messages
 from drivetrain.serve.models import Model
@@ -116,7 +116,7 @@ class GrpcInferRoute(Route):
     def _call(
         self,
         exchange: Exchange,
-        columns: list[Values],
+        columns: Sequence[Values],
         rows: int,
         text: str,
         asked: Asked,
@@ -245,7 +245,7 @@ class GrpcInferRoute(Route):
                 span = next(given, None)
                 if span is None:
                     raise wrong("raw_input_contents", len(raw), _EACH_RAW)
-                columns[item.number] = raw_column(item, exchange.body, whole, span[1], span[2])
+                columns[item.number] = from_binary(item.field, item.shape, whole[span[1] : span[2]])
         if next(given, None) is not None:
             raise wrong("raw_input_contents", len(raw), _EACH_RAW)
         return columns, beside

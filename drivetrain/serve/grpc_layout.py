@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Field
-from drivetrain.serve.columns import Values
+from drivetrain.serve.columns import Rows, Values
 from drivetrain.serve.shared_memory import Place
 from drivetrain.serve.tensors import from_binary
 from drivetrain.serve.wire import CHUNK, read_chunk, varint
 
 RAW = 7
 """The field ``raw_input_contents``."""
-_WIRE: Mapping[str, str] = {"INT64": "<i8", "FP32": "<f4", "FP64": "<f8"}
+_TAG = bytes((RAW << 3 | CHUNK,))
+_CODES: Mapping[str, str] = {"INT64": "q", "FP32": "f", "FP64": "d"}
 
 
 @dataclass(frozen=True)
@@ -45,40 +45,42 @@ class Layout:
         self.rows = inputs[0].shape[0]
         self.outputs = outputs
         self._inputs = inputs
-        self._fixed: struct.Struct | None = None
-        if any(item.field.v2 == "BYTES" for item in inputs):
-            return
         self._scalars = self.rows == 1 and not any(item.field.shape for item in inputs)
-        """Whether a struct reads the values too; several rows are arrays over the body."""
+        """Whether it is a row of single values, which stays one; more rows become arrays."""
+        self._fixed: struct.Struct | None = None
+        if not any(item.field.v2 == "BYTES" for item in inputs):
+            self._fix()
+        places = {item.number: place for place, item in enumerate(inputs)}
+        order = [places[number] for number in range(len(inputs))]
+        self._order = None if order == sorted(order) else order
+
+    def _fix(self) -> None:
+        """One struct for all values, between the tags and lengths that stand before each."""
         markers: list[bytes] = []
         parts: list[str] = []
         self._arrays: list[tuple[int, np.dtype[Any], int, int, tuple[int, ...]]] = []
         end = 0
-        for item in inputs:
-            dtype, count = np.dtype(_WIRE[item.field.v2]), math.prod(item.shape)
-            size = count * dtype.itemsize
-            markers.append(b"\x3a%b" % varint(size))
-            parts.append(f"{len(markers[-1])}s{dtype.char if self._scalars else f'{size}x'}")
+        for item in self._inputs:
+            code, count = _CODES[item.field.v2], math.prod(item.shape)
+            size = count * struct.calcsize(f"<{code}")
+            markers.append(_TAG + varint(size))
+            parts.append(f"{len(markers[-1])}s{code if self._scalars else f'{size}x'}")
+            start, end = end + len(markers[-1]), end + len(markers[-1]) + size
             shape = item.shape if item.field.shape else (count,)
-            self._arrays.append((item.number, dtype, count, end + len(markers[-1]), shape))
-            end += len(markers[-1]) + size
-        self._fixed = struct.Struct("<" + "".join(parts).replace("l", "q"))
+            self._arrays.append((item.number, np.dtype(f"<{code}"), count, start, shape))
+        self._fixed = struct.Struct("<" + "".join(parts))
         self._markers = tuple(markers)
-        places = {item.number: 2 * place + 1 for place, item in enumerate(inputs)}
-        self._places = [places[number] for number in range(len(inputs))]
 
-    def read(self, body: bytes | bytearray, at: int) -> list[Values] | None:
+    def read(self, body: bytes | bytearray, at: int) -> Sequence[Values] | None:
         """The columns, whose values begin at ``at``; None if they do not lie as expected."""
         fixed = self._fixed
         if fixed is None:
-            return self._each(body, at)
+            return (self._row if self._scalars else self._each)(body, at)
         if len(body) - at != fixed.size:
             return None
         values = fixed.unpack_from(body, at)
         if self._scalars:
-            if values[::2] != self._markers:
-                return None
-            return [[values[place]] for place in self._places]
+            return self._ordered(values[1::2]) if values[::2] == self._markers else None
         if values != self._markers:
             return None
         columns: list[Values] = [[]] * len(self._arrays)
@@ -87,31 +89,40 @@ class Layout:
             columns[number] = array if len(shape) == 1 else array.reshape(shape)
         return columns
 
-    def _each(self, body: bytes | bytearray, at: int) -> list[Values] | None:
+    def _ordered(self, values: tuple[Any, ...]) -> Rows:
+        """A row with its values in the order of the columns."""
+        order = self._order
+        return Rows([values if order is None else tuple([values[place] for place in order])])
+
+    def _row(self, body: bytes | bytearray, at: int) -> Rows | None:
+        """A row with texts in it."""
+        values: list[Any] = []
+        for item in self._inputs:
+            if body[at : at + 1] != _TAG:
+                return None
+            start, at = read_chunk(body, at + 1)
+            code = _CODES.get(item.field.v2)
+            if code is not None:
+                if at - start != struct.calcsize(f"<{code}"):
+                    return None
+                values += struct.unpack_from(f"<{code}", body, start)
+                continue
+            size, text = int.from_bytes(body[start : start + 4], "little"), body[start + 4 : at]
+            if at - start != 4 + size:
+                return None
+            try:
+                values.append(text.decode() if item.field.dtype == "string" else bytes(text))
+            except UnicodeDecodeError:  # whoever reads it carefully says where
+                return None
+        return self._ordered(tuple(values)) if at == len(body) else None
+
+    def _each(self, body: bytes | bytearray, at: int) -> Sequence[Values] | None:
+        """Several rows with texts in them."""
         columns: list[Values] = [[]] * len(self._inputs)
         whole = memoryview(body)
         for item in self._inputs:
-            if at >= len(body) or body[at] != RAW << 3 | CHUNK:
+            if body[at : at + 1] != _TAG:
                 return None
             start, at = read_chunk(body, at + 1)
-            columns[item.number] = raw_column(item, body, whole, start, at)
+            columns[item.number] = from_binary(item.field, item.shape, whole[start:at])
         return columns if at == len(body) else None
-
-
-def raw_column(
-    item: Input, body: bytes | bytearray, whole: memoryview, start: int, end: int
-) -> Values:
-    """The column in raw contents."""
-    field = item.field
-    size = end - start - 4
-    if (
-        field.dtype == "string"
-        and item.shape == (1,)
-        and size >= 0
-        and int.from_bytes(body[start : start + 4], "little") == size
-    ):  # one text behind its own length, told without the loop over many
-        try:
-            return [body[start + 4 : end].decode()]
-        except UnicodeDecodeError as error:
-            raise wrong(f"input {field.name!r}, binary data", error.object, "UTF-8") from None
-    return from_binary(field, item.shape, whole[start:end])
