@@ -223,9 +223,10 @@ class Call(Task):
         self._route = route
         self._exchange = exchange
         self.options = options
-        self.request_id = request_id or header_id(exchange) or route.service.request_ids.make()
-        name = self.request_id
-        shown = name if _ID.fullmatch(name) else quote(name, safe="")
+        name = shown = request_id or header_id(exchange) or route.service.request_ids.make()
+        if request_id and not _ID.fullmatch(request_id):
+            shown = quote(request_id, safe="")
+        self.request_id = name
         self._identity = b"x-request-id: %b\r\n" % shown.encode()
         exchange.on_gone = self.cancel
 
@@ -296,6 +297,7 @@ class Route:
     def __call__(self, exchange: Exchange) -> None:
         """Decode a request and queue it, or say what is wrong with it."""
         try:
+            self.service.engine.admit(self.model)
             call = self.decode(exchange)
             limit = self.service.engine.batching.queue_rows
             if not 1 <= call.rows <= limit:

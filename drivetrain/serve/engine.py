@@ -50,6 +50,10 @@ _TEXT_BYTES = 4
 shape takes no more than that for each byte of its JSON, and one for each of its binary data."""
 
 
+_AGAIN = 7 / 8
+"""A queue that was full takes requests again when it is no longer than this part of its limit."""
+
+
 class OverloadedError(Exception):
     """The queue is full; the text says of what."""
 
@@ -146,6 +150,7 @@ class _Lane:
         self.rows = 0
         self.scheduled = False
         self.running = False
+        self.full = False
         self.seconds = metrics.inference_seconds.of(model.name, model.version)
         self.sizes = metrics.batch_rows.of(model.name, model.version)
         self.tally = metrics.statistics.of(model.name, model.version)
@@ -198,6 +203,21 @@ class Engine:
         """Rows that wait for a run, of all versions; may be asked on any thread."""
         return sum(lane.rows for lane in tuple(self._lanes.values()))
 
+    def admit(self, model: Model) -> None:
+        """Ask before a request is decoded: to read what is then sent away would take the time
+        that the others wait for.
+
+        Raises:
+            OverloadedError: the queue was full and is not yet shorter by some requests.
+        """
+        lane = self._lanes.get(model)
+        if lane is None or not lane.full:
+            return
+        limits = self.batching
+        if lane.rows > _AGAIN * limits.queue_rows or self.held > _AGAIN * limits.queue_bytes:
+            raise OverloadedError(f"the queue is full: {lane.rows} rows wait.")
+        lane.full = False
+
     def submit(self, task: Task) -> None:
         """Queue a task for the next run.
 
@@ -206,8 +226,10 @@ class Engine:
         """
         lane = self._lanes[task.model]
         if lane.rows + task.rows > self.batching.queue_rows:
+            lane.full = True
             raise OverloadedError(f"the queue is full: {lane.rows} rows wait.")
         if self.held and self.held + task.holds > self.batching.queue_bytes:
+            lane.full = True
             raise OverloadedError(f"the queue is full: requests hold {self.held} bytes.")
         task.queued = monotonic()
         self.held += task.holds
