@@ -1,7 +1,13 @@
 """Optional imports whose absence is reported with the command that mends it."""
 
+import os
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
+
+_SILENCE: Mapping[str, tuple[str, str]] = {"onnxruntime": ("ORT_DISABLE_TELEMETRY", "1")}
+"""What must stand in the environment before a package is imported, or it would tell its makers
+over the network of its use. What stands there already stays: to be told of is the user's to say."""
 
 
 def need(module: str, extra: str) -> ModuleType:
@@ -14,6 +20,9 @@ def need(module: str, extra: str) -> ModuleType:
     Raises:
         ImportError: the module, or the package that holds it, is not installed.
     """
+    for package, (variable, value) in _SILENCE.items():
+        if module.partition(".")[0] == package:
+            os.environ.setdefault(variable, value)
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
