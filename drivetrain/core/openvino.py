@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,11 +43,10 @@ class OpenVINOSession(Session):
     def __init__(
         self, graph: Graph, features: "FeatureSchema", precision: str = "fp32", threads: int = 0
     ) -> None:
-        openvino = _openvino()
         self.placement = "openvino" if precision == "fp32" else f"openvino-{precision}"
         self._halves = halves = cut(_onnx(graph), features.tensors)
         self._front = None if halves.front is None else Session(halves.front, threads)
-        core = openvino.Core()
+        core = _core()
         able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and "BF16" not in able:
             raise ValueError(self._refuses(f"this processor computes {', '.join(able)}"))
@@ -91,6 +91,17 @@ class OpenVINOSession(Session):
 def _as_openvino_knows(array: "Array") -> "Array":
     """OpenVINO goes by the type's C name, and ONNX Runtime calls an int64 ``long long``."""
     return array.view(np.int64) if array.dtype == np.int64 else array
+
+
+@cache
+def _core() -> Any:
+    """The one core of this process, which is never destroyed.
+
+    OpenVINO's CPU plugin gives the thread that makes it another stack for signals, and unmaps that
+    when it is destroyed: of two cores that go in the order in which they came, the second one puts
+    the unmapped stack of the first back, and the next signal ends the process.
+    """
+    return _openvino().Core()
 
 
 def _openvino() -> Any:

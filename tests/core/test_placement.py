@@ -106,7 +106,7 @@ needs_openvino = pytest.mark.skipif(
 
 
 def bf16() -> bool:
-    core = openvino._openvino().Core()
+    core = openvino._core()
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -245,7 +245,22 @@ def test_openvino_is_imported_without_its_telemetry():
     assert done.stdout == "[]\n", done.stderr
 
 
+@needs_openvino
+def test_signals_come_through_when_sessions_of_openvino_have_gone(bundle):
+    script = (
+        "import os, signal, sys; from drivetrain.core import placement; "
+        "from drivetrain.core.bundle import Bundle; bundle = Bundle.open(sys.argv[1]); "
+        "signal.signal(signal.SIGTERM, lambda *_: print('heard')); "
+        "first, second = (placement.load('openvino', bundle) for _ in range(2)); "
+        "del first; del second; os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    command = [sys.executable, "-c", script, str(bundle.path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
 def test_without_openvino_the_error_says_how_to_install_it(bundle, monkeypatch):
+    monkeypatch.setattr(openvino, "_core", openvino._core.__wrapped__)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"drivetrain\[openvino\]"):
         placement.load("openvino", bundle)
