@@ -20,6 +20,7 @@ from drivetrain.core.need import need
 log = logging.getLogger("drivetrain.serve")
 
 _PREFIX = "drivetrain-weights-"
+_MAKING = ".making"
 _GRAPH, _WEIGHTS, _IN_USE = "graph.onnx", "weights.bin", "in-use"
 _YOUNG_SECONDS = 10.0
 """A directory as young as this may be one that its owner has not locked yet."""
@@ -122,8 +123,7 @@ class Weights:
             os.close(lock)
 
     def _make(self, entry: Path, graph: bytes) -> None:
-        making = entry.with_suffix(".making")
-        shutil.rmtree(making, ignore_errors=True)  # of a process that was killed in the middle
+        making = entry.with_suffix(_MAKING)
         making.mkdir(0o700)
         try:
 
@@ -145,6 +145,8 @@ class Weights:
 
     def _delete_unused(self, but: str) -> None:
         for entry in self.path.iterdir():
+            if entry.suffix == _MAKING:  # of a process that was killed in the middle
+                shutil.rmtree(entry, ignore_errors=True)
             if entry.name == but or not (entry / _IN_USE).exists():
                 continue
             with contextlib.suppress(OSError), _locked(entry / _IN_USE):

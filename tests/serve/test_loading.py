@@ -1,6 +1,8 @@
 """Where a served bundle runs: asked for, picked, told; refused rather than run elsewhere."""
 
 import logging
+import os
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,6 +115,31 @@ def test_workers_go_by_what_the_first_of_them_measured(numbers, monkeypatch, tmp
     assert [loader.session(numbers).placement for loader in loaders] == ["cpu"] * 3
     assert asked == [numbers.digest]
     weights.close()
+
+
+SERVE = """
+import logging, sys
+from pathlib import Path
+from drivetrain.serve.server import Server
+logging.basicConfig(level=logging.INFO)
+server = Server({"numbers": Path(sys.argv[1])}, port=0, workers=2, placement="auto")
+sys.exit(server.run(lambda: server.stop()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="workers share a port on Linux")
+def test_two_workers_measure_once(numbers, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SERVE, str(numbers.path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(f"placement of version {numbers.digest[:12]}: ") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers share what was decided on Linux")

@@ -136,6 +136,7 @@ def test_what_a_killed_maker_left_is_made_again(weights):
     (made,) = weights.path.glob("*/weights.bin")
     entry = made.parent
     entry.rename(entry.with_suffix(".making"))
+    (weights.path / "of-another-version.making").mkdir()
     assert load(weights, dense_graph()).raw(feeds(dense_graph(), 2), ["out"])[0].shape == (2, 96)
     assert [path.name for path in weights.path.iterdir() if path.is_dir()] == [entry.name]
 
