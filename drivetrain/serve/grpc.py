@@ -140,6 +140,7 @@ class GrpcExchange(Exchange):
             return
         assert not self._was_answered, "an exchange has one answer"
         self._was_answered = True
+        self.on_gone = None  # it refers to who answers, and that to this: no work for the collector
         block = HEADERS + line_fields(extra) if extra else HEADERS
         self._stream.answer(block, framed(body), _TRAILERS_OK)
 
@@ -157,6 +158,7 @@ class GrpcExchange(Exchange):
         """
         assert not self._was_answered, "an exchange has one answer"
         self._was_answered = True
+        self.on_gone = None  # it refers to who answers, and that to this: no work for the collector
         self._stream.answer(HEADERS + trailers(status, message, extra), b"")
 
     @property

@@ -62,6 +62,7 @@ class GrpcStream(Stream):
         "_buffer",
         "_delivered",
         "_delivering",
+        "_draining",
         "_end_told",
         "_finished",
         "_opened_answer",
@@ -87,7 +88,7 @@ class GrpcStream(Stream):
         self._taken = 0
         """Bytes of the client's window that were used and not granted anew."""
         self._delivered: list[int] = []
-        self._delivering = self._end_told = self._finished = False
+        self._delivering = self._draining = self._end_told = self._finished = False
         self._opened_answer = self._told_full = False
 
     # -- the application's side ----------------------------------------------------------------
@@ -128,6 +129,7 @@ class GrpcStream(Stream):
         if self.connection is not None:
             self.hold(-size)
             self._deliver()
+            self._end_drained()
 
     def finish(self, status: int = GrpcStatus.OK, message: str = "", extra: bytes = b"") -> None:
         """End the call, after what was sent; a call that is over already stays as it is.
@@ -162,7 +164,7 @@ class GrpcStream(Stream):
         self._taken += size
         if self._taken + self._granting > STREAM_WINDOW:
             raise StreamFaultError(FLOW_CONTROL_ERROR)
-        if self._finished:
+        if self._finished or self._draining:
             self._regrant()
             return
         self._buffer += chunk
@@ -186,6 +188,16 @@ class GrpcStream(Stream):
 
     def gone(self) -> None:
         if not self._finished:
+            self.on_gone()
+
+    def drain(self) -> None:
+        """Take no more messages, and end the call when those that came are through."""
+        self._draining = True
+        self._end_drained()
+
+    def _end_drained(self) -> None:
+        if self._draining and not self._delivered and self.open:
+            self.finish(GrpcStatus.UNAVAILABLE, "the server ends; the call may go on elsewhere.")
             self.on_gone()
 
     def pump(self) -> None:

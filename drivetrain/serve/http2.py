@@ -32,6 +32,8 @@ log = logging.getLogger("drivetrain.serve")
 
 _WINDOW = 16 << 20
 """What a client may send on all streams before more is granted."""
+_OUT_BYTES = 1 << 20
+"""What may be written in one turn of the loop by streams that have more to send."""
 _RESETS = 1024
 """Streams that were reset here and on which the client may still send: the newest."""
 _WATCH_SECONDS = 1.0
@@ -79,6 +81,7 @@ class Connection(asyncio.Protocol):
         self._resets: dict[int, None] = {}
         self._futile = Futile()
         self._out: list[bytes] = []
+        self._out_bytes = 0
         self._corked = False
         self._final: int | None = None
         self._drain_until = math.inf
@@ -156,6 +159,7 @@ class Connection(asyncio.Protocol):
         self.write_deadline = math.inf
         if not self.transport.is_closing():
             self.transport.resume_reading()
+            self.pump()
 
     # -- streams in ----------------------------------------------------------------------------
 
@@ -254,6 +258,7 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Send frames, in one write with all others of this turn of the loop."""
         self._out.append(data)
+        self._out_bytes += len(data)
         if not self._corked:
             self._corked = True
             self._loop.call_soon(self._flush)
@@ -261,9 +266,16 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         self._corked = False
         if self._out:
-            out, self._out = self._out, []
+            out, self._out, self._out_bytes = self._out, [], 0
             if not self.transport.is_closing():
                 self.transport.write(b"".join(out))
+            if self.blocked and not self.ending:
+                self.pump()
+
+    @property
+    def congested(self) -> bool:
+        """Whether as much is written as may wait here for the client to read it."""
+        return self._out_bytes > _OUT_BYTES or self.write_deadline < math.inf
 
     def with_resize(self, block: bytes) -> bytes:
         """A header block, and before it what a change of the client's table asks for."""
@@ -309,7 +321,7 @@ class Connection(asyncio.Protocol):
     def pump(self) -> None:
         """Send what waited for a window, the oldest first."""
         for stream in list(self.blocked.values()):
-            if self.window <= 0:
+            if self.window <= 0 or self.congested:
                 break
             stream.pump()
 
@@ -351,6 +363,8 @@ class Connection(asyncio.Protocol):
         """The client knows that it is to go: take no further stream."""
         if self._drain_until < math.inf and self._final is None:
             self._write_goaway(frames.NO_ERROR, "")
+            for stream in list(self.streams.values()):
+                stream.drain()
             if not self.streams:
                 self._loop.call_soon(self._end)
 
@@ -375,8 +389,8 @@ class Connection(asyncio.Protocol):
         """Close so that the last frames arrive: unread bytes at a close would reset them."""
         if self.ending or self.transport.is_closing():
             return
-        self._flush()
         self.ending = True
+        self._flush()
         self.deadline = monotonic() + _LINGER_SECONDS
         if self._eof or not self.transport.can_write_eof():
             self.transport.close()
@@ -388,8 +402,8 @@ class Connection(asyncio.Protocol):
         if not self.ending:
             if self._final is None:
                 self._write_goaway(frames.NO_ERROR, "")
-            self._flush()
             self.ending = True
+            self._flush()
         self.deadline = monotonic() + _LINGER_SECONDS
         self.transport.close()
 

@@ -158,6 +158,7 @@ class Http2Exchange(Exchange):
     ) -> None:
         assert not self._was_answered, "an exchange has one answer"
         self._was_answered = True
+        self.on_gone = None  # it refers to who answers, and that to this: no work for the collector
         stream = self._stream
         if stream.connection is None:
             return

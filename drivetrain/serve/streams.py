@@ -113,6 +113,9 @@ class Stream:
         if self.blocked_since + seconds < now:
             self.reset(CANCEL)
 
+    def drain(self) -> None:
+        """The server ends; what goes on by itself until then needs to do nothing."""
+
     def widen(self, size: int) -> None:
         """The client takes ``size`` bytes more.
 
@@ -200,12 +203,12 @@ class Stream:
             part = outgoing[0]
             size = len(part)
             room = min(self.window, connection.window, connection.frame_bytes)
+            if room <= 0 or connection.congested:
+                if sent or self.blocked_since == math.inf:
+                    self.blocked_since = monotonic()
+                connection.blocked[self.number] = self
+                return
             if room < size:
-                if room <= 0:
-                    if sent or self.blocked_since == math.inf:
-                        self.blocked_since = monotonic()
-                    connection.blocked[self.number] = self
-                    return
                 part, outgoing[0] = part[:room], part[room:]
                 size = room
             else:

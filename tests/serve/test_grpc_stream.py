@@ -165,3 +165,49 @@ def test_a_stream_may_be_silent_for_as_long_as_it_likes(peer, monkeypatch):
     found = wait(client, 0.15)
     assert resets(found) == goaways(found) == []
     assert slow.gone == 0
+
+
+def test_a_drain_ends_a_stream_when_what_came_is_answered(peer):
+    client = peer()
+    slow = Slow(client)
+    client.send(BEGIN, content(framed(b"a") + framed(b"b")))
+    client.do(client.http.drain)
+    client.do(client.connection.finalise)
+    client.send(content(framed(b"late")))
+    client.do(lambda: (slow.stream.send(b"A"), slow.stream.release()))
+    assert slow.stream.open
+    client.do(lambda: (slow.stream.send(b"B"), slow.stream.release()))
+    found = client.frames()
+    assert [data[5:] for *_, data in of(DATA, found)] == [b"A", b"B"]
+    assert ending(client, found)[0] == GrpcStatus.UNAVAILABLE
+    assert (slow.messages, slow.gone) == ([b"a", b"b"], 1)
+    assert client.wire.ended
+
+
+def test_a_drain_ends_a_silent_stream_at_once(peer):
+    client = peer()
+    slow = Slow(client)
+    client.send(BEGIN)
+    client.do(client.http.drain)
+    client.do(client.connection.finalise)
+    assert ending(client, client.frames())[0] == GrpcStatus.UNAVAILABLE
+    assert slow.gone == 1
+
+
+def test_one_that_sends_without_end_is_stopped_whatever_the_client_allows(peer):
+    client = peer()
+    slow = Slow(client)
+    client.send(BEGIN, setting(4, (1 << 31) - 1), window(0, 1 << 30))
+    rooms: list[int] = []
+    slow.stream.on_room = lambda: rooms.append(1)
+
+    def send() -> int:
+        return next(n for n in range(1000) if not slow.stream.send(bytes(100_000)))
+
+    assert client.do(send) < 30
+    sent = sum(len(data) for *_, data in of(DATA, client.frames()))
+    assert sent < 4 << 20
+    client.do(client.connection.pause_writing)
+    assert client.do(send) < 30
+    client.do(client.connection.resume_writing)
+    assert len(rooms) > 0
