@@ -240,8 +240,7 @@ class Application:
         repository = None if self.management is None else self.management.repository
         if repository is None or name not in repository.names:
             return unknown("model", name, self.releases)
-        reason = repository.unloaded.get(name, "it is about to be")
-        return ValueError(f"model {name!r} is not loaded: {reason}.")
+        return ValueError(f"model {name!r} is not loaded.")
 
     def _answer(self, release: Release, kind: str, version: str) -> Answer:
         routes = self._routes[release.name]

@@ -97,7 +97,8 @@ class Management:
 
     async def _index(self, exchange: Exchange) -> object:
         asked = _body(exchange, _Listing)
-        return [asdict(entry) for entry in self.repository.index(asked.ready)]
+        entries = self.repository.index(asked.ready, reasons=exchange.managed)
+        return [asdict(entry) for entry in entries]
 
     def _load(self, name: str) -> Work:
         async def load(exchange: Exchange) -> object:

@@ -107,16 +107,22 @@ class Repository:
         loads = self._loads
         return [n for n in loads.names if n not in loads.releases and n not in self.unloaded]
 
-    def index(self, ready: bool = False) -> list[Entry]:
-        """Every version of every alias, or the ready ones."""
+    def index(self, ready: bool = False, reasons: bool = False) -> list[Entry]:
+        """Every version of every alias.
+
+        Args:
+            ready: leave out what is not loaded.
+            reasons: tell them in full; they may name files of the server, which is for those
+                who manage it.
+        """
         found: list[Entry] = []
         for name in self._loads.names:
             release = self._loads.releases.get(name)
-            reason = self._loads.reasons.get(name, "")
+            reason = self._loads.reasons.get(name, "") if reasons else ""
             if release is not None:
                 found += [Entry(name, model.version, READY, reason) for model in release.models]
             elif not ready:
-                found.append(Entry(name, "", UNAVAILABLE, reason))
+                found.append(Entry(name, "", UNAVAILABLE, reason or _UNLOADED))
         return found
 
     def check(self, name: str) -> str:

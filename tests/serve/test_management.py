@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import weakref
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +30,14 @@ def at_management(client):
     """The same server, asked at its management port."""
     client.address = (client.server.host, client.server.management_port)
     return client
+
+
+@contextmanager
+def at_serving(client):
+    """The same server, asked at its other port meanwhile."""
+    client.address, before = (client.server.host, client.server.port), client.address
+    yield
+    client.address = before
 
 
 @pytest.fixture
@@ -108,7 +117,7 @@ def test_an_unloaded_alias_is_404_and_said_not_to_be_loaded_until_it_is_again(se
         ("GET", f"/v2/models/a/versions/{tiny.digest[:12]}/stats"),
     ):
         reply = client.ask(method, target, b"{}" if method == "POST" else None)
-        assert (reply.status, reply.json["error"]) == (404, "model 'a' is not loaded: unloaded.")
+        assert (reply.status, reply.json["error"]) == (404, "model 'a' is not loaded.")
     assert client.post("/predict/b", ROW).status == 200
     assert client.get("/v2/health/ready").status == 200  # what should be loaded is
     assert client.post("/v2/repository/models/a/unload", {}).status == 200
@@ -143,7 +152,10 @@ def test_a_load_that_fails_says_why_and_leaves_everything_as_it_was(
     assert (reply.status, "the store is away" in reply.json["error"]) == (500, True)
     (entry,) = client.post(INDEX, b"").json
     assert (entry["state"], "the store is away" in entry["reason"]) == ("UNAVAILABLE", True)
-    assert "the store is away" in client.post("/predict/tiny", ROW).json["error"]
+    with at_serving(client):  # what went wrong inside is for those who manage
+        (entry,) = client.post(INDEX, b"").json
+        assert (entry["state"], entry["reason"]) == ("UNAVAILABLE", "unloaded")
+        assert client.post("/predict/tiny", ROW).json["error"] == "model 'tiny' is not loaded."
     assert client.get("/v2/health/ready").status == 200
     alias.error = None
     time.sleep(0.15)
