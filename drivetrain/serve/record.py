@@ -8,7 +8,7 @@ import numpy as np
 
 from drivetrain.core.batch import Array
 from drivetrain.core.need import need
-from drivetrain.core.schema import MISSING_INT, Field
+from drivetrain.core.schema import MISSING_INT, Dtype, Field
 from drivetrain.serve.models import Model, Role
 
 RECORD = ("request_id", "row", "at", "model", "version", "role", "latency_us")
@@ -95,20 +95,25 @@ def table(layout: Layout, events: Sequence[Event]) -> Any:
     sizes = np.array([event.rows for event in events])
     rows = int(sizes.sum())
 
-    def each(values: list[Any], dtype: Any) -> Any:
+    def each(values: list[Any], dtype: Any) -> Array:
         return np.repeat(np.array(values, dtype), sizes)
 
-    record = {
-        "request_id": pa.array(each([e.request_id for e in events], np.object_)),
-        "row": pa.array(np.arange(rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)),
-        "at": pa.array(each([e.at for e in events], np.int64)).cast(pa.timestamp("us")),
-        "model": pa.repeat(layout.name, rows),
-        "version": pa.repeat(layout.version, rows),
-        "role": pa.array(each([e.role for e in events], np.object_)),
-        "latency_us": pa.array(each([round(e.latency * 1e6) for e in events], np.int64)),
+    def same(value: str) -> Array:
+        return np.full(rows, value, np.object_)
+
+    record: dict[str, tuple[Dtype, Array]] = {
+        "request_id": ("string", each([e.request_id for e in events], np.object_)),
+        "row": ("int64", np.arange(rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)),
+        "at": ("timestamp", each([e.at for e in events], np.int64)),
+        "model": ("string", same(layout.name)),
+        "version": ("string", same(layout.version)),
+        "role": ("string", each([e.role for e in events], np.object_)),
+        "latency_us": ("int64", each([round(e.latency * 1e6) for e in events], np.int64)),
     }
     names = set(layout.inputs.names)
-    columns = {f"served.{name}" if name in names else name: record[name] for name in RECORD}
+    columns = {
+        f"served.{name}" if name in names else name: _values(*record[name]) for name in RECORD
+    }
     for number, field in enumerate(layout.inputs):
         columns[field.name] = _column(field, [event.inputs[number] for event in events])
     for number, field in enumerate(layout.outputs):
@@ -116,23 +121,63 @@ def table(layout: Layout, events: Sequence[Event]) -> Any:
         if field.shape == (1,):
             field, parts = Field(field.name, field.dtype), [part[:, 0] for part in parts]
         columns[f"prediction.{field.name}"] = _column(field, parts)
-    return pa.table(columns)
+    return pa.Table.from_arrays(list(columns.values()), names=list(columns))
 
 
 def _column(field: Field, parts: Sequence[Array]) -> Any:
-    """One Arrow column, null where a value is missing."""
+    """One Arrow column, null where a value is missing; of a shape, each row is a flat list."""
     pa = need("pyarrow", "data")
-    if field.shape:
-        rows = [row.reshape(-1).tolist() for part in parts for row in part]
-        kind = pa.from_numpy_dtype(field.numpy)
-        fixed = None not in field.shape
-        width = int(np.prod([n or 0 for n in field.shape]))
-        return pa.array(rows, pa.list_(kind, width) if fixed else pa.list_(kind))
-    array = np.concatenate(parts)
-    if field.numpy == "object":
-        kind = pa.binary() if field.dtype == "bytes" else pa.string()
-        return pa.array([value or None for value in array.tolist()], kind)
-    if field.numpy == "int64":
-        column = pa.array(array, mask=array == MISSING_INT)
-        return column.cast(pa.timestamp("us")) if field.dtype == "timestamp" else column
-    return pa.array(array, from_pandas=True)  # NaN becomes null
+    if not field.shape:
+        return _values(field.dtype, np.concatenate(parts))
+    flat = np.concatenate([part.reshape(-1) for part in parts])
+    values = _values(field.dtype, flat, missing=False)
+    if None not in field.shape:
+        width = math.prod(n or 0 for n in field.shape)
+        return pa.FixedSizeListArray.from_arrays(values, width)
+    sizes = [part[0].size for part in parts for _ in range(len(part))]
+    ends = pa.py_buffer(np.cumsum([0, *sizes], dtype=np.int32))
+    kind = pa.list_(values.type)
+    return pa.ListArray.from_buffers(kind, len(sizes), [None, ends], children=[values])
+
+
+def _values(dtype: Dtype, array: Array, missing: bool = True) -> Any:
+    """A flat Arrow array out of its buffers.
+
+    ``pyarrow.array`` would import pandas where it is installed, which takes more memory than the
+    rest of a serving process.
+
+    Args:
+        dtype: what the values are.
+        array: they themselves, ``[rows]``.
+        missing: whether those that stand for a missing one become null.
+
+    Raises:
+        ValueError: the array has another shape than its column: buffers would not tell.
+    """
+    if array.ndim != 1:
+        raise ValueError(f"a flat column: found the shape {array.shape}, allowed: (rows,).")
+    pa = need("pyarrow", "data")
+    if array.dtype.kind == "O":
+        texts = [v.encode() if isinstance(v, str) else v or b"" for v in array.tolist()]
+        ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+        known = np.diff(ends) > 0
+        kind = pa.large_binary() if dtype == "bytes" else pa.large_string()
+        buffers = [pa.py_buffer(ends), pa.py_buffer(b"".join(texts))]
+        made = pa.Array.from_buffers(kind, len(array), [_bits(known, missing), *buffers])
+        return made.cast(pa.binary() if dtype == "bytes" else pa.string())
+    if array.dtype.kind == "b":
+        return pa.Array.from_buffers(pa.bool_(), len(array), [None, _bits(array, True)])
+    known = array == array if array.dtype.kind == "f" else array != MISSING_INT
+    kind = pa.from_numpy_dtype(array.dtype)
+    data = pa.py_buffer(np.ascontiguousarray(array))
+    nulls = missing and array.dtype.kind in "fi"
+    made = pa.Array.from_buffers(kind, len(array), [_bits(known, nulls), data])
+    return made.cast(pa.timestamp("us")) if dtype == "timestamp" else made
+
+
+def _bits(mask: Array, wanted: bool) -> Any:
+    """A bitmap, as Arrow holds which values are there; None where all are."""
+    pa = need("pyarrow", "data")
+    if not wanted:
+        return None
+    return pa.py_buffer(np.packbits(mask, bitorder="little"))
