@@ -128,6 +128,9 @@ def agreement(seats: int) -> Ledger:
 class SharedMemory:
     """The regions that clients have registered, over all processes of a server.
 
+    A process that takes the place of another opens every region anew. Of one whose object its
+    client has unlinked by then it has nothing to open, and refuses requests that name it.
+
     Args:
         ledger: what all processes agree on.
         seat: this process' place in it.
