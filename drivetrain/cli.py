@@ -53,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.traceback:
             raise
         _fail(options, error)
-        # Whoever lost its company says so by its status: a launcher may start all of them anew.
-        return LOST if isinstance(error, ConnectionError) else 2
+        # Whoever lost its company, or was asked to end, says so by its status: the same command
+        # goes on from there.
+        return LOST if isinstance(error, ConnectionError | InterruptedError) else 2
     except KeyboardInterrupt:
         return 130
 

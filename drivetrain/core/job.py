@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 LOST = 75
-"""Exit status of a process that ended because another of its job did: EX_TEMPFAIL of sysexits."""
+"""Exit status of a process that would go on if it was started anew: EX_TEMPFAIL of sysexits.
+
+Another process of its job has ended, or it was asked to end and wrote a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from drivetrain.core.metric import Note
 from drivetrain.train.behind import Behind
 from drivetrain.train.checkpoint import Checkpoint
+from drivetrain.train.ending import Ending
 from drivetrain.train.loop import Callback, Loop, Position
 
 _GENERATOR = "generator"
-_AGREE_STEPS = 16
-"""Updates between two looks at the leader's clock: each costs a message."""
+_AGREE_SECONDS = 0.5
+"""About how long processes go on before they ask one another what is to be done."""
 
 
 class Keep:
@@ -29,6 +30,7 @@ class Keep:
         keeps: the callbacks that have something to remember, by name.
         seconds: between two checkpoints; None goes by updates only.
         steps: updates between two checkpoints; None goes by the clock only.
+        ending: says whether the training shall end; a checkpoint is then written first.
     """
 
     def __init__(
@@ -38,38 +40,65 @@ class Keep:
         *,
         seconds: float | None,
         steps: int | None,
+        ending: Ending | None = None,
     ) -> None:
         self.checkpoints = checkpoints
         self.keeps = keeps
         self.seconds = math.inf if seconds is None else seconds
         self.steps = steps
+        self.ending = ending or Ending()
         self._next = time.perf_counter() + self.seconds
-        self._agreed = 0
+        self._looked: tuple[int, float] | None = None
+        self._again = 0
 
     def after_update(self, loop: Loop) -> None:
-        """Write one if it is time."""
-        if self._due(loop):
+        """Write one if it is time.
+
+        Raises:
+            InterruptedError: the training was asked to end; a checkpoint is written.
+        """
+        due, end = self._wishes(loop)
+        if due or end:
             self.save(loop)
+        if end:
+            self.checkpoints.wait()
+            raise InterruptedError(
+                f"the training was asked to end and did, after step {loop.step.done}; the same "
+                "command goes on from there."
+            )
 
     def after_epoch(self, loop: Loop) -> None:
         """Write one if it is time: what validation found is then in it."""
         self.after_update(loop)
 
-    def _due(self, loop: Loop) -> bool:
-        """Whether it is time; the leader's clock tells it to all."""
+    def _wishes(self, loop: Loop) -> tuple[bool, bool]:
+        """Whether a checkpoint is due, and whether the training shall end; all hear the same."""
         done, exchange = loop.step.done, loop.step.exchange
+        due = self.steps is not None and done % self.steps == 0
         if exchange is None:
-            by_steps = self.steps is not None and done % self.steps == 0
-            return by_steps or time.perf_counter() >= self._next
+            return due or time.perf_counter() >= self._next, self.ending.asked
         if not exchange.settled:
-            return False
-        if self.steps is not None and done % self.steps == 0:
-            return True
-        if self.seconds == math.inf or done - self._agreed < _AGREE_STEPS:
-            return False
-        self._agreed = done
-        due = time.perf_counter() >= self._next and loop.group.rank == 0
-        return bool(loop.group.sum(torch.tensor([float(due)])))
+            return False, False
+        if done < self._again:
+            return due, False
+        late, end = self._ask(loop)
+        return due or late, end
+
+    def _ask(self, loop: Loop) -> tuple[bool, bool]:
+        """What the leader's clock says, and whether anybody was asked to end.
+
+        The leader also says after how many updates they ask again: each time costs a message.
+        """
+        done, now, leads = loop.step.done, time.perf_counter(), loop.group.rank == 0
+        steps = 1.0
+        if self._looked is not None:
+            before, then = self._looked
+            steps = min(max(_AGREE_SECONDS * (done - before) / (now - then), 1.0), 10_000.0)
+        self._looked = done, now
+        wishes = [float(leads and now >= self._next), float(self.ending.asked), steps * leads]
+        late, end, agreed = loop.group.sum(torch.tensor(wishes)).tolist()
+        self._again = done + int(agreed)
+        return late > 0, end > 0
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Nothing."""

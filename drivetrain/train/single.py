@@ -16,6 +16,7 @@ from drivetrain.train.stopping import EarlyStopping
 if TYPE_CHECKING:
     from torch import nn
 
+    from drivetrain.train.ending import Ending
     from drivetrain.train.group import Group
     from drivetrain.train.loop import Callback, Loop
     from drivetrain.train.resume import Keep
@@ -118,17 +119,20 @@ class Single:
 
         Raises:
             ArithmeticError: the loss or a weight is no longer a number.
+            InterruptedError: SIGTERM came; a checkpoint was written first.
             OSError: a checkpoint can't be written.
             ValueError: no training rows, a missing target, or an option that the device can't.
         """
+        from drivetrain.train.ending import heeding
         from drivetrain.train.repeatable import repeatable
 
         with (
+            heeding() as ending,
             self._together(source, run) as group,
             repeatable(self.seed + group.rank, run.device, deterministic=self.deterministic),
         ):
             model = model.to(run.device).train()
-            loop, keep, validate = self._assemble(model, source, run, group)
+            loop, keep, validate = self._assemble(model, source, run, group, ending)
             with keep.checkpoints:
                 if not keep.resume(loop):
                     loop.run()
@@ -163,7 +167,12 @@ class Single:
         return ()
 
     def _assemble(
-        self, model: "nn.Module", source: Examples, run: Run, group: "Group"
+        self,
+        model: "nn.Module",
+        source: Examples,
+        run: Run,
+        group: "Group",
+        ending: "Ending",
     ) -> "tuple[Loop, Keep, Validate]":
         from drivetrain.train.behind import Behind
         from drivetrain.train.checkpoint import Checkpoints
@@ -189,6 +198,7 @@ class Single:
             {"validate": validate, **{type(each).__name__.lower(): each for each in first}},
             seconds=self.checkpoint_seconds,
             steps=self.checkpoint_steps,
+            ending=ending,
         )
         report = Report(None if rows is None else rows * self.epochs)
         loop = Loop(

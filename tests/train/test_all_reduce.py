@@ -69,6 +69,19 @@ def test_an_interrupted_training_ends_with_the_same_bits(train: Any) -> None:
     assert same(whole, train(2, "cut", **options))
 
 
+def test_one_that_is_asked_to_end_ends_all_behind_a_checkpoint(train: Any, tmp_path: Path) -> None:
+    strategy = {"checkpoint_seconds": None}
+    options = {"model": RANDOM, "agree_seconds": 0, "strategy": strategy}
+    whole = train(2, **options)
+    train(2, "cut", status=LOST, cut={"1": 9, "how": "asked"}, **options)
+    for rank in (0, 1):
+        text = (tmp_path / "cut" / f"lost-{rank}").read_text()
+        assert text.startswith("the training was asked to end and did, after step ")
+    (kept,) = (tmp_path / "cut" / "run").glob("*.safetensors")
+    assert int(kept.name.split("-")[1]) == 10
+    assert same(whole, train(2, "cut", **options))
+
+
 def test_what_a_compression_owes_survives_an_interruption(train: Any, tmp_path: Path) -> None:
     options = {"compression": "PowerSGD", "strategy": {"checkpoint_steps": 4, "epochs": 2}}
     whole = train(2, **options)

@@ -124,6 +124,28 @@ def test_how_often_it_saves_changes_nothing(made: Any, tmp_path: Path) -> None:
     assert fit(rare, stopping_after(made(500), 0), tmp_path / "one") is not None
 
 
+def test_asked_to_end_it_writes_a_checkpoint_first(made: Any, tmp_path: Path) -> None:
+    whole = fit(EVERYTHING, made(1000), tmp_path / "whole")
+
+    def asking(examples: Any) -> Any:
+        batches = examples.batches
+
+        def some(split: Any, *args: Any, **options: Any) -> Iterator[Batch]:
+            for number, batch in enumerate(batches(split, *args, **options)):
+                if split == "train" and number == 7:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+        examples.batches = some
+        return examples
+
+    never = replace(EVERYTHING, checkpoint_steps=None, checkpoint_seconds=None)
+    with pytest.raises(InterruptedError, match=r"asked to end and did, after step 4; the same"):
+        fit(never, asking(made(1000)), tmp_path / "cut")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert same(whole, fit(EVERYTHING, made(1000), tmp_path / "cut"))
+
+
 def test_a_damaged_checkpoint_costs_steps_and_no_bits(made: Any, tmp_path: Path) -> None:
     whole = fit(EVERYTHING, made(1000), tmp_path / "whole")
     with pytest.raises(CutError):

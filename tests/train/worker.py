@@ -16,7 +16,7 @@ from drivetrain.core.seams import Run
 from drivetrain.core.world import World
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
-from drivetrain.train import BinaryCrossEntropy
+from drivetrain.train import BinaryCrossEntropy, resume
 
 OPTIONS = {"loss": BinaryCrossEntropy("y"), "epochs": 3, "batch_size": 64, "lr": 0.02}
 
@@ -24,6 +24,8 @@ OPTIONS = {"loss": BinaryCrossEntropy("y"), "epochs": 3, "batch_size": 64, "lr":
 def main(directory: Path, options: dict[str, Any]) -> int:
     torch.set_num_threads(1)
     world = World.of()
+    # So short a training would else be over before the processes ask one another.
+    resume._AGREE_SECONDS = options.get("agree_seconds", resume._AGREE_SECONDS)
     examples = Made(options.get("rows", 1003))
     seen = directory / f"seen-{os.getpid()}"
     cut, batches = options.get("cut", {}), examples.batches
@@ -32,6 +34,7 @@ def main(directory: Path, options: dict[str, Any]) -> int:
         for number, batch in enumerate(batches(split, *args, **more)):
             if split == "train":
                 if number == cut.get(str(world.rank)):
+                    cut.pop(str(world.rank))
                     end_as(cut["how"])
                 with seen.open("ab") as file:
                     file.write(batch["dense"][:, 0].tobytes())
@@ -46,7 +49,7 @@ def main(directory: Path, options: dict[str, Any]) -> int:
     run = Run(directory=directory / "run", world=world)
     try:
         fitted = strategy.fit(build(model, examples.features, seed=1), examples, run)
-    except ConnectionError as error:
+    except (ConnectionError, InterruptedError) as error:
         (directory / f"lost-{world.rank}").write_text(str(error))
         return LOST
     weights = {name: tensor.contiguous() for name, tensor in fitted.state_dict().items()}
@@ -56,7 +59,7 @@ def main(directory: Path, options: dict[str, Any]) -> int:
 
 def end_as(how: str) -> None:
     """End this process, or let it stand still, as a test wants it."""
-    os.kill(os.getpid(), {"killed": 9, "stopped": 19}[how])
+    os.kill(os.getpid(), {"killed": 9, "asked": 15, "stopped": 19}[how])
 
 
 if __name__ == "__main__":
