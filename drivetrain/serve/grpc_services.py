@@ -1,7 +1,9 @@
 """Every gRPC service of a server: the targets of their methods, and who answers each."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
+from drivetrain.serve import messages_tfs, messages_v2
 from drivetrain.serve.calls import Route, Service
 from drivetrain.serve.grpc_infer import GrpcInferRoute
 from drivetrain.serve.grpc_manage import ManagementService
@@ -30,6 +32,10 @@ class GrpcServices:
     """
 
     def __init__(self, served: Served, service: Service) -> None:
+        # Compiled now: the first call should not wait for it, nor those beside it.
+        with suppress(ImportError):
+            messages_v2.messages()
+            messages_tfs.messages()
         inference = InferenceService(served, service)
         management = ManagementService(served, service)
         serving = TensorflowServing(served, service)
