@@ -3,7 +3,9 @@
 import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 from http2_peer import END, GET, HELLO, POST, Wire, request
 
@@ -129,3 +131,32 @@ def test_a_drain_ends_http_2_with_its_answers_given(serve):
         client.server.stop()
         data = b"".join(iter(lambda: peer.recv(4096), b""))
     assert b"\x7f\xff\xff\xff" in data
+
+
+def test_a_drain_under_load_loses_no_call(serve):
+    client = serve()
+    answered: list[int] = []
+    lost: list[str] = []
+
+    def call() -> None:
+        with grpc.insecure_channel("{}:{}".format(*client.address)) as channel:
+            ask = channel.unary_unary("/none.None/None")
+            while True:
+                try:
+                    ask(b"", timeout=5)
+                except grpc.RpcError as error:
+                    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                        answered.append(1)
+                        continue
+                    if "failed to connect" not in error.details().lower():
+                        lost.append(error.details())
+                    return
+
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(call) for _ in range(4)]
+        while len(answered) < 200:
+            time.sleep(0.01)
+        client.server.stop()
+        for done in calls:
+            done.result(20)
+    assert lost == []
