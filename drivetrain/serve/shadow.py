@@ -25,6 +25,9 @@ log = logging.getLogger("drivetrain.serve")
 _ROWS = 4096
 _BYTES = 16 << 20
 """What waits for a shadow at most; what comes beyond it is dropped and counted."""
+_GATHER_SECONDS = 0.02
+"""Until what was asked meanwhile runs together: nobody waits for it, and each time that a thread
+wakes it takes the interpreter from the loop."""
 _LEAST_SHARE = 0.05
 """Of one core, which a shadow may take however busy the process is."""
 _LOOK_SECONDS = 0.05
@@ -136,7 +139,8 @@ class Shadow:
         self._rows += task.rows
         self._bytes += task.size
         self._tasks.append(task)
-        self._asked.set()
+        if not self._asked.is_set():
+            self._asked.set()
 
     def close(self) -> None:
         """Begin no further run; what waits is dropped."""
@@ -148,6 +152,7 @@ class Shadow:
     def _run(self) -> None:
         while not self._ended.is_set():
             self._asked.wait()
+            self._ended.wait(_GATHER_SECONDS)
             self._asked.clear()
             while self._tasks and not self._ended.is_set():
                 if self._service.engine.waiting > self._service.engine.batching.rows:
@@ -175,42 +180,50 @@ class Shadow:
         return batch
 
     def _ask(self, batch: list[_Asked], tally: _Tally) -> None:
+        """Run a batch; when that fails, each request alone, so that only the offender fails."""
         started = time.perf_counter()
-        outcomes = self._outcomes_of(batch)
-        tally.seconds = time.perf_counter() - started
-        tally.rows = sum(task.rows for task in batch)
-        recorder = self._service.recorder
-        for task, outputs in zip(batch, outcomes, strict=True):
-            if outputs is None:
-                tally.failed += 1
-                continue
-            for number, name in self._scalars:
-                observe(tally.predictions.setdefault(name, Histogram(DECILES)), outputs[number])
-            for name, differences in task.mirror.differences(task.answers, outputs):
-                key = (task.mirror.version, name)
-                found = tally.differences.setdefault(key, Histogram(DIFFERENCES))
-                observe(found, differences)
-                found.counts[-1] += int(np.count_nonzero(~np.isfinite(differences)))
-            if recorder is not None:
-                given = task.columns
-                recorder.offer(self.model, task.request_id, tally.seconds, given, outputs, "shadow")
-            tally.answered += 1
-
-    def _outcomes_of(self, batch: list[_Asked]) -> list[list[Array] | None]:
-        """The outputs for each request, None where the graph failed: when the run of all of them
-        fails, each runs alone, so that only the offender fails."""
         try:
             _, outputs = self.model.run([task.columns for task in batch])
         except Exception as error:
+            tally.seconds += time.perf_counter() - started
             if len(batch) == 1:
                 log.debug("the shadow %s failed", self.model.version, exc_info=error)
-                return [None]
-            return [outcome for task in batch for outcome in self._outcomes_of([task])]
-        stops = np.cumsum([task.rows for task in batch]).tolist()
-        return [
-            [array[stop - task.rows : stop] for array in outputs]
-            for task, stop in zip(batch, stops, strict=True)
-        ]
+                tally.failed += 1
+                return
+            for task in batch:
+                self._ask([task], tally)
+            return
+        seconds = time.perf_counter() - started
+        tally.seconds += seconds
+        tally.rows += sum(task.rows for task in batch)
+        tally.answered += len(batch)
+        for number, name in self._scalars:
+            observe(tally.predictions.setdefault(name, Histogram(DECILES)), outputs[number])
+        self._compare(batch, outputs, tally)
+        if self._service.recorder is not None:
+            self._record(batch, outputs, seconds)
+
+    def _compare(self, batch: list[_Asked], outputs: list[Array], tally: _Tally) -> None:
+        """Hold outputs against the answers, those of one version together."""
+        rows = np.repeat([id(task.mirror) for task in batch], [task.rows for task in batch])
+        for mirror in {task.mirror for task in batch}:
+            asked = [task.answers for task in batch if task.mirror is mirror]
+            mine = rows == id(mirror)
+            for name, theirs, ours in mirror.shared:
+                answers = np.concatenate([answer[theirs] for answer in asked])
+                apart = difference(answers, outputs[ours][mine])
+                key = (mirror.version, name)
+                found = tally.differences.setdefault(key, Histogram(DIFFERENCES))
+                observe(found, apart)
+                found.counts[-1] += int(np.count_nonzero(~np.isfinite(apart)))
+
+    def _record(self, batch: list[_Asked], outputs: list[Array], seconds: float) -> None:
+        recorder, start = self._service.recorder, 0
+        assert recorder is not None, "it was asked for"
+        for task in batch:
+            said = [array[start : start + task.rows] for array in outputs]
+            recorder.offer(self.model, task.request_id, seconds, task.columns, said, "shadow")
+            start += task.rows
 
     def _tell(self, batch: list[_Asked], tally: _Tally | None) -> None:
         try:
@@ -259,7 +272,7 @@ class Mirror:
         self.version = answering.version
         self._order = places(shadow.model.inputs, answering.inputs)
         theirs = {o: number for number, o in enumerate(answering.bundle.manifest.outputs)}
-        self._shared = [
+        self.shared = [
             (output.name, theirs[output], number)
             for number, output in enumerate(shadow.model.bundle.manifest.outputs)
             if output in theirs
@@ -270,15 +283,6 @@ class Mirror:
         columns = [inputs[number] for number in self._order]
         size = self.shadow.layout.size(columns, outputs)
         self.shadow.ask(_Asked(self, request_id, columns, outputs, len(outputs[0]), size))
-
-    def differences(
-        self, answers: Sequence[Array], outputs: Sequence[Array]
-    ) -> list[tuple[str, Array]]:
-        """For each output that both give, float64 ``[rows]``: how far apart they are."""
-        return [
-            (name, difference(answers[theirs], outputs[ours]))
-            for name, theirs, ours in self._shared
-        ]
 
 
 def difference(one: Array, other: Array) -> Array:
