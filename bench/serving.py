@@ -53,7 +53,8 @@ FIGURES = [name for names in (*MEASURES, SOAK) for name in names]
 
 def main() -> int:
     options = _options()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background job has the first one ignored
+        signal.signal(number, signal.default_int_handler)
     adopt_orphans()
     try:
         lacking = missing()
