@@ -256,7 +256,11 @@ def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
     flags = ["--json"] if options.json else []
     command = this_command("run", options.file, *on, *until, *flags, *settings)
     job = Job(name=system.name, command=command, resources=site.resources)
-    launcher = Local(restarts=site.launcher.restarts)
+
+    def sizes() -> int:
+        return _read(options, options.file)[1].resources.processes
+
+    launcher = Local(restarts=site.launcher.restarts, sizes=sizes if several else None)
     if options.dry_run:
         print(launcher.render(job), end="")
         return 0

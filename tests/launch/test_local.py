@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -91,3 +92,64 @@ def test_resources_that_one_machine_cannot_give_are_refused(field: str, value: i
     wanted = Job(name="job", command=("true",), resources=Resources(**{field: value}))
     with pytest.raises(ValueError, match=rf"resources\.{field}: found {value}"):
         Local().render(wanted)
+
+
+COUNTING = """
+    import os, pathlib, signal, sys, time
+    folder, rank = pathlib.Path({folder!r}), os.environ["RANK"]
+    (folder / f"{{os.environ['WORLD_SIZE']}}-{{rank}}").write_text(str(os.getpid()))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    for _ in range(600):
+        if (folder / "finish").exists():
+            sys.exit(0)
+        time.sleep(0.05)
+"""
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(400):
+        if path.exists() and path.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path.name} did not come")
+
+
+@pytest.mark.slow
+def test_on_sighup_another_number_of_processes_goes_on(tmp_path: Path) -> None:
+    sizes = iter([2, 3])
+    launcher = Local(sizes=lambda: next(sizes))
+
+    def ask() -> None:
+        wait_for(tmp_path / "2-1")
+        os.kill(os.getpid(), signal.SIGHUP)  # as many as there are: nothing happens
+        time.sleep(0.3)
+        assert not (tmp_path / "3-0").exists()
+        os.kill(os.getpid(), signal.SIGHUP)
+        wait_for(tmp_path / "3-2")
+        (tmp_path / "finish").write_text("now")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert launcher.start(job(COUNTING.format(folder=str(tmp_path)), processes=2)) == 0
+    asking.join()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_processes_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    code = textwrap.dedent(COUNTING.format(folder=str(tmp_path)))
+    launcher = (
+        "import sys\nfrom drivetrain.core.job import Job\nfrom drivetrain.launch.local import Local"
+        f"\nLocal().start(Job(name='j', command=(sys.executable, '-c', {code!r})))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", launcher])
+    wait_for(tmp_path / "1-0")
+    process.kill()
+    process.wait()
+    pid = int((tmp_path / "1-0").read_text())
+    for _ in range(200):
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the process outlived its launcher")
