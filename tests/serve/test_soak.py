@@ -27,11 +27,11 @@ WARM_UP = 0.4
 """Of the time, until every path has been taken and allocators have what they keep."""
 GROWTH = 1.05
 SLACK = 3e6
-"""Bytes that a worker may grow beside that share. A worker here has about 60 MB of its own. The
-metrics of a version that was never served before take about 20 kB, the pages of a Parquet writer's
-buffers come and go by 1 to 2 MB; a session that is not let go of takes 300 kB each time, which is
-more than 4 MB in the time that is measured, and every request that is not let go of is thousands
-of times that."""
+"""Bytes that a worker may grow beside that share. Without feedback, whose queue fills for minutes
+up to a bound of its own, a worker here has about 20 to 50 MB for itself. What comes and goes with
+the allocator is 1 to 2 MB; a session that is not let go of takes 300 kB each time, which is more
+than 4 MB in the time that is measured, and a request that is not let go of some kilobytes
+thousands of times."""
 MOVE_SECONDS = 2.0
 
 ROWS = [{"carrier": "AA", "distance": 10.0 * n, "hour": n % 24} for n in range(40)]
@@ -152,14 +152,12 @@ class Clients:
 
 
 @contextmanager
-def served(store, feedback):
+def served(store):
     """A server of the command line with two workers; its process and address."""
     settings = {
         "store": store.root,
         "serve.port": 0,
         "serve.workers": 2,
-        "serve.feedback": feedback,
-        "serve.feedback_bytes": 1_000_000,
     }
     command = [sys.executable, "-m", "drivetrain.cli", "serve", "tiny"]
     command += [f"--set={key}={value}" for key, value in settings.items()]
@@ -215,7 +213,7 @@ def test_mixed_load_while_the_alias_moves_gives_no_5xx_and_leaves_memory_as_it_i
         for weight in (0.25, 0.5, 0.75)
     ]
     store.promote(digests[0], "tiny")
-    with served(store, tmp_path / "feedback") as (process, address):
+    with served(store) as (process, address):
         workers = workers_of(process)
         samples = {pid: [] for pid in workers}
         with Clients(address) as clients:
