@@ -28,8 +28,9 @@ _BYTES = 16 << 20
 _GATHER_SECONDS = 0.02
 """Until what was asked meanwhile runs together: nobody waits for it, and each time that a thread
 wakes it takes the interpreter from the loop."""
+_MOST_SHARE = 0.2
 _LEAST_SHARE = 0.05
-"""Of one core, which a shadow may take however busy the process is."""
+"""Of the time that a shadow may run: on an idle process, and however busy it is."""
 _LOOK_SECONDS = 0.05
 _LONGEST_REST = 1.0
 
@@ -87,9 +88,10 @@ class Shadow:
     """Runs one version over what others have answered.
 
     It begins after an answer was given, on a thread of its own, while no more rows wait for a
-    real run than fit into one, and takes about what the rest of the process leaves of one core:
-    after each run it rests the longer, the busier the other threads are. What finds its queue
-    full is dropped and counted. It never fails or delays an answer.
+    real run than fit into one, and runs a fifth of the time at most: after each run it rests the
+    longer, the busier the other threads are. What finds its queue full is dropped and counted. It
+    never fails an answer, and none waits for it; but it shares cores and interpreter with those
+    who answer, so that a server at its limit answers less beside one.
 
     Args:
         model: the version.
@@ -133,14 +135,22 @@ class Shadow:
 
     def ask(self, task: _Asked) -> None:
         """Queue an answered request, or drop it."""
-        if self._rows + task.rows > _ROWS or self._bytes + task.size > _BYTES:
-            self._outcomes["dropped"].value += 1
+        if self.full(task.rows, task.size):
+            self.drop()
             return
         self._rows += task.rows
         self._bytes += task.size
         self._tasks.append(task)
         if not self._asked.is_set():
             self._asked.set()
+
+    def full(self, rows: int, size: int = 0) -> bool:
+        """Whether so much more would be too much."""
+        return self._rows + rows > _ROWS or self._bytes + size > _BYTES
+
+    def drop(self) -> None:
+        """Count a request that it is not asked."""
+        self._outcomes["dropped"].value += 1
 
     def close(self) -> None:
         """Begin no further run; what waits is dropped."""
@@ -237,7 +247,7 @@ class Shadow:
             others = _cpu_of_others()
             self._busy = (others - self._others) / (now - self._looked)
             self._looked, self._others = now, others
-        share = min(max(1.0 - self._busy, _LEAST_SHARE), 1.0)
+        share = min(max(1.0 - self._busy, _LEAST_SHARE), _MOST_SHARE)
         self._ended.wait(min(seconds * (1.0 / share - 1.0), _LONGEST_REST))
 
     # -- on the loop's thread ------------------------------------------------------------------
@@ -280,6 +290,9 @@ class Mirror:
 
     def offer(self, request_id: str, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Ask the shadow too, or drop it; at once."""
+        if self.shadow.full(len(outputs[0])):  # before anything is cut out of its batch
+            self.shadow.drop()
+            return
         columns = [inputs[number] for number in self._order]
         size = self.shadow.layout.size(columns, outputs)
         self.shadow.ask(_Asked(self, request_id, columns, outputs, len(outputs[0]), size))
