@@ -116,11 +116,12 @@ def take_settings(connection: "Connection", flags: int, number: int, payload: by
         return
     if len(payload) % 6:
         raise ConnectionFaultError(FRAME_SIZE_ERROR, "SETTINGS of no whole number of settings")
+    window = connection.initial_window
     for name, value in frames.SETTING.iter_unpack(payload):
         if name == frames.INITIAL_WINDOW_SIZE:
             if value > WINDOW_MOST:
                 raise ConnectionFaultError(FLOW_CONTROL_ERROR, "an initial window above 2^31 - 1")
-            connection.set_initial_window(value)
+            window = value
         elif name == frames.MAX_FRAME_SIZE:
             if not frames.FRAME_BYTES <= value < 1 << 24:
                 raise ConnectionFaultError(PROTOCOL_ERROR, "a frame size that is not allowed")
@@ -130,6 +131,9 @@ def take_settings(connection: "Connection", flags: int, number: int, payload: by
         elif name == frames.HEADER_TABLE_SIZE:
             connection.resized = True
     connection.write(frame(frames.SETTINGS, ACK, 0))
+    # Behind it: what a wider window lets go is too much for a client that has not heard yet that
+    # its window is taken for the wider one.
+    connection.set_initial_window(window)
 
 
 def take_push(connection: "Connection", flags: int, number: int, payload: bytes) -> None:

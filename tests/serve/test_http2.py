@@ -136,6 +136,13 @@ def test_windows_follow_the_settings_even_below_nothing(peer):
     assert [(flags, len(data)) for _, flags, _, data in of(DATA, found)] == [(END_STREAM, 350)]
 
 
+def test_a_wider_window_is_acknowledged_before_it_is_used(peer):
+    client = peer(lambda exchange: exchange.respond(200, b"x" * 1000))
+    client.send(HELLO, setting(4, 600), request(1, GET, None))
+    found = client.send(setting(4, 1000))
+    assert [(kind, len(data)) for kind, _, _, data in found] == [(SETTINGS, 0), (DATA, 400)]
+
+
 def test_an_answer_is_cut_to_the_frames_that_the_client_takes(peer):
     client = peer(lambda exchange: exchange.respond(200, b"x" * 50_000))
     found = client.send(HELLO, request(1, GET, None))
