@@ -8,17 +8,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.errors import wrong
-from drivetrain.core.job import LOST, Resources
+from drivetrain.core.job import LOST
 from drivetrain.core.metric import Emit, Emitted, Metric, fan_out
 from drivetrain.core.schema import Schema
 from drivetrain.core.site import Site
 from drivetrain.core.world import World
 from drivetrain.declaration import load, with_settings
+from drivetrain.running import check_resources, job_of
 
 if TYPE_CHECKING:
     from drivetrain.core.bundle import Bundle
@@ -188,7 +188,7 @@ def _check(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     system, site = _read(options, options.file)
     inline = site.launcher.kind == "inline" and not options.dry_run
-    _check_resources(system, site, inline)
+    check_resources(system, site, inline=inline)
     if not inline:
         return _launch(options, system, site)
     return _run_here(options, system, site, World.of())
@@ -219,43 +219,18 @@ def _run_here(
     return 1 if broken else 0
 
 
-def _check_resources(system: "System", site: Site, inline: bool) -> None:
-    """Refuse what is asked for and would be given by nobody."""
-    strategy = type(system.train).__name__
-    nobody = {"nodes": f"1 with {strategy}", "processes": f"1 with {strategy}"}
-    nobody |= {"gpus": "0; device= names the one to use", "memory": "'' with a local launcher"}
-    if getattr(system.train, "distributed", False):
-        nobody["processes"] = "1 with the launcher 'inline'"
-        if not inline:
-            del nobody["processes"]
-    if inline:
-        nobody["cpus"] = "0 with the launcher 'inline'"
-    for field in fields(Resources):
-        found = getattr(site.resources, field.name)
-        if field.name in nobody and found != field.default:
-            raise wrong(f"[resources] {field.name}", found, nobody[field.name])
-
-
 def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
     """Run in a child process; of several, the training only: the rest is one process's work."""
-    from drivetrain.core.job import Job
-    from drivetrain.launch.local import Local, this_command
+    from drivetrain.launch.local import Local
     from drivetrain.pipeline import run
 
-    if site.launcher.kind not in ("inline", "local"):
-        raise wrong("[launcher] kind", site.launcher.kind, "inline, local")
     several = site.resources.processes > 1
     if several and options.until in ("events", "features") and not options.dry_run:
         return _run_here(options, system, site)
-    last = "train" if several else options.until
-    # What a child is given it need not ask for.
-    given = ("launcher.kind=inline", "resources.cpus=0", "resources.processes=1")
-    settings = [f"--set={item}" for item in (*options.set, *given)]
-    on = [f"--on={options.on}"] if options.on else []
-    until = [f"--until={last}"] if last else []
-    flags = ["--json"] if options.json else []
-    command = this_command("run", options.file, *on, *until, *flags, *settings)
-    job = Job(name=system.name, command=command, resources=site.resources)
+    flags = [f"--on={options.on}"] if options.on else []
+    flags += ["--json"] if options.json else []
+    flags += [f"--set={item}" for item in options.set]
+    job = job_of(system, site, options.file, options.until, flags)
 
     def sizes() -> int:
         return _read(options, options.file)[1].resources.processes

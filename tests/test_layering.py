@@ -102,7 +102,7 @@ def allowed(source: str) -> set[str]:
         return {"core", "models"}
     if here == "apps":
         return {"core", "models", *STAGES}
-    beside = {"core", "models", "declaration", "pipeline", "serving", *STAGES}
+    beside = {"core", "models", "declaration", "pipeline", "running", "serving", *STAGES}
     return {*beside, "apps"} if here == "cli" else beside
 
 
