@@ -110,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     sign = verb("sign", _sign, "vouch for a bundle, stored or at a path", "BUNDLE")
     sign.add_argument("--key", metavar="FILE", required=True, help="a private key in PEM, EC")
     verb("pack", _pack, "pack a bundle into one file, for a device", "BUNDLE", "FILE")
-    serve = verb("serve", _serve, "serve what an alias points at, or a bundle's path", "ALIAS")
+    serve = verb("serve", _serve, "serve what aliases point at, or bundles' paths")
+    serve.add_argument("aliases", metavar="ALIAS", nargs="+")
     serve.add_argument("--port", type=int, help="instead of the site's; 0 takes a free one")
     watch = verb("watch", _watch, "watch a served alias: rates, latencies, drift", "ALIAS")
     watch.add_argument("--url", help="the server's address; default: the site's host and port")
@@ -392,11 +393,11 @@ def _serve(options: argparse.Namespace) -> int:
 
     # New versions and replaced workers are told with their time, not errors alone.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    server = server_of(_site(options), options.alias, options.port)
+    server = server_of(_site(options), options.aliases, options.port)
 
     def started() -> None:
         managed = f", managed at {server.management_url}" if server.management_url else ""
-        print(f"serving {options.alias} at {server.url}{managed}", flush=True)
+        print(f"serving {', '.join(options.aliases)} at {server.url}{managed}", flush=True)
 
     return server.run(started)
 

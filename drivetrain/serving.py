@@ -1,5 +1,6 @@
 """The server of a site: which bundles it serves, and who must have signed them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,34 +90,37 @@ def pack_bundle(site: Site, reference: str, file: str | Path) -> Bundle:
     return made
 
 
-def server_of(site: Site, reference: str, port: int | None = None) -> "Server":
-    """A server of an alias that moves, or of a bundle that stays.
+def server_of(site: Site, references: Sequence[str], port: int | None = None) -> "Server":
+    """A server of aliases that move, or of bundles that stay.
 
     Args:
         site: says where it listens, what it keeps and whom it trusts.
-        reference: an alias or a digest of the site's store; or the directory or the packed file of
-            a bundle, served under the name of its system, its signature beside it.
+        references: each an alias or a digest of the site's store; or the directory or the packed
+            file of a bundle, served under the name of its system, its signature beside it.
         port: instead of the site's; 0 takes a free one.
 
     Raises:
-        FileNotFoundError: no bundle lies at the path.
+        FileNotFoundError: no bundle lies at a path.
         ValueError: no such bundle or alias, or a damaged one, or one that is not signed as the
-            site asks.
+            site asks, or two of one name.
     """
     from drivetrain.serve.retention import Retention
     from drivetrain.serve.server import Server
 
     registry = registry_of(site)
-    bundle = open_bundle(site, reference)  # fail before a port is taken
-    if registry.trust is not None:
-        vouch(registry, bundle)
-    model: Resolve | Path
-    if is_bundle(reference):
-        name, model = bundle.manifest.name, bundle.path.absolute()
-    else:
-        name, model = reference, _followed(registry, reference)
+    models: dict[str, Resolve | Path] = {}
+    for reference in references:
+        bundle = open_bundle(site, reference)  # fail before a port is taken
+        if registry.trust is not None:
+            vouch(registry, bundle)
+        name = bundle.manifest.name if is_bundle(reference) else reference
+        if name in models:
+            raise wrong("served name", name, "each name once")
+        models[name] = (
+            bundle.path.absolute() if is_bundle(reference) else _followed(registry, reference)
+        )
     return Server(
-        {name: model},
+        models,
         verify=None if registry.trust is None else lambda bundle: vouch(registry, bundle),
         host=site.serve.host,
         port=site.serve.port if port is None else port,

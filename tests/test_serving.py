@@ -93,7 +93,7 @@ def score(url: str, model: str = "made") -> float:
 
 def test_a_site_without_trust_asks_for_no_signature(store: Registry):
     store.promote(store.write(*made(2.0)).digest, "prod")
-    with running(server_of(Site(store=str(store.root)), "prod", 0)) as url:
+    with running(server_of(Site(store=str(store.root)), ["prod"], 0)) as url:
         assert score(url, "prod") == 2.0
 
 
@@ -106,16 +106,16 @@ def test_what_is_not_signed_is_neither_promoted_nor_served(
     assert f"bundle {digest[:12]}: found no signature, allowed: a signature of its bytes" in err
     store.promote(digest, "prod")  # by somebody whose site does not ask
     with pytest.raises(ValueError, match="found no signature"):
-        server_of(site, "prod")
+        server_of(site, ["prod"])
     stranger = write_key(tmp_path, "stranger")
     assert drive("sign", digest, "--key", stranger)[0] == 0
     with pytest.raises(ValueError, match="found a signature by the key"):
-        server_of(site, "prod")
+        server_of(site, ["prod"])
     status, out, _ = drive("sign", "prod", "--key", key, "--json")
     assert status == 0
     assert json.loads(out)["bundle"] == digest
     assert drive("promote", digest, "prod")[0] == 0
-    with running(server_of(site, "prod", 0)) as url:
+    with running(server_of(site, ["prod"], 0)) as url:
         assert score(url, "prod") == 2.0
 
 
@@ -184,14 +184,14 @@ def test_a_packed_bundle_is_signed_and_served_where_it_lies(
     packed = store.open(digest).pack(file)
     assert packed.digest == digest
     with pytest.raises(ValueError, match="found no signature"):
-        server_of(site, str(file))
+        server_of(site, [str(file)])
     assert drive("sign", file, "--key", key)[0] == 0
     assert sorted(path.name for path in file.parent.iterdir()) == ["made.bundle", "made.bundle.sig"]
-    with running(server_of(site, str(file), 0)) as url:
+    with running(server_of(site, [str(file)], 0)) as url:
         assert score(url) == 4.0
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match=r"made\.bundle"):
-        server_of(site, str(file))
+        server_of(site, [str(file)])
 
 
 def test_what_is_packed_takes_a_trusted_signature_along(
@@ -252,3 +252,15 @@ def test_a_site_whose_keys_are_none_says_so(store: Registry, tmp_path: Path):
     (tmp_path / "lab.pub").write_text("ssh-ed25519 AAAA lab\n")
     with pytest.raises(ValueError, match="found 'no public key', allowed: keys on the curves"):
         registry_of(Site(store=str(store.root), trust=str(tmp_path / "lab.pub")))
+
+
+def test_several_aliases_are_served_each_under_its_name(store: Registry, tmp_path: Path):
+    for factor, alias in ((2.0, "double"), (3.0, "triple")):
+        store.promote(store.write(*made(factor)).digest, alias)
+    packed = store.open("triple").pack(tmp_path / "made.bundle").path
+    site = Site(store=str(store.root))
+    with running(server_of(site, ["double", "triple", str(packed)], 0)) as url:
+        scores = [score(url, name) for name in ("double", "triple", "made")]
+    assert scores == [2.0, 3.0, 3.0]
+    with pytest.raises(ValueError, match="served name: found 'double', allowed: each name once"):
+        server_of(site, ["double", "double"])

@@ -302,13 +302,13 @@ def test_a_site_opens_the_management_port(tiny):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = server_of(Site(serve=ServeSite(port=0, management_port=port)), str(tiny.path))
+    server = server_of(Site(serve=ServeSite(port=0, management_port=port)), [str(tiny.path)])
     with running(server):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("POST", "/v2/repository/models/tiny/load")
         assert connection.getresponse().status == 200
         connection.close()
-    assert server_of(Site(serve=ServeSite(port=0)), str(tiny.path)).management_url is None
+    assert server_of(Site(serve=ServeSite(port=0)), [str(tiny.path)]).management_url is None
 
 
 def test_cuda_memory_is_said_not_to_be_there_in_the_clients_own_terms(managed):

@@ -340,7 +340,7 @@ def test_a_site_names_the_files_the_access_log_and_who_may_come(tiny, authority,
             access_log=str(log),
         )
     )
-    server = server_of(site, str(tiny.path))
+    server = server_of(site, [str(tiny.path)])
     with running(server):
         client = SimpleNamespace(address=(server.host, server.port))
         assert ask(client, trusting(authority, authority.sign("alice")))[0] == 200
@@ -354,7 +354,7 @@ def test_a_site_names_the_files_the_access_log_and_who_may_come(tiny, authority,
 def test_a_site_with_half_of_tls_is_refused_rather_than_served_in_the_clear(tiny, option):
     site = Site(serve=ServeSite(**{option: "some.pem"}))
     with pytest.raises(ValueError, match=f"{option}: found 'some.pem', allowed: none without"):
-        server_of(site, str(tiny.path))
+        server_of(site, [str(tiny.path)])
 
 
 # -- files that change -----------------------------------------------------------------------------
