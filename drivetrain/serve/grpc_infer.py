@@ -196,9 +196,10 @@ class GrpcInferRoute(Route):
         shape = tuple(tensor.shape)
         check(field, tensor.datatype, shape)
         contents = tensor.contents if tensor.HasField("contents") else None
-        place = Place.of(f"input {tensor.name!r}", values_of(tensor.parameters))
+        where, place = f"input {tensor.name!r}", None
+        if tensor.parameters:
+            place = Place.of(where, values_of(tensor.parameters))
         if place is not None and contents is not None:
-            where = f"input {tensor.name!r}"
             raise ValueError(f"{where}: found contents and shared_memory_region, allowed: one.")
         found = Input(number, field, shape, contents, place)
         if contents is None and len(text) <= _LONGEST_KNOWN:

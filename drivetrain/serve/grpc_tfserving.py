@@ -14,7 +14,7 @@ from drivetrain.core.batch import Array
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import Field
 from drivetrain.serve.calls import Call, Route, Series, Service, header_timeout
-from drivetrain.serve.columns import Values
+from drivetrain.serve.columns import Rows, Values
 from drivetrain.serve.exchange import Exchange
 from drivetrain.serve.grpc_method import (
     PROTOBUF,
@@ -58,6 +58,7 @@ class TfsPredictRoute(Route):
     def __init__(self, model: Model, service: Service) -> None:
         super().__init__(model, service)
         self._inputs = {field.name: (n, field) for n, field in enumerate(model.inputs)}
+        self._shaped = any(field.shape for field in model.inputs)
         self._positions = {name: number for number, name in enumerate(model.outputs)}
         self._writers = [TensorWriter(field) for field in model.bundle.manifest.outputs]
         version = integer(1, version_number(model.version))
@@ -73,7 +74,7 @@ class TfsPredictRoute(Route):
         asked = self._outputs(request.output_filter)
         return Call(self, exchange, columns, rows, timeout=header_timeout(exchange), options=asked)
 
-    def _columns(self, inputs: Mapping[str, Any]) -> tuple[list[Values], int]:
+    def _columns(self, inputs: Mapping[str, Any]) -> tuple[Sequence[Values], int]:
         columns: list[Values] = [[]] * len(self._inputs)
         rows = 0
         for name in inputs:
@@ -90,6 +91,8 @@ class TfsPredictRoute(Route):
             if rows and count != rows:
                 raise wrong(f"input {name!r}, rows", count, f"{rows} as the inputs before")
             rows = count
+        if rows == 1 and not self._shaped:
+            return Rows([tuple([c[0] if isinstance(c, list) else c.item() for c in columns])]), 1
         return columns, rows
 
     def _outputs(self, names: Sequence[str]) -> list[str]:

@@ -7,13 +7,14 @@ that are missing.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
-from drivetrain.core.schema import Field
+from drivetrain.core.schema import Dtype, Field
 from drivetrain.serve.columns import Values
 from drivetrain.serve.messages_tfs import messages
 from drivetrain.serve.tensors import check
@@ -56,6 +57,9 @@ _NAMES: Mapping[int, str] = {
 _NUMPY: Mapping[int, str] = {
     number: name for name, number in DTYPES.items() if name not in ("string", "bytes", "timestamp")
 }
+_WIRE: Mapping[int, np.dtype[Any]] = {
+    number: np.dtype(name).newbyteorder("<") for number, name in _NUMPY.items()
+}
 _VALUES: Mapping[int, str] = {
     1: "float_val",
     2: "double_val",
@@ -84,29 +88,37 @@ def column_of_tensor(field: Field, tensor: Any) -> tuple[Values, int]:
     Raises:
         ValueError: another type, shape or number of elements.
     """
-    where = f"input {field.name!r}"
-    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    shape = tuple([dim.size for dim in tensor.tensor_shape.dim])
     if tensor.tensor_shape.unknown_rank:
-        raise wrong(f"{where}, shape", "an unknown rank", "the dimensions")
+        raise wrong(f"input {field.name!r}, shape", "an unknown rank", "the dimensions")
     rows = check(field, field.v2, shape)
-    allowed = _taken(field)
-    if tensor.dtype not in allowed:
-        found = _NAMES.get(tensor.dtype, f"type {tensor.dtype}")
-        raise wrong(f"{where}, dtype", found, ", ".join(_NAMES[n] for n in allowed))
+    kind = tensor.dtype
+    if kind not in _taken(field.dtype):
+        allowed = ", ".join(_NAMES[number] for number in _taken(field.dtype))
+        found = _NAMES.get(kind, f"type {kind}")
+        raise wrong(f"input {field.name!r}, dtype", found, allowed)
     size = math.prod(shape)
-    if tensor.dtype == STRING:
-        return _texts(field, where, tensor.string_val, size), rows
-    array = _numbers(where, tensor, size)
+    if kind == STRING:
+        return _texts(field, tensor.string_val, size), rows
+    content = tensor.tensor_content
+    if content:
+        array = _from_content(field, kind, content, size)
+    else:
+        values = _filled(field, list(getattr(tensor, _VALUES[kind])), size)
+        if kind == DTYPES[field.dtype] and not field.shape:
+            return values, rows  # of this very type: the batch makes the array
+        array = _from_values(field, kind, values)
     array = array.astype(field.numpy, copy=False)
     return array.reshape(shape if field.shape else (rows,)), rows
 
 
-def _taken(field: Field) -> Sequence[int]:
+@cache
+def _taken(dtype: Dtype) -> Sequence[int]:
     """The types that a column takes, its own first."""
-    own = DTYPES[field.dtype]
+    own, numpy = DTYPES[dtype], Field("", dtype).numpy
     if own == STRING:
         return (own,)
-    return (own, *(n for n, name in _NUMPY.items() if n != own and _exact(name, field.numpy)))
+    return (own, *(n for n, name in _NUMPY.items() if n != own and _exact(name, numpy)))
 
 
 def _exact(found: str, wanted: str) -> bool:
@@ -117,39 +129,39 @@ def _exact(found: str, wanted: str) -> bool:
     return np.can_cast(before, after, "safe")
 
 
-def _texts(field: Field, where: str, values: Sequence[bytes], size: int) -> Values:
-    found = _filled(where, list(values), size)
+def _texts(field: Field, values: Sequence[bytes], size: int) -> Values:
+    found = _filled(field, list(values), size)
     if field.dtype == "bytes":
         return found
     try:
         return [value.decode() for value in found]
     except UnicodeDecodeError as error:
-        raise wrong(f"{where}, string_val", error.object, "UTF-8") from None
+        raise wrong(f"input {field.name!r}, string_val", error.object, "UTF-8") from None
 
 
-def _numbers(where: str, tensor: Any, size: int) -> Array:
-    dtype = np.dtype(_NUMPY[tensor.dtype]).newbyteorder("<")
-    content = tensor.tensor_content
-    if content:
-        if len(content) != size * dtype.itemsize:
-            expected = f"{size * dtype.itemsize}"
-            raise wrong(f"{where}, tensor_content", f"{len(content)} bytes", expected)
-        return np.frombuffer(content, dtype)
-    values = _filled(where, list(getattr(tensor, _VALUES[tensor.dtype])), size)
+def _from_content(field: Field, kind: int, content: bytes, size: int) -> Array:
+    dtype = _WIRE[kind]
+    if len(content) != size * dtype.itemsize:
+        where = f"input {field.name!r}, tensor_content"
+        raise wrong(where, f"{len(content)} bytes", f"{size * dtype.itemsize}")
+    return np.frombuffer(content, dtype)
+
+
+def _from_values(field: Field, kind: int, values: list[Any]) -> Array:
     try:
-        if tensor.dtype == DTYPES["float16"]:  # the bits, in integers
+        if kind == DTYPES["float16"]:  # the bits, in integers
             return np.array(values, np.uint16).view(np.float16)
-        return np.array(values, dtype)
+        return np.array(values, _WIRE[kind])
     except OverflowError:
-        allowed = f"numbers of {_NAMES[tensor.dtype]}"
-        raise wrong(f"{where}, {_VALUES[tensor.dtype]}", "a number too large", allowed) from None
+        where = f"input {field.name!r}, {_VALUES[kind]}"
+        raise wrong(where, "a number too large", f"numbers of {_NAMES[kind]}") from None
 
 
-def _filled(where: str, values: list[Any], size: int) -> list[Any]:
+def _filled(field: Field, values: list[Any], size: int) -> list[Any]:
     if len(values) == size:
         return values
     if not values or len(values) > size or size > _MOST_REPEATED:
-        raise wrong(where, f"{len(values)} values", f"{size}")
+        raise wrong(f"input {field.name!r}", f"{len(values)} values", f"{size}")
     return values + values[-1:] * (size - len(values))
 
 
