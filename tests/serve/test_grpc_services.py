@@ -184,6 +184,20 @@ def tensors():
     return message
 
 
+def test_one_row_of_tensors_is_predicted_whatever_form_its_numbers_have(client, tiny):
+    typed, packed, narrow = tensors(), tensors(), tensors()
+    packed.inputs["distance"].float_val[:] = []
+    packed.inputs["distance"].tensor_content = np.float32(1).tobytes()
+    narrow.inputs["hour"].dtype = int32 = 3
+    narrow.inputs["hour"].int64_val[:] = []
+    narrow.inputs["hour"].int_val[:] = [7]
+    assert int32 != typed.inputs["hour"].dtype
+    for message in (typed, packed, narrow):
+        answer = tfs_messages()["PredictResponse"].FromString(ask(client, PREDICT, message))
+        assert list(answer.outputs["late"].float_val) == late(tiny)
+        assert answer.model_spec.version.value == int(tiny.digest[:12], 16)
+
+
 def test_calls_are_counted_logged_and_kept_as_events_like_any_request(serve, tmp_path, tiny):
     log = io.StringIO()
     client = serve(access_log=log, feedback=tmp_path / "events")
