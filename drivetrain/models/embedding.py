@@ -54,20 +54,25 @@ class Tables(nn.Module):
         # Dropout1d drops channels of [rows, channels, length]: here the vectors of fields.
         self.dropout = nn.Dropout1d(dropout) if dropout else None
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Vectors ``[rows, fields, dim]`` from the named input tensors."""
-        assert self.table is not None, "there is nothing to embed"
-        vectors: list[Tensor] = []
+    def lookups(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """The rows of the table that :meth:`forward` takes: the index columns', then each bag's."""
+        found: list[Tensor] = []
         if len(self.offsets):
             index = inputs["index"]
             if self.columns is not None:
                 index = index[:, self.columns]
-            vectors.append(self.table(index + self.offsets))
-        for name, offset in self.bags.items():
-            ids = inputs[name]
-            present = (ids != 0).unsqueeze(2).to(self.table.weight.dtype)
-            total = (self.table(ids + offset) * present).sum(1, keepdim=True)
-            vectors.append(total / present.sum(1, keepdim=True).clamp(min=1))
+            found.append(index + self.offsets)
+        found.extend(inputs[name] + offset for name, offset in self.bags.items())
+        return found
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Vectors ``[rows, fields, dim]`` from the named input tensors."""
+        assert self.table is not None, "there is nothing to embed"
+        vectors = [self.table(ids) for ids in self.lookups(inputs)]
+        for number, name in enumerate(self.bags, start=len(vectors) - len(self.bags)):
+            present = (inputs[name] != 0).unsqueeze(2).to(vectors[number].dtype)
+            total = (vectors[number] * present).sum(1, keepdim=True)
+            vectors[number] = total / present.sum(1, keepdim=True).clamp(min=1)
         joined = vectors[0] if len(vectors) == 1 else torch.cat(vectors, 1)
         return joined if self.dropout is None else self.dropout(joined)
 

@@ -138,6 +138,7 @@ class Single:
                     loop.run()
                     self._final_weights(loop.step, validate)
                     keep.finish(loop)
+                model = self._fitted(model, run, group)
         return model.eval()
 
     def predictions(self, outputs: Any) -> Mapping[str, Any]:
@@ -165,6 +166,10 @@ class Single:
     def _first_callbacks(self, step: "Step", group: "Group") -> "tuple[Callback, ...]":
         """What happens after an update before it is reported, validated and kept."""
         return ()
+
+    def _fitted(self, model: "nn.Module", run: Run, group: "Group") -> "nn.Module":
+        """What is handed back of a model that has its final weights."""
+        return model
 
     def _assemble(
         self,

@@ -71,6 +71,7 @@ class Step:
     Attributes:
         done: updates so far.
         losses: the loss of each update since they were last read, on the model's device.
+        scale: what the gradients of the update at hand are multiplied by after they were summed.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Step:
         self.clip_norm = clip_norm
         self.exchange = exchange
         self.done = 0
+        self.scale = 1.0
         self.losses: list[Tensor] = []
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.average = None if average is None else [p.detach().clone() for p in self.parameters]
@@ -160,14 +162,14 @@ class Step:
         loss = self._loss
         if loss is None:  # of these batches no row was this process's
             loss = torch.zeros((), device=self.parameters[0].device)
+        self.scale = self.full / self._rows
         if self.exchange is not None:
             loss = self.exchange.finish(loss)
         if self._rows != self.full:  # the last group of an epoch has fewer rows
-            scale = self.full / self._rows
             for parameter in self.parameters:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(scale)
-            loss = loss * scale
+                    parameter.grad.mul_(self.scale)
+            loss = loss * self.scale
         self.losses.append(loss)
         self._batches, self._rows, self._loss = 0, 0, None
         self._update()
