@@ -27,7 +27,7 @@ from drivetrain.core import placement
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import IR_VERSION, ML_OPSET, OPSET, Graph
 from drivetrain.core.schema import Field, Schema
-from drivetrain.serve.models import Artefact, Model
+from drivetrain.serve.execution.models import Artefact, Model
 
 Node = tuple[str, list[str], str, dict[str, Any]]
 WORDS = 50_000

@@ -13,10 +13,10 @@ from drivetrain.registry.registry import Registry
 from drivetrain.registry.signature import Trust, beside, sign
 
 if TYPE_CHECKING:
-    from drivetrain.serve.models import Resolve
+    from drivetrain.serve.execution.models import Resolve
     from drivetrain.serve.server import Server
-    from drivetrain.serve.tls import Tls
-    from drivetrain.serve.traces import Tracing
+    from drivetrain.serve.telemetry.traces import Tracing
+    from drivetrain.serve.transport.tls import Tls
 
 
 def registry_of(site: Site) -> Registry:
@@ -104,8 +104,8 @@ def server_of(site: Site, references: Sequence[str], port: int | None = None) ->
         ValueError: no such bundle or alias, or a damaged one, or one that is not signed as the
             site asks, or two of one name.
     """
-    from drivetrain.serve.retention import Retention
     from drivetrain.serve.server import Server
+    from drivetrain.serve.telemetry.retention import Retention
 
     registry = registry_of(site)
     models: dict[str, Resolve | Path] = {}
@@ -138,7 +138,7 @@ def server_of(site: Site, references: Sequence[str], port: int | None = None) ->
 
 
 def _tls(serve: ServeSite) -> "Tls | None":
-    from drivetrain.serve.tls import Tls
+    from drivetrain.serve.transport.tls import Tls
 
     if serve.tls_certificate:
         return Tls(serve.tls_certificate, serve.tls_key or None, serve.tls_client_ca or None)
@@ -149,7 +149,7 @@ def _tls(serve: ServeSite) -> "Tls | None":
 
 
 def _tracing(serve: ServeSite) -> "Tracing | None":
-    from drivetrain.serve.traces import Tracing
+    from drivetrain.serve.telemetry.traces import Tracing
 
     if not serve.traces:
         return None
@@ -174,7 +174,7 @@ def _signatures(registry: Registry, bundle: Bundle) -> tuple[bytes, ...]:
 
 def _followed(registry: Registry, reference: str) -> "Resolve":
     """Asks the store what an alias means now."""
-    from drivetrain.serve.models import Artefact, Traffic
+    from drivetrain.serve.execution.models import Artefact, Traffic
 
     def artefact(digest: str) -> Artefact:
         return Artefact(digest, registry.path(digest))

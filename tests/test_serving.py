@@ -18,7 +18,7 @@ from drivetrain.core.graph import Graph
 from drivetrain.core.site import ServeSite, Site
 from drivetrain.registry.registry import Registry
 from drivetrain.registry.signature import Trust, beside
-from drivetrain.serve.models import Artefact, Traffic
+from drivetrain.serve.execution.models import Artefact, Traffic
 from drivetrain.serve.server import Server, running
 from drivetrain.serving import open_bundle, registry_of, server_of, sign_bundle, vouch
 

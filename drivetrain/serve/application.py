@@ -10,27 +10,27 @@ from typing import Any
 from urllib.parse import unquote
 
 from drivetrain.core.errors import unknown
-from drivetrain.serve.access import entry
-from drivetrain.serve.calls import Route, Series, Service
-from drivetrain.serve.config import model_config
-from drivetrain.serve.exchange import Exchange
-from drivetrain.serve.grpc import GrpcStatus
-from drivetrain.serve.grpc_services import OPEN_METHODS, GrpcServices
-from drivetrain.serve.grpc_services import ROUTES as GRPC_ROUTES
-from drivetrain.serve.grpc_stream import GrpcStream
-from drivetrain.serve.management import Answer, Management, Methods
-from drivetrain.serve.metrics import CONTENT_TYPE
-from drivetrain.serve.models import Model, Release
-from drivetrain.serve.openapi import PAGE_HEADERS, document, page
-from drivetrain.serve.repository import Repository
-from drivetrain.serve.rows import RowsRoute
-from drivetrain.serve.shadow import Shadow
-from drivetrain.serve.shared_memory import SharedMemory
-from drivetrain.serve.spans import Request
-from drivetrain.serve.split import Split
-from drivetrain.serve.statistics import model_statistics
-from drivetrain.serve.tfserving import PredictRoute, status
-from drivetrain.serve.v2 import InferRoute, model_metadata, server_metadata
+from drivetrain.serve.execution.config import model_config
+from drivetrain.serve.execution.models import Model, Release
+from drivetrain.serve.execution.statistics import model_statistics
+from drivetrain.serve.protocols.calls import Route, Series, Service
+from drivetrain.serve.protocols.grpc_services import OPEN_METHODS, GrpcServices
+from drivetrain.serve.protocols.grpc_services import ROUTES as GRPC_ROUTES
+from drivetrain.serve.protocols.management import Answer, Management, Methods
+from drivetrain.serve.protocols.openapi import PAGE_HEADERS, document, page
+from drivetrain.serve.protocols.rows import RowsRoute
+from drivetrain.serve.protocols.tfserving import PredictRoute, status
+from drivetrain.serve.protocols.v2 import InferRoute, model_metadata, server_metadata
+from drivetrain.serve.telemetry.access import entry
+from drivetrain.serve.telemetry.metrics import CONTENT_TYPE
+from drivetrain.serve.telemetry.spans import Request
+from drivetrain.serve.transport.exchange import Exchange
+from drivetrain.serve.transport.grpc import GrpcStatus
+from drivetrain.serve.transport.grpc_stream import GrpcStream
+from drivetrain.serve.versions.shadow import Shadow
+from drivetrain.serve.versions.split import Split
+from drivetrain.serve.workers.repository import Repository
+from drivetrain.serve.workers.shared_memory import SharedMemory
 
 HTML = b"text/html; charset=utf-8"
 _NO_TOKEN = "header 'authorization': found no valid token, allowed: Bearer TOKEN."

@@ -18,26 +18,26 @@ import msgspec
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.placement import AUTO, CPU, checked
-from drivetrain.serve.access import AccessLog
-from drivetrain.serve.aliases import Aliases
 from drivetrain.serve.application import Application
-from drivetrain.serve.calls import RequestIds, Service
-from drivetrain.serve.doors import Doors
-from drivetrain.serve.engine import Batching, Engine
-from drivetrain.serve.feedback import Feedback
-from drivetrain.serve.http import Http, HttpLimits
-from drivetrain.serve.listen import bind, bind_shared, is_loopback
-from drivetrain.serve.loading import Loader, Verify
-from drivetrain.serve.metrics import Figures, Metrics
-from drivetrain.serve.models import Resolve, checked_name, pinned
-from drivetrain.serve.repository import Repository
-from drivetrain.serve.retention import Retention
-from drivetrain.serve.shared import Shared
-from drivetrain.serve.shared_memory import SharedMemory
-from drivetrain.serve.supervisor import Seat, Supervisor
-from drivetrain.serve.tls import Tls
-from drivetrain.serve.traces import Traces, Tracing
-from drivetrain.serve.weights import Weights
+from drivetrain.serve.execution.engine import Batching, Engine
+from drivetrain.serve.execution.loading import Loader, Verify
+from drivetrain.serve.execution.models import Resolve, checked_name, pinned
+from drivetrain.serve.execution.weights import Weights
+from drivetrain.serve.protocols.calls import RequestIds, Service
+from drivetrain.serve.telemetry.access import AccessLog
+from drivetrain.serve.telemetry.feedback import Feedback
+from drivetrain.serve.telemetry.metrics import Figures, Metrics
+from drivetrain.serve.telemetry.retention import Retention
+from drivetrain.serve.telemetry.traces import Traces, Tracing
+from drivetrain.serve.transport.http import Http, HttpLimits
+from drivetrain.serve.transport.listen import bind, bind_shared, is_loopback
+from drivetrain.serve.transport.tls import Tls
+from drivetrain.serve.versions.aliases import Aliases
+from drivetrain.serve.workers.doors import Doors
+from drivetrain.serve.workers.repository import Repository
+from drivetrain.serve.workers.shared import Shared
+from drivetrain.serve.workers.shared_memory import SharedMemory
+from drivetrain.serve.workers.supervisor import Seat, Supervisor
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -66,10 +66,11 @@ class Server:
         token: what clients bring as ``Authorization: Bearer``; must be set off loopback, unless
             ``tls`` asks clients for certificates.
         tls: what is served over it; None serves in the clear, the token included.
-        feedback: a directory for events (see :class:`drivetrain.serve.feedback.Feedback`).
+        feedback: a directory for events (see
+            :class:`drivetrain.serve.telemetry.feedback.Feedback`).
         retention: how much of them is kept there.
         access_log: gets one line of JSON for each answer; a path is appended to (see
-            :class:`drivetrain.serve.access.AccessLog`).
+            :class:`drivetrain.serve.telemetry.access.AccessLog`).
         tracing: where the traces of requests go; None makes none.
         limits: what one client may take.
         batching: how requests share runs.

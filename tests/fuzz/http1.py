@@ -17,9 +17,9 @@ from types import FunctionType
 
 import h11
 
-from drivetrain.serve.exchange import Exchange
-from drivetrain.serve.http import Http, HttpLimits
-from drivetrain.serve.http1 import Connection, Http1Exchange
+from drivetrain.serve.transport.exchange import Exchange
+from drivetrain.serve.transport.http import Http, HttpLimits
+from drivetrain.serve.transport.http1 import Connection, Http1Exchange
 
 LIMITS = {"body_bytes": 200, "buffered_bytes": 500, "header_bytes": 400}
 PLAN_BYTES = 4

@@ -22,10 +22,10 @@ import h2.events
 import h2.exceptions
 import hpack
 
-from drivetrain.serve import frame_reader, head, http2_control, http2_request, streams
-from drivetrain.serve import hpack as ours
-from drivetrain.serve.exchange import Exchange
-from drivetrain.serve.frames import (
+from drivetrain.serve.transport import frame_reader, head, http2_control, http2_request, streams
+from drivetrain.serve.transport import hpack as ours
+from drivetrain.serve.transport.exchange import Exchange
+from drivetrain.serve.transport.frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -45,11 +45,11 @@ from drivetrain.serve.frames import (
     WINDOW_UPDATE,
     frame,
 )
-from drivetrain.serve.grpc import framed
-from drivetrain.serve.grpc_stream import GrpcStream
-from drivetrain.serve.hpack import encode
-from drivetrain.serve.http import Http, HttpLimits
-from drivetrain.serve.http2 import Connection
+from drivetrain.serve.transport.grpc import framed
+from drivetrain.serve.transport.grpc_stream import GrpcStream
+from drivetrain.serve.transport.hpack import encode
+from drivetrain.serve.transport.http import Http, HttpLimits
+from drivetrain.serve.transport.http2 import Connection
 
 LIMITS = {"body_bytes": 200, "buffered_bytes": 500, "header_bytes": 400, "streams": 4}
 PLAN_BYTES = 4

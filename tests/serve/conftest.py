@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import IR_VERSION, ML_OPSET, OPSET, Graph
 from drivetrain.core.schema import Field, Schema
-from drivetrain.serve.exchange import Exchange
-from drivetrain.serve.http import HttpLimits
 from drivetrain.serve.server import Server, running
+from drivetrain.serve.transport.exchange import Exchange
+from drivetrain.serve.transport.http import HttpLimits
 
 sys.path.insert(0, str(Path(__file__).parent))  # where what these tests share lies
 

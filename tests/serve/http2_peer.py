@@ -10,8 +10,8 @@ import h2.connection
 import h2.events
 import h2.settings
 
-from drivetrain.serve.exchange import Exchange
-from drivetrain.serve.frames import (
+from drivetrain.serve.transport.exchange import Exchange
+from drivetrain.serve.transport.frames import (
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -23,9 +23,9 @@ from drivetrain.serve.frames import (
     WINDOW_UPDATE,
     frame,
 )
-from drivetrain.serve.hpack import Decoder, encode
-from drivetrain.serve.http import Http, HttpLimits
-from drivetrain.serve.http2 import Connection
+from drivetrain.serve.transport.hpack import Decoder, encode
+from drivetrain.serve.transport.http import Http, HttpLimits
+from drivetrain.serve.transport.http2 import Connection
 
 Fields = list[tuple[bytes, bytes]]
 Frame = tuple[int, int, int, bytes]

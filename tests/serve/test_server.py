@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivetrain.serve.models import Artefact, Traffic, pinned
+from drivetrain.serve.execution.models import Artefact, Traffic, pinned
 from drivetrain.serve.server import Server
 
 ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
@@ -226,7 +226,7 @@ def test_the_access_log_has_one_line_for_each_answer(serve):
 SERVE = """
 import sys
 from pathlib import Path
-from drivetrain.serve.models import Artefact, Traffic
+from drivetrain.serve.execution.models import Artefact, Traffic
 from drivetrain.serve.server import Server
 digest = sys.argv[2]
 asked = 0

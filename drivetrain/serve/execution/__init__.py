@@ -1,0 +1,1 @@
+"""Loaded bundles and their runs: columns to arrays, batches, shared weights, statistics."""

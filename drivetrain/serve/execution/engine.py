@@ -1,0 +1,415 @@
+"""Batches without a timer: what arrives in one turn of the loop, or during a run, runs next."""
+
+import asyncio
+import math
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
+from time import monotonic
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from drivetrain.core.batch import Array
+from drivetrain.core.pixels import Unfit
+from drivetrain.serve.execution.columns import UnfitError, Values
+from drivetrain.serve.execution.models import Model
+from drivetrain.serve.telemetry.metrics import Histogram, Metrics, Reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How requests share runs of the graph.
+
+    Attributes:
+        rows: a run takes further requests up to this many rows.
+        queue_rows: rows that may wait for a run; a request that finds more is sent away.
+        queue_bytes: what the requests of all models that wait or run may hold together, by an
+            estimate from above; one that finds none is always taken.
+        inline_seconds: a run that is expected to take less happens on the loop's own thread; a
+            hand-over to another costs about as much as it would hide. What decodes images is
+            always handed over.
+        threads: for the runs that take longer, all models together.
+    """
+
+    rows: int = 256
+    queue_rows: int = 8192
+    queue_bytes: int = 256 << 20
+    inline_seconds: float = 300e-6
+    threads: int = 2
+
+
+_VALUE_BYTES = 96
+"""The most that CPython takes for a value of a column, its place in a list included: the head of
+a string that is not ASCII."""
+_TEXT_BYTES = 4
+"""For each byte of a string that holds one character beyond the basic plane; an array with a
+shape takes no more than that for each byte of its JSON, and one for each of its binary data."""
+
+
+_AGAIN = 7 / 8
+"""A queue that was full takes requests again when it is no longer than this part of its limit."""
+
+
+class OverloadedError(Exception):
+    """The queue is full; the text says of what."""
+
+
+class ExpiredError(Exception):
+    """The time that the client gave was over before the run began; nothing was computed."""
+
+
+class Task:
+    """Rows of one request on their way through a run. Subclasses say what becomes of them.
+
+    Args:
+        model: the version that answers, to the end, whatever is loaded meanwhile.
+        columns: the checked columns.
+        rows: how many rows they have.
+        deadline: ``time.monotonic()`` after which nobody wants the answer.
+        received: ``time.monotonic()`` at which the request was whole; None is now.
+        size: the bytes that it came in.
+
+    Attributes:
+        queued: ``time.monotonic()`` at which it began to wait for a run.
+        run: the run that it went through, once that is over.
+        holds: the bytes that its columns take, estimated from above.
+    """
+
+    __slots__ = ("columns", "deadline", "holds", "model", "queued", "received", "rows", "run")
+
+    def __init__(
+        self,
+        model: Model,
+        columns: Sequence[Values],
+        rows: int,
+        deadline: float = math.inf,
+        received: float | None = None,
+        size: int = 0,
+    ) -> None:
+        self.model = model
+        self.columns = columns
+        self.rows = rows
+        self.deadline = deadline
+        self.received = self.queued = monotonic() if received is None else received
+        self.run: Run | None = None
+        self.holds = _VALUE_BYTES * rows * len(columns) + _TEXT_BYTES * size
+
+    def done(self, inputs: Sequence[Array], outputs: list[Array]) -> None:
+        """Called on the loop's thread with the columns and predictions of these rows."""
+        raise AssertionError("a task says what becomes of its answer")
+
+    def failed(self, error: Exception) -> None:
+        """Called on the loop's thread with the reason."""
+        raise AssertionError("a task says what becomes of its failure")
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more."""
+        self.deadline = -math.inf
+
+
+Outcome = tuple[Sequence[Array], list[Array]] | Exception
+
+
+class Part(Sequence[Array]):
+    """The rows of one request in the arrays of its batch, cut out only when somebody looks.
+
+    Most requests are answered without anybody asking what they brought, and a slice of each
+    column takes longer than the rest of the answer.
+
+    Args:
+        arrays: ``[rows, …]`` each.
+        start: the first row.
+        stop: the row behind the last one.
+    """
+
+    __slots__ = ("_arrays", "_rows")
+
+    def __init__(self, arrays: Sequence[Array], start: int, stop: int) -> None:
+        self._arrays = arrays
+        self._rows = slice(start, stop)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [array[self._rows] for array in self._arrays[index]]
+        return self._arrays[index][self._rows]
+
+
+class _Lane:
+    """The queue of one version, and its metrics."""
+
+    def __init__(self, model: Model, metrics: Metrics) -> None:
+        self.model = model
+        self.tasks: deque[Task] = deque()
+        self.rows = 0
+        self.scheduled = False
+        self.running = False
+        self.full = False
+        self.seconds = metrics.inference_seconds.of(model.name, model.version)
+        self.sizes = metrics.batch_rows.of(model.name, model.version)
+        self.tally = metrics.statistics.of(model.name, model.version)
+        fields = model.bundle.manifest.outputs
+        self.predictions: list[tuple[int, Histogram]] = [
+            (number, metrics.prediction.of(model.name, model.version, field.name))
+            for number, field in enumerate(fields)
+            if field.dtype.startswith("float") and field.shape in ((), (1,))
+        ]
+
+
+class Engine:
+    """Runs tasks in batches, those of one version together.
+
+    Args:
+        batching: how requests share runs.
+        metrics: where runs are counted.
+        loop: the event loop; every method is called on its thread.
+    """
+
+    def __init__(
+        self, batching: Batching, metrics: Metrics, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.batching = batching
+        self._metrics = metrics
+        self._loop = loop
+        self._lanes: dict[Model, _Lane] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._away: dict[_Lane, float] = {}
+        self.held = 0
+        """Bytes that the tasks hold which wait or run."""
+
+    def open(self, model: Model) -> None:
+        """Take tasks for a version."""
+        self._lanes[model] = _Lane(model, self._metrics)
+        name = model.name
+        self._metrics.queue_rows.set(Reading(lambda: self.queued(name)), name)
+
+    def close(self, model: Model) -> None:
+        """Take no more tasks for a version; those that wait are still run."""
+        self._lanes.pop(model)
+        self._metrics.statistics.remove(model.name, model.version)
+
+    def queued(self, name: str) -> float:
+        """Rows that wait for a run of the alias ``name``."""
+        return float(sum(lane.rows for m, lane in self._lanes.items() if m.name == name))
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for a run, of all versions; may be asked on any thread."""
+        return sum(lane.rows for lane in tuple(self._lanes.values()))
+
+    def admit(self, model: Model) -> None:
+        """Ask before a request is decoded: to read what is then sent away would take the time
+        that the others wait for.
+
+        Raises:
+            OverloadedError: the queue was full and is not yet shorter by some requests.
+        """
+        lane = self._lanes.get(model)
+        if lane is None or not lane.full:
+            return
+        limits = self.batching
+        if lane.rows > _AGAIN * limits.queue_rows or self.held > _AGAIN * limits.queue_bytes:
+            raise OverloadedError(f"the queue is full: {lane.rows} rows wait.")
+        lane.full = False
+
+    def submit(self, task: Task) -> None:
+        """Queue a task for the next run.
+
+        Raises:
+            OverloadedError: the queue is full.
+        """
+        lane = self._lanes[task.model]
+        if lane.rows + task.rows > self.batching.queue_rows:
+            lane.full = True
+            raise OverloadedError(f"the queue is full: {lane.rows} rows wait.")
+        if self.held and self.held + task.holds > self.batching.queue_bytes:
+            lane.full = True
+            raise OverloadedError(f"the queue is full: requests hold {self.held} bytes.")
+        task.queued = monotonic()
+        self.held += task.holds
+        lane.tasks.append(task)
+        lane.rows += task.rows
+        if not lane.scheduled and not lane.running:
+            lane.scheduled = True
+            self._loop.call_soon(self._turn, lane)
+
+    def stuck(self, seconds: float) -> str:
+        """The alias whose run on a thread has taken longer than ``seconds``; empty if none has."""
+        before = monotonic() - seconds
+        names = [lane.model.name for lane, begun in self._away.items() if begun < before]
+        return names[0] if names else ""
+
+    def shut_down(self) -> None:
+        """End the threads after their present run."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _turn(self, lane: _Lane) -> None:
+        lane.scheduled = False
+        batch, rows = self._take(lane)
+        if not batch:
+            return
+        cost = lane.model.cost
+        if cost.steady and cost.seconds(rows) <= self.batching.inline_seconds:
+            self._land(lane, batch, rows, _compute(lane.model, batch))
+            return
+        lane.running = True
+        self._away[lane] = monotonic()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.batching.threads, "drivetrain-run")
+        future = self._pool.submit(_compute, lane.model, batch)
+
+        def landed(future: "Future[Run]") -> None:
+            self._loop.call_soon_threadsafe(self._land, lane, batch, rows, future.result())
+
+        future.add_done_callback(landed)
+
+    def _take(self, lane: _Lane) -> tuple[list[Task], int]:
+        """The tasks of the next run: as many as fit and pay, at least one if any is left."""
+        batch: list[Task] = []
+        rows = 0
+        tasks, now = lane.tasks, monotonic()
+        limit = self.batching.rows
+        if not (lane.model.cost.pays and lane.model.columns.stackable):
+            limit = 1
+        while tasks and (not batch or rows + tasks[0].rows <= limit):
+            task = tasks.popleft()
+            lane.rows -= task.rows
+            if task.deadline < now:
+                self.held -= task.holds
+                lane.tally.failed(now - task.received)
+                task.failed(ExpiredError())
+                continue
+            batch.append(task)
+            rows += task.rows
+        return batch, rows
+
+    def _land(self, lane: _Lane, batch: list[Task], rows: int, run: "Run") -> None:
+        lane.running = False
+        self._away.pop(lane, None)
+        if lane.tasks and not lane.scheduled:
+            lane.scheduled = True
+            self._loop.call_soon(self._turn, lane)
+        lane.model.cost.seen(rows, run.seconds)
+        lane.seconds.observe(run.seconds)
+        lane.sizes.observe(rows)
+        good = answered = 0
+        arrived = queued = 0.0
+        for task, outcome in zip(batch, run.outcomes, strict=True):
+            self.held -= task.holds
+            task.run = run
+            if isinstance(outcome, Exception):
+                self._fail(lane, task, outcome)
+                continue
+            try:
+                for number, histogram in lane.predictions:
+                    observe(histogram, outcome[1][number])
+                task.done(*outcome)
+            except Exception as error:  # one answer that cannot be written must not take others
+                self._fail(lane, task, error)
+                continue
+            good += 1
+            answered += task.rows
+            arrived += task.received
+            queued += task.queued
+        if good:
+            ended = monotonic()
+            lane.tally.ran(good, answered, arrived, queued, run.begun, run.fed, run.inferred, ended)
+
+    def _fail(self, lane: _Lane, task: Task, error: Exception) -> None:
+        lane.tally.failed(monotonic() - task.received)
+        task.failed(error)
+        error.__traceback__ = None  # its frames hold the task, and that the run that holds it
+
+
+class Run(NamedTuple):
+    """What became of a batch, and when, by ``time.monotonic()``.
+
+    Attributes:
+        outcomes: of each task.
+        begun: the joining of the inputs began.
+        fed: the graph began.
+        inferred: everything was computed.
+        seconds: what the batch took, without what was run again alone.
+        rows: of all its tasks.
+    """
+
+    outcomes: list[Outcome]
+    begun: float
+    fed: float
+    inferred: float
+    seconds: float
+    rows: int
+
+
+def _compute(model: Model, batch: list[Task]) -> Run:
+    """Run a batch; only the offender fails.
+
+    A task with a value that cannot be fed is known before the run. One that the graph refuses is
+    not: then each runs alone.
+    """
+    begun = fed = monotonic()
+    rows = sum(task.rows for task in batch)
+    try:
+        inputs = model.columns.arrays([task.columns for task in batch])
+        unfit: list[Unfit] = []
+        feeds = model.columns.feeds(inputs, unfit)
+        fed = monotonic()
+        refused = _refused(batch, unfit)
+        outputs = model.infer(feeds) if len(refused) < len(batch) else []
+    except Exception as error:
+        seconds = monotonic() - begun
+        alone = len(batch) == 1
+        outcomes: list[Outcome] = [error] if alone else [_alone(model, task) for task in batch]
+        return Run(outcomes, begun, fed, monotonic(), seconds, rows)
+    inferred = monotonic()
+    if len(batch) == 1 and not refused:
+        return Run([(inputs, outputs)], begun, fed, inferred, inferred - begun, rows)
+    outcomes = []
+    start = 0
+    for number, task in enumerate(batch):
+        stop = start + task.rows
+        part = (Part(inputs, start, stop), [a[start:stop] for a in outputs])
+        outcomes.append(refused.get(number, part))
+        start = stop
+    return Run(outcomes, begun, fed, inferred, inferred - begun, rows)
+
+
+def _refused(batch: list[Task], unfit: Sequence[Unfit]) -> dict[int, UnfitError]:
+    """What is wrong with the tasks that have values which cannot be fed, by their places."""
+    if not unfit:
+        return {}
+    starts = list(accumulate((task.rows for task in batch), initial=0))
+    refused: dict[int, UnfitError] = {}
+    for value in unfit:
+        place = bisect_right(starts, value.row) - 1
+        refused.setdefault(place, UnfitError(str(value.error(starts[place]))))
+    return refused
+
+
+def _alone(model: Model, task: Task) -> Outcome:
+    try:
+        return model.run([task.columns])
+    except Exception as error:
+        return error
+
+
+def observe(histogram: Histogram, array: Array) -> None:
+    """Count the finite values of an array."""
+    if array.size <= 32:
+        for value in array.reshape(-1).tolist():
+            if value - value == 0.0:  # neither NaN nor infinite: such a sum would be lost
+                histogram.observe(value)
+        return
+    values = array.reshape(-1).astype(np.float64)
+    values = values[np.isfinite(values)]
+    places = np.searchsorted(np.asarray(histogram.bounds), values)
+    for place, count in enumerate(np.bincount(places, minlength=len(histogram.counts)).tolist()):
+        histogram.counts[place] += count
+    histogram.sum += float(values.sum())

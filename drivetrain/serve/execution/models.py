@@ -1,0 +1,270 @@
+"""What is served: a verified bundle, loaded and warmed up, under the alias that clients name."""
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from drivetrain.core.batch import PIXELS_SUFFIX, Array, Batch, Column
+from drivetrain.core.bundle import Bundle, digest_of
+from drivetrain.core.errors import wrong
+from drivetrain.core.placement import OPENVINO
+from drivetrain.core.schema import MISSING_INT, Field
+from drivetrain.serve.execution.columns import Columns, Values
+from drivetrain.serve.execution.loading import Loader
+
+VERSION_DIGITS = 12
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_WARM_ROWS = 8
+_PAYS = 0.8
+"""A batch of eight that takes more than this share of eight runs is not worth waiting for."""
+
+
+def checked_name(name: str) -> str:
+    """A name that is safe in a URL, a path and a label.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not _NAME.fullmatch(name):
+        raise wrong(
+            "model name",
+            name,
+            "1 to 128 letters, digits, '.', '_' and '-', a letter or digit first",
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A stored bundle: its digest, and the directory or packed file that holds it."""
+
+    digest: str
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Which bundles the requests of an alias go to.
+
+    Attributes:
+        stable: answers.
+        canary: answers a share of the requests in its stead, or None.
+        share: of the requests, 0 to 1.
+        shadow: is asked what the others are asked, and nobody gets its answers; or None.
+
+    Raises:
+        ValueError: the share is none.
+    """
+
+    stable: Artefact
+    canary: Artefact | None = None
+    share: float = 0.0
+    shadow: Artefact | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share <= 1.0:
+            raise wrong("share", self.share, "0 to 1 of the requests")
+
+    @property
+    def artefacts(self) -> tuple[Artefact, ...]:
+        """All of them."""
+        found = (self.stable, self.canary, self.shadow)
+        return tuple(artefact for artefact in found if artefact is not None)
+
+
+Role = Literal["stable", "canary", "shadow"]
+"""What a version is to its alias."""
+Resolve = Callable[[], Traffic]
+"""Asks what an alias means now."""
+
+
+def pinned(path: Path) -> Resolve:
+    """An alias that always means the bundle at ``path``."""
+    traffic = Traffic(stable=Artefact(digest_of(path), path))
+    return lambda: traffic
+
+
+class Cost:
+    """How long a run takes, by rows: two numbers from the warm-up, corrected by what is seen.
+
+    Attributes:
+        pays: whether a batch costs clearly less than its requests alone.
+        steady: whether the number of rows tells the time; an encoded image takes as long to
+            decode as its sender likes.
+    """
+
+    def __init__(self, one: float, several: float, rows: int, steady: bool = True) -> None:
+        self.steady = steady
+        self.per_row = max(several - one, 0.0) / (rows - 1)
+        self.fixed = max(one - self.per_row, 0.0)
+        self.pays = several < _PAYS * rows * one
+        self.scale = 1.0
+
+    def seconds(self, rows: int) -> float:
+        """The expected time of a run."""
+        return self.scale * (self.fixed + self.per_row * rows)
+
+    def seen(self, rows: int, seconds: float) -> None:
+        """Learn from a run; one slow run moves the expectation by no more than a fifth."""
+        expected = self.seconds(rows)
+        if expected > 0:
+            ratio = min(max(seconds / expected, 0.2), 5.0)
+            self.scale = min(max(self.scale * (0.95 + 0.05 * ratio), 0.1), 100.0)
+
+
+class Model:
+    """One version of one alias, ready to run.
+
+    Attributes:
+        name: the alias.
+        version: the first twelve digits of the bundle's digest.
+        columns: the compiled path from values to feeds.
+        outputs: the names of the predictions.
+        cost: how long a run takes.
+    """
+
+    def __init__(self, name: str, bundle: Bundle, loader: Loader) -> None:
+        self.name = checked_name(name)
+        self.bundle = bundle
+        self.digest = bundle.digest
+        self.version = bundle.digest[:VERSION_DIGITS]
+        self.inputs = bundle.manifest.inputs
+        self.outputs = list(bundle.manifest.outputs.names)
+        self._session = loader.session(bundle)
+        self.columns = Columns(self.inputs, self._session.inputs)
+        self.cost = self._warm_up()
+
+    @classmethod
+    def load(cls, name: str, artefact: Artefact, loader: Loader | None = None) -> "Model":
+        """Verify, load and warm up a stored bundle; without a loader it is loaded plainly.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is not the bundle that its digest names, or its graph does not give
+                what its manifest says.
+        """
+        return cls(name, Bundle.open(artefact.path, artefact.digest), loader or Loader())
+
+    @property
+    def artefact(self) -> Artefact:
+        """Where it was loaded from."""
+        return Artefact(self.digest, self.bundle.path)
+
+    @property
+    def placement(self) -> str:
+        """Where it runs, as :mod:`drivetrain.core.placement` names it."""
+        return self._session.placement
+
+    @property
+    def backend(self) -> str:
+        """What runs it, in the words of V2 and Triton."""
+        return "openvino" if self.placement in OPENVINO else "onnxruntime"
+
+    def run(self, requests: Sequence[Sequence[Values]]) -> tuple[list[Array], list[Array]]:
+        """The columns' arrays of all requests together, and the outputs for them."""
+        arrays = self.columns.arrays(requests)
+        return arrays, self.infer(self.columns.feeds(arrays))
+
+    def infer(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The outputs for what the columns feed."""
+        return self._session.raw(feeds, self.outputs)
+
+    def _warm_up(self) -> Cost:
+        """Run once for one row and once for several, until the times settle."""
+        times = dict.fromkeys((1, _WARM_ROWS), math.inf)
+        for rows in times:
+            batch = [self.columns.of_batch(_missing_rows(self.inputs.fields, rows))]
+            spent = 0.0
+            for attempt in range(10):
+                started = time.perf_counter()
+                _, outputs = self.run(batch)
+                seconds = time.perf_counter() - started
+                times[rows], spent = min(times[rows], seconds), spent + seconds
+                if attempt == 0:
+                    self._check_outputs(outputs, rows)
+                if spent > 0.05 and attempt:
+                    break
+        steady = not any(name.endswith(PIXELS_SUFFIX) for name, _ in self._session.inputs)
+        return Cost(times[1], times[_WARM_ROWS], _WARM_ROWS, steady)
+
+    def _check_outputs(self, outputs: Sequence[Array], rows: int) -> None:
+        for field, array in zip(self.bundle.manifest.outputs, outputs, strict=True):
+            if not array.shape or array.shape[0] != rows:
+                raise wrong(
+                    f"output {field.name!r} of {self.name} for {rows} rows",
+                    array.shape,
+                    f"a first dimension of {rows}",
+                )
+
+
+@dataclass(frozen=True)
+class Release:
+    """The loaded versions of one alias, as :class:`Traffic` shares its requests among them."""
+
+    stable: Model
+    canary: Model | None = None
+    share: float = 0.0
+    shadow: Model | None = None
+
+    @property
+    def name(self) -> str:
+        """The alias."""
+        return self.stable.name
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """All of them, each once."""
+        found = (self.stable, self.canary, self.shadow)
+        return tuple(dict.fromkeys(model for model in found if model is not None))
+
+    @property
+    def roles(self) -> tuple[tuple[Role, Model], ...]:
+        """Each version with what it is; one that is two things has the first role."""
+        found: dict[Model, Role] = {self.stable: "stable"}
+        if self.canary is not None:
+            found.setdefault(self.canary, "canary")
+        if self.shadow is not None:
+            found.setdefault(self.shadow, "shadow")
+        return tuple((role, model) for model, role in found.items())
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this is the loaded form of."""
+        canary, shadow = self.canary, self.shadow
+        return Traffic(
+            stable=self.stable.artefact,
+            canary=None if canary is None else canary.artefact,
+            share=self.share,
+            shadow=None if shadow is None else shadow.artefact,
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.name} is now version {self.stable.version}"
+        if self.canary is not None:
+            text += f", {self.share:g} of the requests go to version {self.canary.version}"
+        if self.shadow is not None:
+            text += f", version {self.shadow.version} is its shadow"
+        return text
+
+
+def _missing_rows(fields: Sequence[Field], rows: int) -> Batch:
+    """Rows of missing values, which every graph of a bundle takes."""
+    columns: dict[str, Column] = {}
+    for field in fields:
+        columns[field.name] = _missing(field, rows)
+    return Batch(columns)
+
+
+def _missing(field: Field, rows: int) -> Array:
+    shape = (rows, *(1 if n is None else n for n in field.shape))
+    if field.numpy == "object":
+        return np.full(shape, "" if field.dtype == "string" else b"", np.object_)
+    if field.shape:
+        return np.zeros(shape, field.numpy)
+    return np.full(shape, MISSING_INT if field.numpy == "int64" else np.nan, field.numpy)

@@ -1,0 +1,420 @@
+"""One inference call from its bytes to its answer: identity, time-out, errors, and its records."""
+
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from drivetrain.core.batch import Array
+from drivetrain.core.errors import wrong
+from drivetrain.serve.execution.columns import UnfitError, Values
+from drivetrain.serve.execution.engine import Engine, ExpiredError, OverloadedError, Task
+from drivetrain.serve.execution.models import Model, Role
+from drivetrain.serve.telemetry.access import entry
+from drivetrain.serve.telemetry.metrics import Counter, Metrics
+from drivetrain.serve.telemetry.spans import Request, Timing
+from drivetrain.serve.telemetry.traces import Traces, parent
+from drivetrain.serve.transport.exchange import JSON, NOT_MANAGED, Exchange, RefusedError
+from drivetrain.serve.workers.shared_memory import Place, SharedMemory
+
+log = logging.getLogger("drivetrain.serve")
+
+RETRY = b"Retry-After: 1\r\n"
+_ID = re.compile(r"[\x21-\x7e]{1,256}")
+_ID_LENGTH = 256
+
+
+class Recorder(Protocol):
+    """Takes calls as events; :class:`drivetrain.serve.telemetry.feedback.Feedback` is one."""
+
+    def offer(
+        self,
+        model: Model,
+        request_id: str,
+        latency: float,
+        inputs: Sequence[Array],
+        outputs: Sequence[Array],
+        role: Role = "stable",
+    ) -> None:
+        """Keep or drop, at once; on any thread."""
+        ...
+
+
+class Echo(Protocol):
+    """Is told what was answered; :class:`drivetrain.serve.versions.shadow.Mirror` is one."""
+
+    def offer(self, request_id: str, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """Take or drop, at once."""
+        ...
+
+
+class RequestIds:
+    """Identities for requests that bring none: unique over processes, cheap to make."""
+
+    def __init__(self) -> None:
+        self._prefix = os.urandom(6).hex()
+        self._count = count(1)
+
+    def make(self) -> str:
+        """The next one."""
+        return f"{self._prefix}-{next(self._count):x}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What every call needs beside its model.
+
+    Attributes:
+        engine: runs it.
+        metrics: counts it.
+        request_ids: names it.
+        recorder: writes it as an event, or None.
+        access: takes what the access log says of each answer, or None.
+        traces: takes the requests that are traced, or None.
+        shared_memory: where tensors of requests that may use it lie, or None.
+        tensor_bytes: what the inputs of a request may take in shared memory.
+    """
+
+    engine: Engine
+    metrics: Metrics
+    request_ids: RequestIds
+    recorder: Recorder | None = None
+    access: Callable[[Mapping[str, Any]], None] | None = None
+    traces: Traces | None = None
+    shared_memory: SharedMemory | None = None
+    tensor_bytes: int = 16 << 20
+
+
+class Series:
+    """The metrics of one route of one version, looked up once."""
+
+    def __init__(self, service: Service, model: str, version: str, route: str) -> None:
+        self._service = service
+        self._labels = (model, version, route)
+        self._seconds = service.metrics.request_seconds.of(model, version, route)
+        self._codes: dict[int, Counter] = {}
+
+    def answer(
+        self,
+        exchange: Exchange,
+        status: int,
+        body: bytes,
+        kind: bytes = JSON,
+        extra: bytes = b"",
+        request_id: str = "",
+        task: Task | None = None,
+    ) -> float:
+        """Answer and record it; gives the request's duration in seconds."""
+        exchange.respond(status, body, kind, extra)
+        return self._record(exchange, status, len(body), request_id, task)
+
+    def refuse(
+        self,
+        exchange: Exchange,
+        status: int,
+        message: str,
+        extra: bytes = b"",
+        request_id: str = "",
+        task: Task | None = None,
+    ) -> None:
+        """Answer an error, in the form of the exchange's protocol, and record it."""
+        size = exchange.refuse(status, message, extra)
+        self._record(exchange, status, size, request_id, task)
+
+    def _record(
+        self, exchange: Exchange, status: int, size: int, request_id: str, task: Task | None
+    ) -> float:
+        seconds = time.monotonic() - exchange.received
+        codes = self._codes
+        if status not in codes:
+            codes[status] = self._service.metrics.requests.of(*self._labels, str(status))
+        codes[status].value += 1
+        self._seconds.observe(seconds)
+        if self._service.access is not None or self._service.traces is not None:
+            self._tell(exchange, status, size, seconds, request_id, task)
+        return seconds
+
+    def _tell(
+        self,
+        exchange: Exchange,
+        status: int,
+        size: int,
+        seconds: float,
+        request_id: str,
+        task: Task | None,
+    ) -> None:
+        """Give what became of a request to those who are told of each."""
+        access, traces = self._service.access, self._service.traces
+        headers = exchange.headers
+        # Most callers that know of traces ask for none, and need not be read any further.
+        if access is None and headers.get(b"traceparent", b"").endswith(b"-00"):
+            return
+        context = parent(headers.get(b"traceparent")) if traces is None else traces.sample(headers)
+        traced = traces is not None and context is not None and context.sampled
+        if access is None and not traced:
+            return
+        request = Request(
+            exchange.method.decode("latin-1"),
+            exchange.target.decode("latin-1"),
+            *self._labels,
+            status,
+            size,
+            request_id,
+            exchange.received,
+            exchange.received + seconds,
+            _timing(task),
+            exchange.client,
+        )
+        if traced:
+            assert traces is not None
+            assert context is not None
+            traces.offer(context, headers.get(b"tracestate", b""), request)
+        if access is not None:
+            access(entry(request, context))
+
+
+def _timing(task: Task | None) -> Timing | None:
+    if task is None or task.run is None:
+        return None
+    run = task.run
+    return Timing(task.rows, run.rows, task.queued, run.begun, run.inferred)
+
+
+class Call(Task):
+    """An inference request; its route decodes it and encodes its answer.
+
+    Args:
+        route: where it came.
+        exchange: the request.
+        columns: the checked columns.
+        rows: how many rows they have.
+        request_id: its identity in the body; None takes the header's, or makes one.
+        timeout: seconds that its client waits at most.
+        options: what the route wants to know again when it encodes the answer.
+        beside: bytes of its inputs that are not in its body.
+    """
+
+    __slots__ = ("_exchange", "_identity", "_route", "options", "request_id")
+
+    def __init__(
+        self,
+        route: "Route",
+        exchange: Exchange,
+        columns: Sequence[Values],
+        rows: int,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        options: Any = None,
+        beside: int = 0,
+    ) -> None:
+        deadline = math.inf if exchange.deadline is None else exchange.deadline
+        if timeout is not None:
+            deadline = min(deadline, exchange.received + timeout)
+        super().__init__(
+            route.model, columns, rows, deadline, exchange.received, len(exchange.body) + beside
+        )
+        self._route = route
+        self._exchange = exchange
+        self.options = options
+        name = shown = request_id or header_id(exchange) or route.service.request_ids.make()
+        if request_id and not _ID.fullmatch(request_id):
+            shown = quote(request_id, safe="")
+        self.request_id = name
+        self._identity = b"x-request-id: %b\r\n" % shown.encode()
+        exchange.on_gone = self.cancel
+
+    def done(self, inputs: Sequence[Array], outputs: list[Array]) -> None:
+        self._exchange.on_gone = None  # or the two would hold each other until a collection
+        body, kind, extra = self._route.encode(self, outputs)
+        seconds = self._route.series.answer(
+            self._exchange, 200, body, kind, self._identity + extra, self.request_id, self
+        )
+        route = self._route
+        recorder = route.service.recorder
+        if recorder is not None:
+            recorder.offer(self.model, self.request_id, seconds, inputs, outputs, route.role)
+        if route.echo is not None:
+            route.echo.offer(self.request_id, inputs, outputs)
+
+    def failed(self, error: Exception) -> None:
+        self._exchange.on_gone = None
+        if isinstance(error, ExpiredError):
+            self._fail(504, "timeout: it was over before the run began; nothing was computed.")
+        elif isinstance(error, UnfitError):
+            self._fail(400, str(error))
+        elif type(error).__name__ == "InvalidArgument":  # what ONNX Runtime calls bad values
+            self._fail(400, f"the graph refuses these values: {str(error)[:300]}")
+        else:
+            log.error("request %s failed", self.request_id, exc_info=error)
+            self._fail(500, f"the graph failed on request {self.request_id!r}; the log says why.")
+
+    def _fail(self, status: int, message: str) -> None:
+        self._route.series.refuse(
+            self._exchange, status, message, self._identity, self.request_id, self
+        )
+
+
+class Route:
+    """One way to ask one version for predictions.
+
+    Args:
+        model: the version that answers.
+        service: what every call needs.
+    """
+
+    name = ""
+    """The label ``route`` of the metrics."""
+
+    def __init__(self, model: Model, service: Service) -> None:
+        self.model = model
+        self.service = service
+        self.series = Series(service, model.name, model.version, self.name)
+        self.role: Role = "stable"
+        """What the version is to its alias now."""
+        self.echo: Echo | None = None
+        """Is told of each answer."""
+        self._tally = service.metrics.statistics.of(model.name, model.version)
+
+    def decode(self, exchange: Exchange) -> Call:
+        """The call that a request makes.
+
+        Raises:
+            ValueError: it cannot be understood; the message names what, found and allowed.
+        """
+        raise AssertionError("a route decodes its calls")
+
+    def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:
+        """Body, content type and further header lines of the answer."""
+        raise AssertionError("a route encodes its answers")
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Decode a request and queue it, or say what is wrong with it."""
+        try:
+            self.service.engine.admit(self.model)
+            call = self.decode(exchange)
+            limit = self.service.engine.batching.queue_rows
+            if not 1 <= call.rows <= limit:
+                raise wrong("rows", call.rows, f"1 to {limit} in one request")
+            self.service.engine.submit(call)
+        except ValueError as error:
+            self.refuse(exchange, 400, str(error))
+        except RefusedError as error:
+            self.refuse(exchange, error.status, str(error))
+        except OverloadedError as error:
+            self.refuse(exchange, 503, str(error), RETRY)
+
+    def refuse(self, exchange: Exchange, status: int, message: str, extra: bytes = b"") -> None:
+        """Answer an error before anything was computed."""
+        self.series.refuse(exchange, status, message, extra)
+        self._tally.failed(time.monotonic() - exchange.received)
+
+
+def shared_memory(service: Service, exchange: Exchange) -> SharedMemory:
+    """The regions that a request may name.
+
+    Raises:
+        RefusedError: 403, none where it came in.
+    """
+    if service.shared_memory is None or not exchange.managed:
+        raise RefusedError(403, f"shared memory: {NOT_MANAGED}")
+    return service.shared_memory
+
+
+def read_input(service: Service, exchange: Exchange, name: str, place: Place, before: int) -> bytes:
+    """A copy of the bytes of an input that lies in shared memory.
+
+    Args:
+        service: what every call needs.
+        exchange: the request.
+        name: the input's.
+        place: where it lies.
+        before: bytes of the inputs before it.
+
+    Raises:
+        ValueError: there is no such place.
+        RefusedError: 403, it came in where there is no shared memory; 413, it is too long.
+    """
+    where, size = f"input {name!r}", before + place.byte_size
+    memory = shared_memory(service, exchange)
+    if size > service.tensor_bytes:
+        raise RefusedError(
+            413,
+            f"{where}: found {size} bytes of inputs in shared memory, allowed: "
+            f"{service.tensor_bytes}.",
+        )
+    return memory.read(where, place)
+
+
+def header_id(exchange: Exchange) -> str | None:
+    """The identity in ``x-request-id``.
+
+    Raises:
+        ValueError: it is not visible ASCII, or longer than 256.
+    """
+    value = exchange.headers.get(b"x-request-id")
+    if value is None:
+        return None
+    text = value.decode("latin-1")
+    if not _ID.fullmatch(text):
+        raise wrong("header 'x-request-id'", text, "1 to 256 visible ASCII characters")
+    return text
+
+
+def body_id(value: str | None) -> str | None:
+    """The identity in a request's body: any text, not too long to be given back in a header.
+
+    Raises:
+        ValueError: it is too long.
+    """
+    if value is not None and len(value) > _ID_LENGTH:
+        raise wrong("id", value, f"at most {_ID_LENGTH} characters")
+    return value or None
+
+
+def header_timeout(exchange: Exchange) -> float | None:
+    """Seconds that the client waits at most, from ``x-timeout-ms``.
+
+    Raises:
+        ValueError: it is no positive number.
+    """
+    value = exchange.headers.get(b"x-timeout-ms")
+    if value is None:
+        return None
+    try:
+        return positive(float(value)) / 1e3
+    except ValueError:
+        found = value.decode("latin-1")
+        raise wrong("header 'x-timeout-ms'", found, "a positive number of milliseconds") from None
+
+
+def parameter_timeout(parameters: Mapping[str, Any]) -> float | None:
+    """Seconds that the client waits at most, from the parameter ``timeout`` of V2.
+
+    Raises:
+        ValueError: it is no positive number of microseconds.
+    """
+    value = parameters.get("timeout")
+    if value is None:
+        return None
+    try:
+        return positive(float(value)) / 1e6
+    except (TypeError, ValueError, OverflowError):
+        raise wrong("parameter 'timeout'", value, "a positive number of microseconds") from None
+
+
+def positive(value: float) -> float:
+    """``value``, which is finite and above zero.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 < value < math.inf:
+        raise ValueError(value)
+    return value

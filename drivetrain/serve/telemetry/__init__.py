@@ -1,0 +1,1 @@
+"""What a server tells: metrics, access log, traces, and feedback as events."""

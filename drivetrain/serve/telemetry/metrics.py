@@ -1,0 +1,360 @@
+"""The server's own counters and histograms, and their text in Prometheus' exposition format.
+
+Every process counts for itself, in plain numbers, which costs a request next to nothing; where
+several serve together, each tells the others what it has counted, and a scrape of any one of them
+shows the sum of all.
+
+Source: https://prometheus.io/docs/instrumenting/exposition_formats/, text format 0.0.4.
+"""
+
+import os
+import resource
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from drivetrain.serve.execution import statistics
+from drivetrain.serve.execution.statistics import Tally
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (
+    *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
+    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+"""Bounds of durations: a cheap graph answers in 50 µs, a hopeless request ends at 10 s."""
+ROWS = tuple(float(2**n) for n in range(13))
+"""Bounds of batch sizes, 1 to 4096."""
+DECILES = tuple(n / 10 for n in range(1, 11))
+"""Bounds of predictions: deciles of a probability. Of a prediction that is no probability only
+the mean (sum over count) says something."""
+DIFFERENCES = (
+    *(0.0, 1e-6, 1e-5, 1e-4, 0.001, 0.0025, 0.005, 0.01),
+    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
+)
+"""Bounds of differences between two probabilities: none, rounding, a little, a lot."""
+
+Numbers = Sequence[float]
+"""What a series has counted: one number, or a histogram's counts and then its sum."""
+Figures = Mapping[str, Sequence[tuple[Sequence[str], Numbers]]]
+"""What a process has counted: for each metric, the labels' values and numbers of each series."""
+
+
+class Counter:
+    """A number that grows, or a gauge that is set."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def numbers(self) -> Numbers:
+        return (self.value,)
+
+    def add(self, numbers: Numbers) -> None:
+        self.value += numbers[0]
+
+    def samples(self, name: str, labels: str, numbers: Numbers) -> Iterator[str]:
+        yield f"{name}{_braced(labels)} {_number(numbers[0])}"
+
+
+class Reading:
+    """A number that is asked for when it is read."""
+
+    __slots__ = ("before", "read")
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self.read = read
+        self.before = 0.0
+
+    def numbers(self) -> Numbers:
+        return (self.before + self.read(),)
+
+    def add(self, numbers: Numbers) -> None:
+        self.before += numbers[0]
+
+    def samples(self, name: str, labels: str, numbers: Numbers) -> Iterator[str]:
+        yield f"{name}{_braced(labels)} {_number(numbers[0])}"
+
+
+class Histogram:
+    """How often a value fell at or below each bound, and the sum of all values."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def numbers(self) -> Numbers:
+        return (*self.counts, self.sum)
+
+    def add(self, numbers: Numbers) -> None:
+        for place, count in enumerate(numbers[:-1]):
+            self.counts[place] += int(count)
+        self.sum += numbers[-1]
+
+    def samples(self, name: str, labels: str, numbers: Numbers) -> Iterator[str]:
+        total = 0
+        for bound, count in zip((*self.bounds, float("inf")), numbers[:-1], strict=True):
+            total += int(count)
+            le = f'le="{_number(bound)}"'
+            yield f"{name}_bucket{_braced(f'{labels},{le}' if labels else le)} {total}"
+        yield f"{name}_sum{_braced(labels)} {_number(numbers[-1])}"
+        yield f"{name}_count{_braced(labels)} {total}"
+
+
+Child = TypeVar("Child", Counter, Reading, Histogram, Tally)
+
+
+class Family(Generic[Child]):
+    """All series of one metric, told apart by the values of their labels.
+
+    Args:
+        name: the metric's name.
+        kind: ``counter``, ``gauge`` or ``histogram``.
+        help: what it says.
+        labels: their names.
+        make: a new series.
+        fold: one number out of those that several processes give.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        help: str,
+        labels: Sequence[str],
+        make: Callable[[], Child],
+        fold: Callable[[Iterable[float]], float] = sum,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.help = help
+        self.labels = tuple(labels)
+        self.lasting = kind != "gauge"
+        """Whether it still counts when the process that counted has ended."""
+        self._make = make
+        self._fold = fold
+        self._children: dict[tuple[str, ...], Child] = {}
+
+    def of(self, *values: str) -> Child:
+        """The series with these label values, made if need be; hold on to it when speed counts."""
+        assert len(values) == len(self.labels), (self.name, values)
+        child = self._children.get(values)
+        if child is None:
+            child = self._children.setdefault(values, self._make())
+        return child
+
+    def set(self, child: Child, *values: str) -> None:
+        """Put a series in its place."""
+        self._children[values] = child
+
+    def remove(self, *values: str) -> None:
+        """End a series."""
+        self._children.pop(values, None)
+
+    def numbers(self) -> dict[tuple[str, ...], Numbers]:
+        """What each series has counted."""
+        return {values: child.numbers() for values, child in list(self._children.items())}
+
+    def text(self, others: Sequence[Figures] = ()) -> Iterator[str]:
+        """The lines of this metric, together with what other processes have counted."""
+        yield f"# HELP {self.name} {_escape(self.help, quote=False)}"
+        yield f"# TYPE {self.name} {self.kind}"
+        numbers = self.numbers()
+        for figures in others:
+            for key, theirs in figures.get(self.name, ()):
+                ours = numbers.get(tuple(key))
+                numbers[tuple(key)] = (
+                    theirs
+                    if ours is None
+                    else [self._fold(both) for both in zip(ours, theirs, strict=True)]
+                )
+        form = self._make()
+        for values, found in numbers.items():
+            pairs = zip(self.labels, values, strict=True)
+            labels = ",".join(f'{label}="{_escape(value)}"' for label, value in pairs)
+            yield from form.samples(self.name, labels, found)
+
+
+class Metrics:
+    """Every metric of a serving process. The names are a contract with dashboards and alerts."""
+
+    def __init__(self) -> None:
+        self.requests = Family(
+            "drivetrain_requests_total", "counter", "Requests answered.",
+            ("model", "version", "route", "code"), Counter,
+        )  # fmt: skip
+        self.request_seconds = Family(
+            "drivetrain_request_seconds", "histogram", "From a request's arrival to its answer.",
+            ("model", "version", "route"), lambda: Histogram(SECONDS),
+        )  # fmt: skip
+        self.inference_seconds = Family(
+            "drivetrain_inference_seconds", "histogram", "One run of the graph over a batch.",
+            ("model", "version"), lambda: Histogram(SECONDS),
+        )  # fmt: skip
+        self.batch_rows = Family(
+            "drivetrain_batch_rows", "histogram", "Rows of one run of the graph.",
+            ("model", "version"), lambda: Histogram(ROWS),
+        )  # fmt: skip
+        self.queue_rows = Family(
+            "drivetrain_queue_rows", "gauge", "Rows that wait for a run of the graph.",
+            ("model",), lambda: Reading(lambda: 0.0),
+        )  # fmt: skip
+        self.prediction = Family(
+            "drivetrain_prediction", "histogram",
+            "Predicted values, by deciles of a probability.",
+            ("model", "version", "output"), lambda: Histogram(DECILES),
+        )  # fmt: skip
+        self.model_info = Family(
+            "drivetrain_model_info", "gauge", "1 for each served version, in its role.",
+            ("model", "version", "digest", "role"), Counter, max,
+        )  # fmt: skip
+        self.placement_info = Family(
+            "drivetrain_placement_info", "gauge", "1 for where each version runs.",
+            ("model", "version", "placement"), Counter, max,
+        )  # fmt: skip
+        self.traffic_share = Family(
+            "drivetrain_traffic_share", "gauge",
+            "Share of the requests to the model that a version answers.",
+            ("model", "version", "role"), Counter, max,
+        )  # fmt: skip
+        self.canaries_stopped = Family(
+            "drivetrain_canaries_stopped_total", "counter",
+            "Canaries that get no more requests, because they failed where the stable version "
+            "did not; counted by each process.", ("model", "version"), Counter,
+        )  # fmt: skip
+        self.shadow_requests = Family(
+            "drivetrain_shadow_requests_total", "counter",
+            "Answered requests that were to be asked of a shadow too, by what became of them.",
+            ("model", "version", "outcome"), Counter,
+        )  # fmt: skip
+        self.shadow_difference = Family(
+            "drivetrain_shadow_difference", "histogram",
+            "How far a shadow's output lies from the answer: of a number the absolute difference, "
+            "of anything else 0 if it is the same and 1 if not.",
+            ("model", "version", "against", "output"), lambda: Histogram(DIFFERENCES),
+        )  # fmt: skip
+        self.reload_failures = Family(
+            "drivetrain_reload_failures_total", "counter",
+            "New versions that were refused while the old one served on.", ("model",), Counter,
+        )  # fmt: skip
+        self.feedback_rows = Family(
+            "drivetrain_feedback_rows_total", "counter", "Rows written as events.",
+            ("model",), Counter,
+        )  # fmt: skip
+        self.feedback_dropped = Family(
+            "drivetrain_feedback_dropped_total", "counter",
+            "Rows that were not written as events, because the writer was behind or failed.",
+            ("model",), Counter,
+        )  # fmt: skip
+        self.feedback_deleted = Family(
+            "drivetrain_feedback_files_deleted_total", "counter",
+            "Files of events that were deleted, because they were too old or too many.",
+            ("model",), Counter,
+        )  # fmt: skip
+        self.access_dropped = Family(
+            "drivetrain_access_lines_dropped_total", "counter",
+            "Lines that the access log did not take.", (), Counter,
+        )  # fmt: skip
+        self.trace_spans = Family(
+            "drivetrain_trace_spans_total", "counter", "Spans that a collector took.",
+            (), Counter,
+        )  # fmt: skip
+        self.trace_dropped = Family(
+            "drivetrain_traces_dropped_total", "counter",
+            "Sampled requests whose spans no collector took, or that were too many to hold.",
+            (), Counter,
+        )  # fmt: skip
+        self.ready = Family(
+            "drivetrain_ready", "gauge", "1 while every process of the server takes requests.",
+            (), Counter, min,
+        )  # fmt: skip
+        memory = Family(
+            "process_resident_memory_bytes", "gauge",
+            "Resident memory, all processes that serve; pages that they share count for each.",
+            (), lambda: Reading(resident_bytes),
+        )  # fmt: skip
+        cpu = Family(
+            "process_cpu_seconds_total", "counter", "CPU time, user and system.",
+            (), lambda: Reading(time.process_time),
+        )  # fmt: skip
+        for family in (memory, cpu, self.ready):
+            family.of()
+        self.statistics = Family(
+            statistics.NAME, "counter", "What V2 tells of a version; Prometheus has its own.",
+            ("model", "version"), Tally,
+        )  # fmt: skip
+        self._families: tuple[Family[Counter] | Family[Reading] | Family[Histogram], ...] = (
+            *(self.requests, self.request_seconds, self.inference_seconds, self.batch_rows),
+            *(self.queue_rows, self.prediction, self.model_info, self.reload_failures),
+            *(self.placement_info, self.traffic_share, self.canaries_stopped),
+            *(self.shadow_requests, self.shadow_difference),
+            *(self.feedback_rows, self.feedback_dropped, self.feedback_deleted),
+            *(self.access_dropped, self.trace_spans, self.trace_dropped),
+            *(self.ready, memory, cpu),
+        )
+
+        self._shared = (*self._families, self.statistics)
+        self.others: Callable[[], Sequence[Figures]] = tuple
+        """Gives what the other processes of this server have counted."""
+
+    def text(self) -> bytes:
+        """The exposition of all metrics, of all processes."""
+        others = self.others()
+        lines = (line for family in self._families for line in family.text(others))
+        return ("\n".join(lines) + "\n").encode()
+
+    def figures(self) -> Figures:
+        """What this process has counted."""
+        return {family.name: list(family.numbers().items()) for family in self._shared}
+
+    def inherit(self, figures: Figures) -> None:
+        """Count on from where a process that has ended stopped."""
+        for family in self._shared:
+            if family.lasting:
+                for values, numbers in figures.get(family.name, ()):
+                    family.of(*values).add(numbers)
+
+    def of_ended(self, figures: Figures) -> Figures:
+        """What still counts of a process that has ended, or has not begun: it is not ready."""
+        lasting = {family.name for family in self._shared if family.lasting}
+        kept = {name: series for name, series in figures.items() if name in lasting}
+        return {**kept, self.ready.name: [((), (0.0,))]}
+
+
+def resident_bytes() -> float:
+    """The resident memory of this process; its peak where the system does not tell the present."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * float(os.sysconf("SC_PAGE_SIZE"))
+    except (OSError, ValueError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _escape(text: str, quote: bool = True) -> str:
+    text = text.replace("\\", r"\\").replace("\n", r"\n")
+    return text.replace('"', r"\"") if quote else text
+
+
+def _braced(labels: str) -> str:
+    return f"{{{labels}}}" if labels else ""
+
+
+def _number(value: float) -> str:
+    if value == float("inf"):
+        return "+Inf"
+    if value == float("-inf"):
+        return "-Inf"
+    if value != value:
+        return "NaN"
+    return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)

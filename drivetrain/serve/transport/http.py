@@ -1,0 +1,146 @@
+"""What all connections of a process share: the limits of a client, the clock, the drain."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import formatdate
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+from drivetrain.serve.transport.exchange import Exchange
+
+if TYPE_CHECKING:
+    from drivetrain.serve.transport.grpc_stream import GrpcStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpLimits:
+    """What one client may take of the server.
+
+    Attributes:
+        body_bytes: the longest body of a request; a longer one is refused before it is read.
+        buffered_bytes: bodies that are being received or have no answer yet, all connections
+            together.
+        header_bytes: request line and headers together.
+        connections: open at once; the longest idle one makes way for a new one.
+        pipeline: requests of one connection that wait for their answers, over HTTP/1.1.
+        streams: the same over HTTP/2.
+        header_seconds: from a request's first byte to the end of its headers.
+        body_seconds: from there to the end of its body, and for a client to take its answer.
+        idle_seconds: between requests.
+    """
+
+    body_bytes: int = 16 << 20
+    buffered_bytes: int = 256 << 20
+    header_bytes: int = 16 << 10
+    connections: int = 4096
+    pipeline: int = 64
+    streams: int = 256
+    header_seconds: float = 10.0
+    body_seconds: float = 10.0
+    idle_seconds: float = 75.0
+
+
+class Peer(Protocol):
+    """A connection, whatever it speaks, as :class:`Http` sees it.
+
+    Attributes:
+        deadline: ``time.monotonic()`` at which what is awaited is overdue.
+        write_deadline: the same of a client that does not take its answers.
+    """
+
+    deadline: float
+    write_deadline: float
+
+    @property
+    def idle(self) -> bool:
+        """No request is under way."""
+        ...
+
+    @property
+    def ending(self) -> bool:
+        """Its last answer is written."""
+        ...
+
+    def expire(self) -> None:
+        """A deadline has passed."""
+        ...
+
+    def drain(self) -> None:
+        """The server ends: say so, where the protocol has a word for it."""
+        ...
+
+    def close(self) -> None:
+        """Close after what is written has gone out."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once."""
+        ...
+
+
+class Http:
+    """All connections of a listener, and what they share.
+
+    Args:
+        application: gets each whole request and sees to it that it is answered.
+        limits: what a client may take.
+        refused: told the status and the client of each request that never became one.
+        streams: for each target of gRPC that streams, who gets its calls. It may change at any
+            time.
+    """
+
+    def __init__(
+        self,
+        application: Callable[[Exchange], None],
+        limits: HttpLimits,
+        refused: Callable[[int, str], None] = lambda status, client: None,
+        streams: "Mapping[bytes, Callable[[GrpcStream], None]] | None" = None,
+    ) -> None:
+        self.application = application
+        self.streams = {} if streams is None else streams
+        self.refused = refused
+        self.limits = limits
+        self.connections: set[Peer] = set()
+        self.buffered = 0
+        self.draining = False
+        self.date = b""
+        self.tick()
+
+    def tick(self) -> None:
+        """Close what has run out of time; called a few times a second."""
+        self.date = f"Date: {formatdate(usegmt=True)}\r\n".encode()
+        now = monotonic()
+        for connection in list(self.connections):
+            if connection.deadline < now or connection.write_deadline < now:
+                connection.expire()
+
+    def admit(self, connection: Peer) -> bool:
+        """Take a new connection, if need be in the place of the longest idle one."""
+        if len(self.connections) >= self.limits.connections:
+            idle = [c for c in self.connections if c.idle]
+            if not idle:
+                return False
+            min(idle, key=lambda c: c.deadline).close()
+        self.connections.add(connection)
+        return True
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that came in, wholly or in part, and have no answer yet."""
+        return sum(not c.idle for c in self.connections if not c.ending)
+
+    def drain(self) -> None:
+        """Take what is under way, and tell the clients to go elsewhere."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+
+    def close_idle(self) -> None:
+        """Close every connection that has no request under way."""
+        for connection in [c for c in self.connections if c.idle]:
+            connection.close()
+
+    def abort(self) -> None:
+        """Close every connection at once."""
+        for connection in list(self.connections):
+            connection.abort()

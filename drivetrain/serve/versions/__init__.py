@@ -1,0 +1,1 @@
+"""Which versions of an alias answer: following it, canaries and their guard, shadows."""

@@ -1,0 +1,1 @@
+"""Several processes as one server: who watches them, what they share, how they end."""

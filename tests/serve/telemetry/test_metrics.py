@@ -1,0 +1,118 @@
+"""The exposition: names that dashboards rely on, text that Prometheus' own parser reads."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from drivetrain.serve.telemetry.metrics import SECONDS, Counter, Family, Histogram, Metrics
+
+ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
+NAMES = {
+    *("drivetrain_requests", "drivetrain_request_seconds", "drivetrain_inference_seconds"),
+    *("drivetrain_batch_rows", "drivetrain_queue_rows", "drivetrain_prediction"),
+    *("drivetrain_model_info", "drivetrain_feedback_rows", "drivetrain_feedback_dropped"),
+    *("drivetrain_reload_failures", "drivetrain_ready", "drivetrain_traffic_share"),
+    *("drivetrain_shadow_requests", "drivetrain_shadow_difference"),
+    "drivetrain_canaries_stopped",
+    *("drivetrain_access_lines_dropped", "drivetrain_trace_spans", "drivetrain_traces_dropped"),
+    *("drivetrain_feedback_files_deleted", "drivetrain_placement_info"),
+    *("process_resident_memory_bytes", "process_cpu_seconds"),
+}
+
+
+def parsed(text):
+    parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is absent")
+    return {family.name: family for family in parser.text_string_to_metric_families(text)}
+
+
+def value(family, name, **labels):
+    return next(s.value for s in family.samples if s.name == name and s.labels == labels)
+
+
+def test_every_promised_metric_is_there_and_counts(serve, tiny):
+    client = serve()
+    client.post("/predict/tiny", {"rows": [ROW, ROW, ROW]})
+    client.post("/predict/tiny", {})
+    client.get("/nowhere")
+    client.raw(b"nonsense\r\n\r\n")
+    reply = client.get("/metrics")
+    found = parsed(reply.body.decode())
+    version = tiny.digest[:12]
+    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert set(found) == NAMES
+
+    def requests(**labels):
+        return value(found["drivetrain_requests"], "drivetrain_requests_total", **labels)
+
+    assert requests(model="tiny", version=version, route="rows", code="200") == 1
+    assert requests(model="tiny", version=version, route="rows", code="400") == 1
+    assert requests(model="", version="", route="other", code="404") == 1
+    assert requests(model="", version="", route="http", code="400") == 1
+    seconds = found["drivetrain_request_seconds"]
+    name = "drivetrain_request_seconds_count"
+    assert value(seconds, name, model="tiny", version=version, route="rows") == 2
+    rows = found["drivetrain_batch_rows"]
+    assert value(rows, "drivetrain_batch_rows_sum", model="tiny", version=version) == 3
+    late = found["drivetrain_prediction"]
+    of_output = {"model": "tiny", "version": version, "output": "late"}
+    assert value(late, "drivetrain_prediction_count", **of_output) == 3
+    info = found["drivetrain_model_info"]
+    labels = {"model": "tiny", "version": version, "digest": tiny.digest, "role": "stable"}
+    assert value(info, "drivetrain_model_info", **labels) == 1
+    share = found["drivetrain_traffic_share"]
+    labels = {"model": "tiny", "version": version, "role": "stable"}
+    assert value(share, "drivetrain_traffic_share", **labels) == 1
+    assert value(found["drivetrain_queue_rows"], "drivetrain_queue_rows", model="tiny") == 0
+    assert value(found["drivetrain_ready"], "drivetrain_ready") == 1
+    memory = found["process_resident_memory_bytes"]
+    assert 10e6 < value(memory, "process_resident_memory_bytes") < 10e9
+
+
+def test_the_predictions_fall_into_their_deciles(serve, tiny):
+    client = serve()
+    late = tiny.predict([ROW])["late"][0]
+    client.post("/predict/tiny", {"rows": [ROW] * 40})
+    client.post("/predict/tiny", ROW)
+    found = parsed(client.get("/metrics").body.decode())["drivetrain_prediction"]
+    buckets = {float(s.labels["le"]): s.value for s in found.samples if s.name.endswith("_bucket")}
+    assert all(count == (41 if bound >= late else 0) for bound, count in buckets.items())
+    labels = {"model": "tiny", "version": tiny.digest[:12], "output": "late"}
+    total = value(found, "drivetrain_prediction_sum", **labels)
+    assert total == pytest.approx(41 * late, rel=1e-6)
+
+
+def test_buckets_hold_what_is_at_or_below_their_bound():
+    histogram = Histogram(SECONDS)
+    for seconds in (0.00005, 0.00006, 11.0):
+        histogram.observe(seconds)
+    lines = list(histogram.samples("t", "", histogram.numbers()))
+    assert lines[0] == 't_bucket{le="5e-05"} 1'
+    assert lines[1] == 't_bucket{le="0.0001"} 2'
+    assert lines[-3:] == ['t_bucket{le="+Inf"} 3', "t_sum 11.00011", "t_count 3"]
+
+
+def test_label_values_are_escaped():
+    family = Family("t_total", "counter", "Back\\slash\nand line.", ("city",), Counter)
+    ugly = 'a"b\\c\nd'
+    family.of(ugly).value = 2
+    text = "\n".join(family.text()) + "\n"
+    assert r'city="a\"b\\c\nd"' in text
+    assert value(parsed(text)["t"], "t_total", city=ugly) == 2
+
+
+def test_promtool_finds_nothing_wrong(client):
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    client.post("/predict/tiny", ROW)
+    text = client.get("/metrics").body
+    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def test_metrics_are_one_text_that_ends_with_a_line():
+    text = Metrics().text().decode()
+    assert text.endswith("\n")
+    assert json.dumps(text).isascii()

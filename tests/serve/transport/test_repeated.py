@@ -1,0 +1,146 @@
+"""A head that is known by its bytes means what the parser made of it, and nothing else is known."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drivetrain.serve.transport.http import Http, HttpLimits
+from drivetrain.serve.transport.http1 import Connection
+from drivetrain.serve.transport.repeated import RepeatedHead
+
+
+class Transport(asyncio.Transport):
+    def __init__(self):
+        super().__init__()
+        self.written = b""
+
+    def write(self, data):
+        self.written += data
+
+    def is_closing(self):
+        return False
+
+    def can_write_eof(self):
+        return True
+
+    def write_eof(self):
+        pass
+
+    def pause_reading(self):
+        pass
+
+    def resume_reading(self):
+        pass
+
+
+class Site:
+    """A connection whose requests are noted, and answered with what they brought."""
+
+    def __init__(self, **limits):
+        self.seen = []
+        self.transport = Transport()
+        self.http = Http(self.answer, HttpLimits(**limits))
+        self.connection = Connection(self.http)
+        self.connection.connection_made(self.transport)
+
+    def answer(self, exchange):
+        headers = dict(exchange.headers)
+        self.seen.append((exchange.method, exchange.target, headers, bytes(exchange.body)))
+        exchange.respond(200, b"%d" % len(exchange.body))
+
+    def take(self, *parts):
+        for part in parts:
+            if self.connection.stage < 3:  # it still reads
+                self.connection.data_received(part)
+
+
+def post(body, head=b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"):
+    return head % len(body) + body
+
+
+HEADS = (
+    b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n",
+    b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\nX-Request-Id: a\r\n\r\n",
+    b"POST /p HTTP/1.1\r\ncontent-length:%d\r\nHost: h\r\nContent-Encoding: identity\r\n\r\n",
+    b"POST /q HTTP/1.1\r\nHost: h\r\nX-Note: content-length: 3\r\nContent-Length: %d\r\n\r\n",
+    b"POST /p HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: %d\r\n\r\n",
+    b"POST /p HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n",
+    b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: 0%d\r\n\r\n",
+    b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\nContent-Length: 1\r\n\r\n",
+)
+bodies = st.sampled_from((b"", b"1", b"\r\n", b"\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"x" * 40))
+requests = st.builds(lambda head, body: head % len(body) + body, st.sampled_from(HEADS), bodies)
+wild = st.builds(
+    lambda data, at, byte: data[: at % len(data)] + byte + data[at % len(data) + 1 :],
+    requests,
+    st.integers(0, 200),
+    st.binary(max_size=2),
+)
+lines = st.lists(requests | requests | wild, min_size=1, max_size=6)
+
+
+@given(lines, st.integers(0, 2))
+def test_what_comes_out_is_what_the_parser_alone_makes_of_it(requests, chop):
+    known, plain = Site(), Site()
+    for request in requests:
+        parts = [request[:chop], request[chop:]] if chop else [request]
+        known.take(*parts)
+        plain.connection._repeated = None
+        plain.take(*parts)
+    assert known.seen == plain.seen
+    assert known.transport.written == plain.transport.written
+    assert known.connection.stage == plain.connection.stage
+    assert known.http.buffered == plain.http.buffered
+
+
+def test_a_head_is_known_again_whatever_the_length_of_the_body():
+    site = Site()
+    site.take(post(b"first"), post(b"2"), post(b""), post(b"x" * 1000))
+    assert [body for *_, body in site.seen] == [b"first", b"2", b"", b"x" * 1000]
+    lengths = [headers[b"content-length"] for _, _, headers, _ in site.seen]
+    assert lengths == [b"5", b"1", b"0", b"1000"]
+    head = site.connection._repeated
+    assert head is not None
+    assert head.content(post(b"other")) == b"other"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        post(b"body")[:-1],
+        post(b"body") + b"!",
+        post(b"body") + post(b"body"),
+        post(b"body").replace(b"Host: h", b"Host: i"),
+        post(b"body").replace(b": 4", b": +4"),
+        post(b"body").replace(b": 4", b": 4 "),
+        post(b"body").replace(b": 4", b": "),
+        post(b"body").replace(b": 4", b": 4, 4"),
+        post(b"body").replace(b"\r\n\r\n", b"\r\nX: y\r\n\r\n"),
+        post(b"body").replace(b"\r\n", b"\n"),
+    ],
+)
+def test_anything_else_is_not_known(data):
+    first = post(b"body")
+    head = RepeatedHead.of(first, b"POST", b"/p", {b"content-length": b"4"})
+    assert head is not None
+    assert head.content(first) == b"body"
+    assert head.content(data) is None
+
+
+@pytest.mark.parametrize("name", [b"transfer-encoding", b"expect", b"upgrade"])
+def test_a_head_that_the_length_alone_does_not_frame_is_never_known(name):
+    assert RepeatedHead.of(post(b""), b"POST", b"/p", {b"content-length": b"0", name: b"x"}) is None
+    assert RepeatedHead.of(post(b""), b"POST", b"/p", {}) is None
+
+
+def test_a_known_head_is_held_to_the_limits_of_bodies():
+    site = Site(body_bytes=10)
+    site.take(post(b"x" * 10), post(b"x" * 11))
+    assert len(site.seen) == 1
+    assert b"HTTP/1.1 413 " in site.transport.written
+    site = Site(buffered_bytes=10)
+    site.take(post(b"x" * 10), post(b"x" * 11))
+    assert len(site.seen) == 1
+    assert b"HTTP/1.1 503 " in site.transport.written

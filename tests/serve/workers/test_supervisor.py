@@ -1,0 +1,447 @@
+"""Several processes on one port: start, sums, replacement, load while one is killed, the end."""
+
+import http.client
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper
+
+from drivetrain.core.bundle import Bundle, Manifest
+from drivetrain.core.graph import IR_VERSION, OPSET, Graph
+from drivetrain.core.schema import Field, Schema
+from drivetrain.serve.server import Server
+from drivetrain.serve.transport.listen import bind, bind_shared
+from drivetrain.serve.workers.supervisor import _described
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers share a port on Linux")
+
+ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
+SERVE = """
+import json, sys
+from pathlib import Path
+from drivetrain.serve.execution.models import Artefact, Traffic
+from drivetrain.serve.server import Server
+alias = Path(sys.argv[1])
+def ask():
+    digest, path = json.loads(alias.read_text())
+    return Traffic(stable=Artefact(digest, Path(path)))
+server = Server({"tiny": ask}, port=0, workers=2, grace_seconds=5, **json.loads(sys.argv[2]))
+sys.exit(server.run(lambda: print(server.port, "onnxruntime" in sys.modules, flush=True)))
+"""
+
+
+def wait_until(condition, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+class Several:
+    """A supervisor in a process of its own."""
+
+    def __init__(self, alias, options):
+        self.alias = alias
+        self.child = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", SERVE, alias, json.dumps(options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        line = self.child.stdout.readline().split()
+        self.port, self.loaded = (int(line[0]), line[1]) if line else (0, "")
+
+    @property
+    def workers(self):
+        path = Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    def connection(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+
+    def ask(self, method="POST", target="/predict/tiny", over=None):
+        connection = over or self.connection()
+        connection.request(method, target, json.dumps(ROW) if method == "POST" else None)
+        reply = connection.getresponse()
+        body = reply.read()
+        if over is None:
+            connection.close()
+        return reply.status, body
+
+    def metric(self, name):
+        """The sum of the series whose name and labels match."""
+        text = self.ask("GET", "/metrics")[1].decode()
+        lines = [line.rpartition(" ") for line in text.splitlines() if re.match(name, line)]
+        return sum(float(value) for _, _, value in lines)
+
+
+def point(alias, bundle):
+    temporary = alias.with_suffix(".new")
+    temporary.write_text(json.dumps([bundle.digest, str(bundle.path)]))
+    temporary.rename(alias)
+
+
+@pytest.fixture
+def several(tiny, tmp_path):
+    """Starts supervisors that end with the test."""
+    started = []
+
+    def start(**options):
+        alias = tmp_path / "alias"
+        point(alias, tiny)
+        started.append(Several(alias, options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.child.kill()
+        one.child.communicate()
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_workers_answer_side_by_side_and_the_supervisor_loads_no_model(several):
+    server = several()
+    assert server.loaded == "False"
+    assert len(server.workers) == 2
+    assert [server.ask()[0] for _ in range(8)] == [200] * 8
+    server.child.send_signal(signal.SIGTERM)
+    assert server.child.wait(10) == 0
+
+
+def test_any_worker_tells_what_all_have_counted_and_never_less_than_before(several):
+    server = several()
+    counts = []
+    for _ in range(12):
+        for _ in range(3):
+            server.ask()
+        counts.append(server.metric(r"drivetrain_requests_total\{.*rows"))
+    assert counts == sorted(counts)
+    wait_until(lambda: server.metric(r"drivetrain_requests_total\{.*rows") == 36)
+    assert server.metric("drivetrain_request_seconds_count.*rows") == 36
+    assert server.metric('drivetrain_request_seconds_bucket.*rows.*le="10"') == 36
+    assert server.metric("drivetrain_model_info") == 1
+    assert server.metric("drivetrain_ready") == 1
+    own = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in server.workers]
+    found = server.metric("process_resident_memory_bytes") / os.sysconf("SC_PAGE_SIZE")
+    assert found == pytest.approx(sum(own), rel=0.2)
+
+
+def test_a_killed_worker_is_replaced_within_a_second_and_what_it_counted_stays(several):
+    server = several()
+    for _ in range(20):
+        server.ask()
+    time.sleep(0.6)  # a worker tells the others four times a second
+    victim = server.workers[0]
+    os.kill(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    wait_until(lambda: victim not in server.workers and len(server.workers) == 2)
+    assert time.monotonic() - killed < 1.0
+    wait_until(lambda: server.metric("drivetrain_ready") == 1)
+    assert server.metric(r"drivetrain_requests_total\{.*rows") == 20
+    assert [server.ask()[0] for _ in range(8)] == [200] * 8
+    server.child.send_signal(signal.SIGTERM)
+    assert server.child.wait(10) == 0
+    assert "ended by signal 9; it is replaced" in server.child.stderr.read()
+
+
+def test_connections_that_wait_for_a_killed_worker_are_answered_by_the_next(several):
+    server = several()
+    for pid in server.workers:
+        os.kill(pid, signal.SIGSTOP)
+    waiting = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(12)]
+    for connection in waiting:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    for pid in server.workers:
+        os.kill(pid, signal.SIGKILL)
+    for connection in waiting:
+        assert connection.recv(1024).startswith(b"HTTP/1.1 200 ")
+        connection.close()
+
+
+def test_no_worker_outlives_a_supervisor_that_is_killed(several):
+    server = several()
+    workers = server.workers
+    server.child.kill()
+    wait_until(lambda: all(map(gone, workers)))
+
+
+def test_a_worker_that_dies_again_and_again_is_replaced_after_longer_and_longer(several):
+    server = several()
+    survivor = server.workers[1]
+    for _ in range(3):
+        wait_until(lambda: len(server.workers) == 2)
+        victim = next(pid for pid in server.workers if pid != survivor)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: victim not in server.workers)  # noqa: B023
+        assert [server.ask()[0] for _ in range(6)] == [200] * 6
+    server.child.send_signal(signal.SIGTERM)
+    assert server.child.wait(10) == 0
+    pauses = re.findall(r"it is replaced(?: in (\S+) s)?\n", server.child.stderr.read())
+    assert pauses == ["", "0.5", "1"]
+
+
+def test_a_worker_whose_loop_does_not_turn_is_passed_by_then_killed_and_replaced(several):
+    server = several(hang_seconds=3.0)
+    time.sleep(1.5)  # it has been seen to turn
+    victim, other = server.workers
+    os.kill(victim, signal.SIGSTOP)
+    time.sleep(2.5)
+    started = time.monotonic()
+    assert [server.ask()[0] for _ in range(12)] == [200] * 12
+    assert time.monotonic() - started < 1.0  # nobody waited for the one that is still
+    assert victim in server.workers
+    wait_until(lambda: victim not in server.workers and len(server.workers) == 2)
+    assert other in server.workers
+    wait_until(lambda: server.metric("drivetrain_ready") == 1)
+    server.child.send_signal(signal.SIGTERM)
+    assert server.child.wait(10) == 0
+    assert "hangs: its loop has not turned for 3 s" in server.child.stderr.read()
+
+
+def endless(path):
+    """A bundle whose graph counts to ``turns`` in a loop of ONNX: a client may ask for years."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["on"]),
+            helper.make_node("Add", ["sum", "one"], ["more"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.INT64, []),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("more", TensorProto.INT64, []),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["turns"], ["most"], keepdims=0),
+        helper.make_node("Loop", ["most", "", "zero"], ["counted"], body=body),
+        helper.make_node("Mul", ["turns", "zero"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "counted"], ["all"]),
+    ]
+    rows = [helper.make_tensor_value_info(n, TensorProto.INT64, ["rows"]) for n in ("turns", "all")]
+    constants = [
+        helper.make_tensor(name, TensorProto.INT64, [], [value])
+        for name, value in (("zero", 0), ("one", 1))
+    ]
+    graph = helper.make_graph(nodes, "endless", rows[:1], rows[1:], constants)
+    model = helper.make_model(
+        graph, ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
+    )
+    turns, counted = (Schema((Field(name, "int64"),)) for name in ("turns", "all"))
+    manifest = Manifest(name="endless", inputs=turns, outputs=counted)
+    return Bundle.write(path, Graph.from_proto(model), manifest, {})
+
+
+def test_a_graph_that_never_returns_costs_its_worker_and_a_successor_serves(tmp_path):
+    alias = tmp_path / "alias"
+    point(alias, endless(tmp_path / "endless"))
+    server = Several(alias, {"hang_seconds": 2.0})
+
+    def ask(turns, timeout):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout)
+        try:
+            connection.request("POST", "/predict/tiny", json.dumps({"turns": turns}))
+            return json.loads(connection.getresponse().read())["predictions"]
+        finally:
+            connection.close()
+
+    try:
+        assert ask(7, timeout=10) == [{"all": 7}]
+        before = server.workers
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            ask(1 << 50, timeout=20)
+        wait_until(lambda: len(server.workers) == 2 and server.workers != before)
+        assert [ask(n, timeout=10) for n in range(8)] == [[{"all": n}] for n in range(8)]
+        server.child.send_signal(signal.SIGTERM)
+        assert server.child.wait(10) == 0
+        assert "hangs: " in server.child.stderr.read()
+    finally:
+        server.child.kill()
+        server.child.communicate()
+
+
+def test_a_worker_is_replaced_by_the_version_that_the_others_serve(several, write_bundle, tmp_path):
+    server = several(reload_seconds=0.1)
+    bad = write_bundle(tmp_path / "bad", weight=2.0)
+    (bad.path / "model.onnx").unlink()
+    point(server.alias, bad)
+    wait_until(lambda: server.metric("drivetrain_reload_failures_total") == 2)
+    victim = server.workers[0]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: victim not in server.workers and len(server.workers) == 2)
+    wait_until(lambda: server.metric("drivetrain_ready") == 1)
+    assert server.metric("drivetrain_model_info") == 1
+
+
+def test_every_worker_follows_the_alias_when_one_has(several, write_bundle, tmp_path):
+    server = several(reload_seconds=0.3)
+    new = write_bundle(tmp_path / "new", weight=2.0)
+    point(server.alias, new)
+
+    def versions():
+        return {json.loads(server.ask()[1])["version"] for _ in range(8)}
+
+    wait_until(lambda: versions() == {new.digest[:12]})
+
+
+def test_a_bundle_that_cannot_be_served_is_the_supervisors_error(several, tiny, tmp_path):
+    alias = tmp_path / "other"
+    alias.write_text(json.dumps(["0" * 64, str(tiny.path)]))
+    server = Several(alias, {})
+    assert server.child.wait(15) == 1
+    _, error = server.child.communicate()
+    assert "ValueError" in error
+    assert "found digest" in error
+
+
+def test_what_a_worker_tells_of_an_error_is_written_at_once_in_any_script():
+    kind, text = _described(FileNotFoundError("找不到文件" * 1000))
+    assert (kind, text[:5]) == ("OSError", "找不到文件")
+    line = json.dumps({"seat": 63, "failed": (kind, text)})
+    assert len(line) < select.PIPE_BUF
+
+
+def test_a_port_that_is_taken_is_the_supervisors_error(tiny):
+    one, two = bind_shared("127.0.0.1", 0, 2)
+    with one, two:
+        port = one.getsockname()[1]
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            bind_shared("127.0.0.1", port, 2)
+        with pytest.raises(OSError, match=f"127.0.0.1:{port}"):
+            Server({"tiny": tiny.path}, port=port, workers=2).run()
+    with bind("127.0.0.1", 0) as alone:
+        alone.listen()
+        with pytest.raises(OSError, match="in use"):
+            bind_shared("127.0.0.1", alone.getsockname()[1], 2)
+
+
+@pytest.mark.parametrize("workers", [-1, -8])
+def test_a_count_of_workers_that_cannot_be_is_refused(tiny, workers):
+    with pytest.raises(ValueError, match="workers: found"):
+        Server({"tiny": tiny.path}, workers=workers)
+
+
+def test_a_bound_on_hanging_below_what_can_be_seen_is_refused(tiny):
+    with pytest.raises(ValueError, match=r"hang_seconds: found 0\.5, allowed: 2 or more"):
+        Server({"tiny": tiny.path}, hang_seconds=0.5)
+
+
+def test_several_workers_start_on_the_main_thread_only(tiny):
+    server = Server({"tiny": tiny.path}, port=0, workers=2)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="not the main one"):
+        pool.submit(server.run).result()
+
+
+# -- under load ------------------------------------------------------------------------------------
+
+
+class Load:
+    """Clients that ask without a pause and try nothing twice."""
+
+    def __init__(self, server, clients=8, keep=True):
+        self.server = server
+        self.keep = keep
+        self.stop = threading.Event()
+        self.pool = ThreadPoolExecutor(clients)
+        self.results = [self.pool.submit(self.run) for _ in range(clients)]
+
+    def run(self):
+        good = bad = refused = 0
+        connection = self.server.connection()
+        while not self.stop.is_set():
+            try:
+                if connection.sock is None:
+                    connection.connect()
+            except OSError:
+                refused += 1
+                time.sleep(0.01)
+                continue
+            try:
+                connection.request("POST", "/predict/tiny", json.dumps(ROW))
+                reply = connection.getresponse()
+                body = reply.read()
+                good += reply.status == 200 and b"predictions" in body
+                bad += reply.status != 200
+                if reply.getheader("Connection") == "close" or not self.keep:
+                    connection.close()
+            except (OSError, http.client.HTTPException):
+                bad += 1
+                connection.close()
+        connection.close()
+        return good, bad, refused
+
+    def end(self):
+        self.stop.set()
+        found = [result.result(20) for result in self.results]
+        self.pool.shutdown()
+        return [sum(each) for each in zip(*found, strict=True)]
+
+
+@pytest.mark.slow
+def test_a_worker_killed_under_load_costs_what_it_had_in_hand_and_nothing_else(several):
+    server = several()
+    load = Load(server)
+    time.sleep(3.0)
+    os.kill(server.workers[0], signal.SIGKILL)
+    time.sleep(3.0)
+    good, bad, refused = load.end()
+    assert refused == 0
+    assert bad <= 8  # one client has one request in flight
+    assert good > 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_worker_that_is_told_to_end_under_load_costs_no_accepted_request(several, keep):
+    server = several()
+    load = Load(server, keep=keep)
+    time.sleep(1.0)
+    victim = server.workers[0]
+    os.kill(victim, signal.SIGTERM)
+    wait_until(lambda: victim not in server.workers and len(server.workers) == 2)
+    time.sleep(0.5)
+    good, bad, refused = load.end()
+    assert refused == 0
+    assert bad == 0
+    assert good > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [True, False])
+def test_sigterm_to_the_whole_group_twice_loses_no_accepted_request(several, keep):
+    server = several()
+    load = Load(server, keep=keep)
+    time.sleep(1.0)
+    workers = server.workers
+    for pid in (*workers, server.child.pid):  # as a platform does that signals every process
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    assert server.child.wait(10) == 0
+    good, bad, refused = load.end()
+    assert bad == 0
+    assert refused > 0
+    assert good > 100
+    assert all(map(gone, workers))
