@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from drivetrain.train.all_reduce import AllReduce
     from drivetrain.train.compression import FP16, Int8, PowerSGD, TopK
     from drivetrain.train.diloco import DiLoCo
+    from drivetrain.train.distill import Distill
     from drivetrain.train.estimator import Estimator
     from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
     from drivetrain.train.schedule import Constant, Cosine, StepDecay
@@ -101,6 +102,7 @@ _HOME = {
     "train.all_reduce": ("AllReduce",),
     "train.compression": ("FP16", "Int8", "PowerSGD", "TopK"),
     "train.diloco": ("DiLoCo",),
+    "train.distill": ("Distill",),
     "train.estimator": ("Estimator",),
     "train.loss": (
         "BinaryCrossEntropy",
@@ -146,6 +148,7 @@ __all__ = [
     "CrossEntropy",
     "Cyclic",
     "DiLoCo",
+    "Distill",
     "Drift",
     "EarlyStopping",
     "Estimator",

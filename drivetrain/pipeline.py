@@ -41,6 +41,7 @@ from drivetrain.features.transform import Transform
 from drivetrain.launch.device import resolve
 from drivetrain.models.bind import build
 from drivetrain.registry.registry import Registry
+from drivetrain.train.distill import Distill
 from drivetrain.train.export import export
 from drivetrain.watch.drift import prediction_statistics
 from drivetrain.watch.probes import evaluate
@@ -152,6 +153,9 @@ def make_events(system: System, site: Site, emit: Emit = silent) -> Data:
     """Clean, join and split the events once; a source that is no table is read as it is."""
     system.check(system.events.schema)
     names = [*system.columns, *system.targets]
+    lessons = _lessons(system)
+    if lessons is not None:  # the teacher may read other columns than the student
+        names = list(dict.fromkeys([*names, *lessons.bundle.manifest.inputs.names]))
     source: Source = system.events
     data_digest = digest(describe(source))
     if isinstance(source, Table):
@@ -172,6 +176,12 @@ def make_events(system: System, site: Site, emit: Emit = silent) -> Data:
         schema.select(system.targets),
         data_digest,
     )
+
+
+def _lessons(system: System) -> Distill | None:
+    """The loss that learns from a teacher, if the system's does."""
+    loss = getattr(system.train, "loss", None)
+    return loss if isinstance(loss, Distill) else None
 
 
 def _engine(site: Site) -> Engine:
@@ -229,18 +239,7 @@ def make_model(
 ) -> Graph:
     """Train the model and put it behind the feature graph: raw columns to predictions."""
     work = Path(site.work)
-    examples = Examples(
-        data.source,
-        # one thread: batches go through side by side, which costs half of what shared ones do
-        Transform(features.graph, features.schema, threads=1),
-        data.targets,
-        cache=(
-            work / "examples" / digest(features.graph.digest, data.digest, describe(data.targets))
-            if isinstance(data.source, Tabular)
-            else None
-        ),
-        emit=emit,
-    )
+    examples = _examples(system, data, features, work, emit)
     device = resolve(site.device)
     parts = (system.train, system.model, features.graph.digest, data.digest, device, _packages())
     directory = work / "train" / digest(*(describe(part) for part in parts))
@@ -265,6 +264,25 @@ def make_model(
         if world.leads:
             graph.save(made)
         return joined
+
+
+def _examples(system: System, data: Data, features: Features, work: Path, emit: Emit) -> Examples:
+    """What the strategy sees: features, targets and what a teacher says, made once for each."""
+    source, targets = data.source, data.targets
+    parts: list[object] = [features.graph.digest, data.digest, describe(targets)]
+    lessons = _lessons(system)
+    if lessons is not None:
+        taught = lessons.taught(source)
+        source, targets = taught, Schema((*targets, taught.field))
+        parts += [lessons.bundle.digest, taught.column]
+    return Examples(
+        source,
+        # one thread: batches go through side by side, which costs half of what shared ones do
+        Transform(features.graph, features.schema, threads=1),
+        targets,
+        cache=work / "examples" / digest(*parts) if isinstance(data.source, Tabular) else None,
+        emit=emit,
+    )
 
 
 # -- compress --------------------------------------------------------------------------------------
@@ -349,17 +367,21 @@ def _measured(system: System, candidate: Bundle, data: Data, emit: Emit) -> list
 def _bundle(system: System, data: Data, features: Features, graph: Graph, work: Path) -> Bundle:
     """A candidate: a whole bundle, not yet registered and without figures."""
     inputs = data.schema.select(_used(graph, data.schema))
+    parents = {
+        "events": data.digest,
+        "system": system.digest,
+        "features": features.graph.digest,
+    }
+    lessons = _lessons(system)
+    if lessons is not None:
+        parents["teacher"] = lessons.bundle.digest
     manifest = Manifest(
         name=system.name,
         inputs=inputs,
         outputs=graph.session(threads=1).outputs,
         targets=data.targets,
         features=features.schema,
-        parents={
-            "events": data.digest,
-            "system": system.digest,
-            "features": features.graph.digest,
-        },
+        parents=parents,
         system=system.describe(),
         packages=_packages(),
     )

@@ -3,6 +3,7 @@
 from drivetrain.train.all_reduce import AllReduce
 from drivetrain.train.compression import FP16, Int8, PowerSGD, TopK
 from drivetrain.train.diloco import DiLoCo
+from drivetrain.train.distill import Distill
 from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from drivetrain.train.schedule import Constant, Cosine, StepDecay
 from drivetrain.train.single import Single
@@ -16,6 +17,7 @@ __all__ = [
     "Cosine",
     "CrossEntropy",
     "DiLoCo",
+    "Distill",
     "EarlyStopping",
     "Int8",
     "MeanSquaredError",

@@ -12,10 +12,15 @@ if TYPE_CHECKING:
     from drivetrain.core.batch import Array
 
 
+_SURE = 1e-6
+"""How far a teacher's probability is kept from 0 and 1, whose logits are infinite."""
+
+
 class Loss(Protocol):
     """Any callable is a loss; one that also has ``predictions`` and ``scores`` says more.
 
     One that has ``check`` is asked of each batch of arrays, once, whether it can learn from them.
+    One that has ``toward`` can learn from a teacher's predictions: see ``distill.Distill``.
     """
 
     def __call__(self, outputs: Any, targets: Mapping[str, "Tensor"], /) -> "Tensor":
@@ -55,6 +60,19 @@ class BinaryCrossEntropy:
         if self.smoothing:
             labels = labels * (1 - self.smoothing) + self.smoothing / 2
         return binary_cross_entropy_with_logits(outputs, labels)
+
+    def toward(self, outputs: "Tensor", teacher: "Tensor", temperature: float = 1.0) -> "Tensor":
+        """The cross-entropy to a teacher's probabilities of 1, ``[rows]``.
+
+        Both sides' logits are divided by ``temperature``, and the loss is multiplied by its
+        square, so that gradients keep their size (Hinton et al., 2015, section 2.1).
+        """
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        logits = teacher.to(outputs.dtype).logit(eps=_SURE) / temperature
+        labels = _like(logits.sigmoid(), outputs)
+        scaled = outputs / temperature
+        return binary_cross_entropy_with_logits(scaled, labels) * temperature**2
 
     def check(self, targets: Mapping[str, "Array"]) -> None:
         """Refuse labels that are no probabilities: the loss would fall without end, below 0.
@@ -104,6 +122,22 @@ class CrossEntropy:
             outputs = outputs.flatten(0, 1)
         return cross_entropy(outputs, labels, label_smoothing=self.smoothing)
 
+    def toward(self, outputs: "Tensor", teacher: "Tensor", temperature: float = 1.0) -> "Tensor":
+        """The cross-entropy to a teacher's probabilities ``[rows, classes]``.
+
+        The logarithm of a probability is its logit but for a constant, which a softmax does not
+        see: so ``temperature`` softens a teacher that answers probabilities exactly as one that
+        answers logits (Hinton et al., 2015, section 2.1).
+        """
+        from torch.nn.functional import cross_entropy
+
+        logits = teacher.to(outputs.dtype).clamp(min=_SURE).log() / temperature
+        labels = logits.softmax(-1)
+        if outputs.dim() == 3:
+            labels = labels.repeat_interleave(outputs.shape[1], 0)
+            outputs = outputs.flatten(0, 1)
+        return cross_entropy(outputs / temperature, labels) * temperature**2
+
     def check(self, targets: Mapping[str, "Array"]) -> None:
         """Refuse labels that name no class; torch would pass over -100 without a word.
 
@@ -143,6 +177,16 @@ class MeanSquaredError:
         from torch.nn.functional import mse_loss
 
         return mse_loss(outputs, _like(targets[self.target], outputs))
+
+    def toward(self, outputs: "Tensor", teacher: "Tensor", temperature: float = 1.0) -> "Tensor":
+        """The mean squared distance from a teacher's numbers ``[rows]``: nothing to soften.
+
+        Raises:
+            ValueError: ``temperature`` is not 1.
+        """
+        if temperature != 1:
+            raise wrong("temperature of MeanSquaredError", temperature, "1")
+        return self(outputs, {self.target: teacher})
 
     def predictions(self, outputs: "Tensor") -> dict[str, "Tensor"]:
         """The number, ``[rows]``; the mean of members."""
