@@ -7,23 +7,24 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.job import LOST
-from drivetrain.core.metric import Emit, Emitted, Metric, fan_out
+from drivetrain.core.metric import Metric
 from drivetrain.core.schema import Schema
 from drivetrain.core.site import Site
 from drivetrain.core.world import World
 from drivetrain.declaration import load, with_settings
-from drivetrain.running import check_resources, job_of
+from drivetrain.listening import listening
+from drivetrain.running import check_resources, job_of, meter_of
 
 if TYPE_CHECKING:
     from drivetrain.core.bundle import Bundle
     from drivetrain.core.system import System
     from drivetrain.registry.registry import Registry
+    from drivetrain.watch.energy import Meter
 
 ROWS = 65_536
 """Rows that are measured at a time."""
@@ -196,23 +197,30 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_here(
-    options: argparse.Namespace, system: "System", site: Site, world: World = World()
+    options: argparse.Namespace,
+    system: "System",
+    site: Site,
+    world: World = World(),
+    meter: "Meter | None" = None,
 ) -> int:
     from drivetrain.pipeline import run
 
     if not world.leads:  # the leader speaks for all
         run(system, site, until=options.until, world=world)
         return 0
-    with _listening(options, system, site) as emit:
-        bundle = run(system, site, until=options.until, emit=emit, world=world)
+    with listening(system, site, as_json=options.json) as emit:
+        bundle = run(system, site, until=options.until, emit=emit, world=world, meter=meter)
     if bundle is None:
         return 0
-    broken = _registry(site).broken_bounds(bundle)
+    registry = _registry(site)
+    broken = registry.broken_bounds(bundle)
+    spent = {n: v for n, v in _measured(registry, bundle).items() if n.startswith("run/")}
     _print(
         options,
-        {"bundle": bundle.digest, "metrics": dict(bundle.manifest.metrics)},
+        {"bundle": bundle.digest, "metrics": dict(bundle.manifest.metrics), "measured": spent},
         f"\nbundle {bundle.digest}\n"
         + "".join(f"  {m.name:32} {m.value:.5g}\n" for m in _tested(bundle))
+        + "".join(f"  {name:32} {value:.3g}\n" for name, value in spent.items())
         + f"next: drivetrain promote {bundle.digest[:12]} {system.name}",
     )
     for bound in broken:
@@ -242,9 +250,12 @@ def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
         return 0
     if not several:
         return launcher.start(job)
-    with _listening(options, system, site) as emit:
-        run(system, site, until="features", emit=emit)
-    return launcher.start(job) or _run_here(options, system, site)
+    meter = meter_of(site, site.resources.processes)
+    with listening(system, site, as_json=options.json) as emit:
+        run(system, site, until="features", emit=emit, meter=meter)
+    with meter.stage("train"):
+        status = launcher.start(job)
+    return status or _run_here(options, system, site, meter=meter)
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -257,6 +268,7 @@ def _show(options: argparse.Namespace) -> int:
     else:
         bundle = _open(options.what, _site(options))
         drawn = plain(bundle.manifest.system, manifest=bundle.manifest, digest=bundle.digest)
+        drawn["measured"] = _measured(_registry(_site(options)), bundle)
     pages = {options.html: html(drawn)} if options.html else {}
     pages |= _monitoring(options, bundle)
     for path, page in pages.items():
@@ -469,27 +481,9 @@ def _tested(bundle: "Bundle") -> Iterator[Metric]:
             yield Metric(name=name, value=value)
 
 
-@contextmanager
-def _listening(options: argparse.Namespace, system: "System", site: Site) -> Iterator[Emit]:
-    """The listeners that this run and this site ask for, closed at its end."""
-    from drivetrain.watch.terminal import JsonLines, Terminal
-
-    listeners: list[Callable[[Emitted], None]] = []
-    with ExitStack() as stack:
-        listeners.append(
-            JsonLines(sys.stdout) if options.json else stack.enter_context(Terminal(sys.stderr))
-        )
-        if site.listen.tensorboard or site.listen.mlflow:
-            from drivetrain.watch.listeners import Mlflow, TensorBoard
-
-            run = system.digest[:12]
-            if site.listen.tensorboard:
-                directory = Path(site.listen.tensorboard) / f"{system.name}-{run}"
-                listeners.append(stack.enter_context(TensorBoard(directory)))
-            if site.listen.mlflow:
-                mlflow = Mlflow(site.listen.mlflow, experiment=system.name, run=run)
-                listeners.append(stack.enter_context(mlflow))
-        yield fan_out(listeners)
+def _measured(registry: "Registry", bundle: "Bundle") -> dict[str, float]:
+    """What was last measured of a bundle that is not the same in every run."""
+    return {metric.name: metric.value for metric in registry.measurements(bundle.digest)}
 
 
 if __name__ == "__main__":

@@ -41,9 +41,11 @@ from drivetrain.features.transform import Transform
 from drivetrain.launch.device import resolve
 from drivetrain.models.bind import build
 from drivetrain.registry.registry import Registry
+from drivetrain.running import meter_of
 from drivetrain.train.distill import Distill
 from drivetrain.train.export import export
 from drivetrain.watch.drift import prediction_statistics
+from drivetrain.watch.energy import Meter
 from drivetrain.watch.probes import evaluate
 
 Stage = Literal["events", "features", "train", "compress", "test", "register"]
@@ -91,6 +93,7 @@ def run(
     engine: Engine | None = None,
     emit: Emit = silent,
     world: World = World(),
+    meter: Meter | None = None,
 ) -> Bundle | None:
     """Run a system from its events to a registered bundle.
 
@@ -104,6 +107,7 @@ def run(
         engine: computes the statistics instead of the site's own.
         emit: hears every metric, progress and note.
         world: the processes that train together.
+        meter: of energy, where some of this run's was spent before; None begins a new one.
 
     Returns:
         The registered bundle, or None when the run stopped before.
@@ -116,34 +120,48 @@ def run(
     if world.size > 1 and until != "train":
         raise wrong("until", until, f"'train' in one of {world.size} processes")
     work = Path(site.work)
+    if meter is None and world.size == 1:  # of several, whoever started them counts for all
+        meter = meter_of(site)
 
-    with _stage("events", emit):
+    with _stage("events", emit, meter):
         data = make_events(system, site, emit)
     if until == "events":
         return None
-    with _stage("features", emit):
+    with _stage("features", emit, meter):
         features = make_features(system, data, work, engine or _engine(site), emit)
     if until == "features":
         return None
-    with _stage("train", emit):
+    with _stage("train", emit, meter):
         graph = make_model(system, data, features, site, emit, world)
     if until == "train":
         return None
-    with _stage("compress", emit):
+    with _stage("compress", emit, meter):
         graph, report = make_smaller(system, data, features, graph, work, emit)
     if until == "compress":
         return None
-    with _stage("test", emit):
+    with _stage("test", emit, meter):
         candidate = _bundle(system, data, features, graph, work)
         found = _measured(system, candidate, data, emit)
     if until == "test":
         return None
-    with _stage("register", emit):
+    with _stage("register", emit, meter):
         fitted = candidate.fitted
         if isinstance(data.source, Tabular):
             seen = prediction_statistics(candidate, data.batches("validate"))
             fitted = {**fitted, **seen}
-        return _register(site, candidate, fitted, [*report, *found], emit)
+        bundle = _register(site, candidate, fitted, [*report, *found], emit)
+    if meter is not None:
+        _account(site, bundle, meter, emit)
+    return bundle
+
+
+def _account(site: Site, bundle: Bundle, meter: Meter, emit: Emit) -> None:
+    """Say what the whole run took, and keep it beside the bundle with what each stage did."""
+    whole = meter.figures()
+    _emit_all(whole, emit)
+    emit(meter.note())
+    stages = [metric for stage in meter.joules for metric in meter.figures(stage)]
+    Registry(site.store).record(bundle.digest, [*stages, *whole])
 
 
 # -- events ----------------------------------------------------------------------------------------
@@ -451,12 +469,15 @@ def _emit_all(metrics: Iterable[Metric], emit: Emit) -> None:
 
 
 @contextmanager
-def _stage(name: Stage, emit: Emit) -> Iterator[None]:
+def _stage(name: Stage, emit: Emit, meter: Meter | None) -> Iterator[None]:
     begin = time.perf_counter()
     emit(Note(stage=name, text="begins"))
-    yield
+    with nullcontext() if meter is None else meter.stage(name):
+        yield
     seconds = time.perf_counter() - begin
     emit(Metric(name=f"{name}/seconds", value=seconds, repeatable=False))
+    if meter is not None:
+        _emit_all(meter.figures(name), emit)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where a run happens: what its site can give, and the job that a launcher starts for it."""
+"""Where a run happens: what its site can give and count, and the job that a launcher starts."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -7,7 +7,9 @@ from drivetrain.core.errors import wrong
 from drivetrain.core.job import Job, Resources
 from drivetrain.core.site import Site
 from drivetrain.core.system import System
+from drivetrain.launch.device import resolve
 from drivetrain.launch.local import this_command
+from drivetrain.watch.energy import Meter, gpus
 
 LAUNCHERS = ("inline", "local")
 
@@ -61,3 +63,16 @@ def job_of(system: System, site: Site, file: str, until: str | None, flags: Sequ
         *(f"--set={item}" for item in given),
     )
     return Job(name=system.name, command=command, resources=site.resources)
+
+
+def meter_of(site: Site, processes: int = 1) -> Meter:
+    """What counts the energy of a run at a site.
+
+    Args:
+        site: knows its grid.
+        processes: that train together, each on a GPU of its own where there are any.
+
+    Raises:
+        ValueError: a figure under ``[energy]`` is wrong, or the device is not on this machine.
+    """
+    return Meter.of(site.energy, gpus(resolve(site.device), processes))

@@ -178,15 +178,22 @@ def test_run_prints_the_bundle_and_what_comes_next(drive: Drive, ran: Any, here:
     assert status == 0, err
     assert f"bundle {ran.bundle.digest}" in out
     assert re.search(r"test/auc +0\.\d+", out)
+    assert re.search(r"run/(estimated_)?energy_kwh +\d", out)
+    assert "energy: energy by " in err
     assert f"next: drivetrain promote {ran.bundle.digest[:12]} made" in out
 
 
 def test_run_as_json_is_an_object_a_line(drive: Drive, ran: Any, here: Any) -> None:
-    status, out, _ = drive("run", ran.file, *here, "--json", "--set=compress=[]")
+    german = "--set=energy.country=DEU"
+    status, out, _ = drive("run", ran.file, *here, "--json", "--set=compress=[]", german)
     assert status == 0
     *stream, last = [json.loads(line) for line in out.splitlines()]
     assert {item["type"] for item in stream} >= {"note", "metric"}
     assert last["metrics"]["test/auc"] > 0.6
+    spent = last["measured"]
+    carbon = spent.pop("run/estimated_carbon_kg")
+    (kwh,) = spent.values()
+    assert carbon == pytest.approx(kwh * 380.95 / 1000)
 
 
 def test_run_stops_where_it_is_told(drive: Drive, ran: Any, tmp_path: Path) -> None:
@@ -318,6 +325,7 @@ def test_show_draws_a_bundle_by_digest_alias_and_path(drive: Drive, ran: Any, he
     assert status == 0
     assert "model inputs" in out
     assert "test/auc" in out
+    assert re.search(r"train/(estimated_)?energy_kwh +\d", out)
 
 
 def test_show_measures_where_a_bundle_runs(drive: Drive, ran: Any, here: Any) -> None:

@@ -102,7 +102,8 @@ def allowed(source: str) -> set[str]:
         return {"core", "models"}
     if here == "apps":
         return {"core", "models", *STAGES}
-    beside = {"core", "models", "declaration", "pipeline", "running", "serving", *STAGES}
+    beside = {"core", "models", "declaration", "listening", "pipeline", "running", "serving"}
+    beside |= set(STAGES)
     return {*beside, "apps"} if here == "cli" else beside
 
 

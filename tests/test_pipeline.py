@@ -185,6 +185,10 @@ def test_what_repeats_is_in_the_bundle_and_times_lie_beside_it(ran: Any) -> None
     assert beside["latency/p99_ms"].value > 0
     assert beside["latency/p99_ms"].at_most == 10_000
     assert beside["compress/int8/after_batch1_ms"].value > 0
+    by_name = {name.replace("estimated_", ""): metric.value for name, metric in beside.items()}
+    spent = [by_name[f"{stage}/energy_kwh"] for stage in STAGES]
+    assert min(spent) >= 0
+    assert by_name["run/energy_kwh"] == pytest.approx(sum(spent))
     assert not inside.keys() & beside.keys()
     assert {name: tuple(b) for name, b in ran.bundle.manifest.bounds.items()} == {
         "test/auc": (0.6, None),

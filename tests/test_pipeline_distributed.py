@@ -43,6 +43,9 @@ def test_processes_share_the_training_and_one_of_them_does_the_rest(
         (digest,) = registry.bundles()
         figures.append(dict(registry.open(digest).manifest.metrics))
         assert done.stdout.count(f"bundle {digest}\n") == 1
+        by_name = {m.name.replace("estimated_", ""): m.value for m in registry.measurements(digest)}
+        # Whoever imports torch takes more than a CPU second, at 3.5 W.
+        assert by_name["train/energy_kwh"] > 3.5 / 3.6e6
     one, two = figures
     assert one.keys() == two.keys()
     # Sums in another order differ in their last bits, and int8 may round these another way.

@@ -119,6 +119,24 @@ class ListenSite:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnergySite:
+    """What must be known of a place to tell the energy and the carbon of a run.
+
+    Attributes:
+        country: its ISO 3166-1 alpha-3 code, such as ``DEU``, for the mean carbon of its grid;
+            empty tells no carbon.
+        grams_per_kwh: of CO2 equivalent, instead of the country's; 0 takes that.
+        watts_per_cpu: of one busy logical CPU, where no counter can be read. The default is the
+            mean of AWS's processors under full load by Cloud Carbon Footprint, Methodology,
+            "Average Max Watts" (https://www.cloudcarbonfootprint.org/docs/methodology/).
+    """
+
+    country: str = ""
+    grams_per_kwh: float = 0.0
+    watts_per_cpu: float = 3.5
+
+
+@dataclass(frozen=True, kw_only=True)
 class Site:
     """Where a system runs.
 
@@ -139,6 +157,7 @@ class Site:
     resources: Resources = Resources()
     serve: ServeSite = ServeSite()
     listen: ListenSite = ListenSite()
+    energy: EnergySite = EnergySite()
 
     @classmethod
     def load(cls, path: str | Path) -> "Site":

@@ -76,7 +76,7 @@ def text(drawn: Plain) -> str:
     if "features" in drawn:
         lines += ["model inputs"]
         lines += [f"  {name:28}{size:24}from {of}" for name, size, of in _inputs(drawn)]
-    for title in ("metrics", "parents", "packages"):
+    for title in ("metrics", "measured", "parents", "packages"):
         if drawn.get(title):
             bounds = drawn["bounds"] if title == "metrics" else {}
             lines += ["", title]
@@ -166,6 +166,9 @@ def html(drawn: Plain) -> str:
         bounds = drawn.get("bounds", {})
         rows = [(k, _number(v), _bound(bounds.get(k))) for k, v in drawn["metrics"].items()]
         parts.append(_table("metrics", ("metric", "value", "bound"), rows))
+    if drawn.get("measured"):
+        rows = [(name, _number(value)) for name, value in drawn["measured"].items()]
+        parts.append(_table("measured", ("in the last run", "value"), rows))
     parts += [
         _table(title, (title, ""), drawn[title].items())
         for title in ("parents", "packages")
