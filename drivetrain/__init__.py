@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from drivetrain.train.distill import Distill
     from drivetrain.train.estimator import Estimator
     from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+    from drivetrain.train.parameter_server import ParameterServer
+    from drivetrain.train.private import Private
     from drivetrain.train.schedule import Constant, Cosine, StepDecay
     from drivetrain.train.single import Single
     from drivetrain.train.stopping import EarlyStopping
@@ -109,6 +111,8 @@ _HOME = {
         "CrossEntropy",
         "MeanSquaredError",
     ),
+    "train.parameter_server": ("ParameterServer",),
+    "train.private": ("Private",),
     "train.schedule": (
         "Constant",
         "Cosine",
@@ -166,8 +170,10 @@ __all__ = [
     "MeanSquaredError",
     "Missing",
     "Optimize",
+    "ParameterServer",
     "Parquet",
     "PowerSGD",
+    "Private",
     "Quantize",
     "Raw",
     "Registry",

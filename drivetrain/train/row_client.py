@@ -22,18 +22,43 @@ class Server(NamedTuple):
     token: bytes
 
 
-class Wanted:
-    """Distinct ids of one table in the order in which the servers hold them.
+class Places:
+    """Distinct rows of one table in the order in which the servers hold them.
 
     Args:
-        ids: any, of any shape; ids may come several times.
+        places: one array for each server; rows come in this order, one behind another.
+
+    Attributes:
+        places: as given.
+        ends: where the rows of each server begin, and where the last ones end.
+    """
+
+    def __init__(self, places: Sequence[Ids]) -> None:
+        self.places = places
+        self.ends = [0, *accumulate(map(len, places))]
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return self.ends[-1]
+
+    def of(self, server: int, rows: Rows) -> Rows:
+        """The part of ``[count, dim]`` that one server holds."""
+        return rows[self.ends[server] : self.ends[server + 1]]
+
+
+class Wanted(Places):
+    """The rows of some ids.
+
+    Args:
+        ids: of any shape; an id may come several times.
         spread: says who holds them.
 
     Attributes:
-        inverse: where each id of ``ids`` is found among the rows, in the shape of ``ids``.
-        places: one array of places for each server; rows come in this order, one behind another.
-        ends: where the rows of each server begin, and where the last ones end.
-        count: how many distinct ids.
+        inverse: where each id is found among the rows, in the shape of ``ids``.
+
+    Raises:
+        IndexError: the table has no such id.
     """
 
     def __init__(self, ids: Ids, spread: Spread) -> None:
@@ -44,18 +69,16 @@ class Wanted:
             )
         distinct, inverse = np.unique(ids.reshape(-1), return_inverse=True)
         owners, places = spread.places(distinct)
-        self.count = len(distinct)
         if spread.shards == 1:
-            self.places = [places]
+            super().__init__([places])
         else:
             order = owners.argsort(kind="stable")
             ends = np.cumsum(np.bincount(owners, minlength=spread.shards))
-            self.places = np.split(places[order], ends[:-1])
+            super().__init__(np.split(places[order], ends[:-1]))
             rank = np.empty_like(order)
             rank[order] = np.arange(len(order))
             inverse = rank[inverse]
         self.inverse: Ids = inverse.reshape(ids.shape)
-        self.ends = [0, *accumulate(map(len, self.places))]
 
 
 class Pull:
@@ -65,12 +88,12 @@ class Pull:
         rows: ``[count, dim]`` of each table; complete after :meth:`RowClient.wait`.
     """
 
-    def __init__(self, wanted: Sequence[Wanted], dims: Sequence[int], servers: int) -> None:
+    def __init__(self, wanted: Sequence[Places], dims: Sequence[int], servers: int) -> None:
         self.rows: list[Rows] = [
             np.empty((each.count, dim), np.float32) for each, dim in zip(wanted, dims, strict=True)
         ]
         self.parts = [
-            [rows[w.ends[n] : w.ends[n + 1]] for rows, w in zip(self.rows, wanted, strict=True)]
+            [each.of(n, rows) for each, rows in zip(wanted, self.rows, strict=True)]
             for n in range(servers)
         ]
         self.missing = {n for n, parts in enumerate(self.parts) if any(map(len, parts))}
@@ -112,7 +135,7 @@ class RowClient:
         self._readers.append(frames.Reader(connection))
         frames.send(connection, frames.HELLO, self._rank, [server.token], len(self.shapes))
 
-    def pull(self, wanted: Sequence[Wanted], after: int, *, peek: bool = False) -> Pull:
+    def pull(self, wanted: Sequence[Places], after: int, *, peek: bool = False) -> Pull:
         """Ask for rows of all tables; :meth:`wait` for them later.
 
         Args:
@@ -158,7 +181,7 @@ class RowClient:
                 reader.into(part.data.cast("B"))
         pull.missing.discard(number)
 
-    def push(self, wanted: Sequence[Wanted], gradients: Sequence[Rows], lr: float) -> None:
+    def push(self, wanted: Sequence[Places], gradients: Sequence[Rows], lr: float) -> None:
         """Send the gradients of an update; nothing is waited for.
 
         Args:
@@ -172,8 +195,7 @@ class RowClient:
         for number, connection in enumerate(self._connections):
             places = [each.places[number] for each in wanted]
             parts = [
-                gradient[each.ends[number] : each.ends[number + 1]]
-                for gradient, each in zip(gradients, wanted, strict=True)
+                each.of(number, gradient) for each, gradient in zip(wanted, gradients, strict=True)
             ]
             with self._naming(number, "room for gradients"):
                 body = frames.update(places, parts, lr)
