@@ -91,9 +91,10 @@ class Aliases:
         What was refused is tried again. A version that serves stays if the one that the alias
         means now cannot.
         """
-        self._unloaded.discard(name)
-        self._refused = {(n, digest) for n, digest in self._refused if n != name}
-        self.reasons.pop(name, None)
+        async with self._lock:  # or a thread that asks might go through what is refused
+            self._unloaded.discard(name)
+            self._refused = {(n, digest) for n, digest in self._refused if n != name}
+            self.reasons.pop(name, None)
         await self._look(name)
         return self.reasons.get(name, "")
 
@@ -122,6 +123,8 @@ class Aliases:
         """Load what an alias means, if that is not loaded."""
         ask = self._resolve[name]
         async with self._lock:
+            if name in self._unloaded:  # since it was decided to look, while others were asked
+                return
             present = self._application.releases.get(name)
             try:
                 if present is not None:

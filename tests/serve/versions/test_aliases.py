@@ -1,0 +1,75 @@
+"""Aliases that are asked, loaded and unloaded at the same time: what was decided last stands."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from drivetrain.serve.execution.loading import Loader
+from drivetrain.serve.execution.models import Artefact, Traffic
+from drivetrain.serve.telemetry.metrics import Metrics
+from drivetrain.serve.versions.aliases import Aliases
+
+
+class Installed:
+    """What answers; stands in for the application."""
+
+    def __init__(self):
+        self.releases = {}
+
+    def install(self, release):
+        self.releases[release.name] = release
+
+    def remove(self, name):
+        del self.releases[name]
+
+
+class Gate:
+    """What an alias means; once it is shut, whoever asks waits for it to open."""
+
+    def __init__(self, traffic):
+        self.traffic = traffic
+        self.asked, self.opened = threading.Event(), threading.Event()
+        self.opened.set()
+
+    def shut(self):
+        self.asked.clear()
+        self.opened.clear()
+
+    def __call__(self):
+        self.asked.set()
+        assert self.opened.wait(5)
+        return self.traffic
+
+
+def aliases_of(resolve, metrics=None):
+    engine = SimpleNamespace(open=lambda model: None, close=lambda model: None)
+    return Aliases(resolve, Installed(), engine, metrics or Metrics(), Loader())
+
+
+@pytest.fixture(scope="module")
+def artefact(tiny):
+    return Artefact(tiny.digest, tiny.path)
+
+
+def test_what_is_unloaded_while_others_are_asked_stays_so(artefact):
+    traffic = Traffic(stable=artefact)
+    slow = Gate(traffic)
+    aliases = aliases_of({"slow": slow, "other": lambda: traffic})
+
+    async def main():
+        aliases.begin()
+        slow.shut()
+        following = asyncio.create_task(aliases.follow(asyncio.Event(), 0.01))
+        await asyncio.to_thread(slow.asked.wait, 5)
+        unloading = asyncio.create_task(aliases.unload("other", "as asked"))
+        await asyncio.sleep(0.02)
+        slow.opened.set()
+        await unloading
+        await asyncio.sleep(0.1)  # every alias is asked again meanwhile
+        following.cancel()
+
+    asyncio.run(main())
+    assert set(aliases.releases) == {"slow"}
+    assert aliases.reasons == {"other": "as asked"}
