@@ -52,6 +52,7 @@ class Buckets:
         bucket.fill()
         with naming(self._group):
             bucket.work = dist.all_reduce(bucket.flat, async_op=True)
+        self._group.traffic.reduced(bucket.flat)
 
     settled = True
 
@@ -127,6 +128,7 @@ def start_equal(model: nn.Module, group: Group) -> None:
     with naming(group):
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor, src=0)
+            group.traffic.broadcast(tensor)
 
 
 def share_buffers(buffers: Sequence[Tensor], group: Group) -> None:
@@ -134,6 +136,7 @@ def share_buffers(buffers: Sequence[Tensor], group: Group) -> None:
     with naming(group):
         for buffer in buffers:
             dist.broadcast(buffer, src=0)
+            group.traffic.broadcast(buffer)
 
 
 def _divided(parameters: Sequence[nn.Parameter], size: int) -> list[list[nn.Parameter]]:

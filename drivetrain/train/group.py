@@ -1,5 +1,6 @@
 """The processes that train one model together: their sums, and what ends a wait in vain."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from drivetrain.core.seams import Run
 from drivetrain.core.world import World
+from drivetrain.train.traffic import Traffic
 
 
 class Group(Protocol):
@@ -19,10 +21,12 @@ class Group(Protocol):
     Attributes:
         rank: of this process, from 0.
         size: how many there are.
+        traffic: what this process sent to the others.
     """
 
     rank: int
     size: int
+    traffic: Traffic
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of the tensors that all give, in place; they have one shape and type.
@@ -47,6 +51,9 @@ class Alone:
     rank = 0
     size = 1
 
+    def __init__(self) -> None:
+        self.traffic = Traffic()
+
     def sum(self, values: Tensor) -> Tensor:
         """What was given."""
         return values
@@ -66,22 +73,26 @@ class Processes:
     def __init__(self, world: World) -> None:
         self.rank = world.rank
         self.size = world.size
+        self.traffic = Traffic(world.size)
 
     def sum(self, values: Tensor) -> Tensor:
         with naming(self):
             dist.all_reduce(values)
+        self.traffic.reduced(values)
         return values
 
     def gather(self, values: Tensor) -> list[Tensor]:
         found = [torch.empty_like(values) for _ in range(self.size)]
         with naming(self):
             dist.all_gather(found, values.contiguous())
+        self.traffic.gathered(values)
         return found
 
 
 @contextmanager
 def naming(group: Group) -> Iterator[None]:
-    """Say what a broken wait means: torch speaks of sockets."""
+    """Say what a broken wait means: torch speaks of sockets; and count the time of it."""
+    begin = time.perf_counter()
     try:
         yield
     except RuntimeError as error:  # what every back end raises, dist.DistBackendError included
@@ -91,6 +102,8 @@ def naming(group: Group) -> Iterator[None]:
             f"rank {group.rank} of {group.size} waited for the others in vain: one of them has "
             f"ended or stands still ({str(error).splitlines()[0][:300]})."
         ) from error
+    finally:
+        group.traffic.waited += time.perf_counter() - begin
 
 
 @contextmanager

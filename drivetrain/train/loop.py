@@ -1,12 +1,14 @@
 """The one loop: epochs of batches through a step; whatever else happens is a callback's."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from drivetrain.core.batch import Batch
 from drivetrain.core.metric import Emit
 from drivetrain.core.seams import Examples, Order, Shard
 from drivetrain.train.feed import Feed
@@ -70,6 +72,9 @@ class Loop:
         callbacks: in the order in which they are called.
     """
 
+    Attributes:
+        starved: seconds that this process waited for batches.
+
     def __init__(
         self,
         step: Step,
@@ -97,6 +102,7 @@ class Loop:
 
     def run(self) -> None:
         """Train from the current position to the end.
+        self.starved = 0.0
 
         Raises:
             ArithmeticError: the loss is no longer a number.
@@ -124,7 +130,7 @@ class Loop:
             order=Order(self.seed, position.epoch),
             start=position.at,
         )
-        for batch in batches:
+        for batch in self._arriving(batches):
             rows = len(batch)
             if first:
                 feed.check(batch)
@@ -148,6 +154,17 @@ class Loop:
         """The losses since the last report, the newest included.
 
         Raises:
+    def _arriving(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, with the wait for each counted."""
+        clock, source = time.perf_counter, iter(batches)
+        while True:
+            begin = clock()
+            batch = next(source, None)
+            self.starved += clock() - begin
+            if batch is None:
+                return
+            yield batch
+
             ArithmeticError: one of them is not finite; names the step, the batch and the
                 learning rate.
         """

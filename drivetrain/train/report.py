@@ -7,10 +7,11 @@ from torch import Tensor
 
 from drivetrain.core.metric import Metric, Progress
 from drivetrain.train.loop import Loop
+from drivetrain.train.telemetry import Telemetry
 
 
 class Report:
-    """Emits the mean loss and the learning rate every so many updates, progress by the clock.
+    """Emits the mean loss and the learning rate every so many updates, the rest by the clock.
 
     Args:
         total: rows of the whole training, or None where nobody knows.
@@ -24,23 +25,24 @@ class Report:
         self.every = every
         self.seconds = seconds
         self._next = 0.0
-        self._since: tuple[float, int] | None = None
+        self._telemetry = Telemetry()
 
     def after_update(self, loop: Loop) -> None:
         """Report if it is time."""
         now = time.perf_counter()
-        if self._since is None:  # the first update is a warm-up: rates count from its end
-            self._since = now, loop.position.rows
+        self._telemetry.begin(loop)  # the first update is a warm-up: rates count from its end
         if loop.step.done % self.every == 0:
             self._figures(loop)
         if now >= self._next:
             self._next = now + self.seconds
             self._progress(loop)
+            self._telemetry.tell(loop)
 
     def after_epoch(self, loop: Loop) -> None:
         """Report what is left of the epoch."""
         self._figures(loop)
         self._progress(loop)
+        self._telemetry.tell(loop, now=loop.position.epoch == loop.epochs)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Nothing: the losses that wait are the loop's."""
@@ -57,12 +59,6 @@ class Report:
         loop.emit(Metric(name="train/loss", value=sum(losses) / len(losses), step=step))
         loop.emit(Metric(name="train/lr", value=loop.step.rate(step - 1), step=step))
         losses.clear()
-        now, rows = time.perf_counter(), loop.position.rows
-        if self._since is not None and rows > self._since[1]:
-            rate = (rows - self._since[1]) / (now - self._since[0])
-            name = "train/rows_per_second"
-            loop.emit(Metric(name=name, value=rate, step=step, repeatable=False))
-        self._since = now, rows
 
     def _progress(self, loop: Loop) -> None:
         loop.emit(Progress(stage="train", done=loop.position.rows, total=self.total))

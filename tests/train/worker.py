@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from drivetrain import train
 from drivetrain.core.job import LOST
+from drivetrain.core.metric import Metric
 from drivetrain.core.seams import Run
 from drivetrain.core.world import World
 from drivetrain.models import MLP
@@ -46,7 +47,13 @@ def main(directory: Path, options: dict[str, Any]) -> int:
     if "compression" in options:
         given["compression"] = getattr(train, options["compression"])()
     strategy = getattr(train, options.get("kind", "AllReduce"))(**given)
-    run = Run(directory=directory / "run", world=world)
+    figures: dict[str, float] = {}
+
+    def hear(item: Any) -> None:
+        if isinstance(item, Metric):
+            figures[item.name] = item.value
+
+    run = Run(directory=directory / "run", emit=hear, world=world)
     try:
         fitted = strategy.fit(build(model, examples.features, seed=1), examples, run)
     except (ConnectionError, InterruptedError) as error:
@@ -56,6 +63,7 @@ def main(directory: Path, options: dict[str, Any]) -> int:
     save_file(weights, directory / f"weights-{world.rank}.safetensors")
     return 0
 
+    (directory / f"figures-{world.rank}.json").write_text(json.dumps(figures))
 
 def end_as(how: str) -> None:
     """End this process, or let it stand still, as a test wants it."""
