@@ -70,10 +70,10 @@ class Loop:
         group: the processes that train together.
         emit: where measurements go.
         callbacks: in the order in which they are called.
-    """
 
     Attributes:
         starved: seconds that this process waited for batches.
+    """
 
     def __init__(
         self,
@@ -99,10 +99,10 @@ class Loop:
         self.emit = emit
         self.callbacks = callbacks
         self.position = Position()
+        self.starved = 0.0
 
     def run(self) -> None:
         """Train from the current position to the end.
-        self.starved = 0.0
 
         Raises:
             ArithmeticError: the loss is no longer a number.
@@ -150,10 +150,6 @@ class Loop:
         if not position.batch:
             raise ValueError("split 'train': found 0 rows, allowed: at least 1.")
 
-    def read(self) -> list[float]:
-        """The losses since the last report, the newest included.
-
-        Raises:
     def _arriving(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, with the wait for each counted."""
         clock, source = time.perf_counter, iter(batches)
@@ -165,6 +161,10 @@ class Loop:
                 return
             yield batch
 
+    def read(self) -> list[float]:
+        """The losses since the last report, the newest included.
+
+        Raises:
             ArithmeticError: one of them is not finite; names the step, the batch and the
                 learning rate.
         """

@@ -61,9 +61,9 @@ def main(directory: Path, options: dict[str, Any]) -> int:
         return LOST
     weights = {name: tensor.contiguous() for name, tensor in fitted.state_dict().items()}
     save_file(weights, directory / f"weights-{world.rank}.safetensors")
+    (directory / f"figures-{world.rank}.json").write_text(json.dumps(figures))
     return 0
 
-    (directory / f"figures-{world.rank}.json").write_text(json.dumps(figures))
 
 def end_as(how: str) -> None:
     """End this process, or let it stand still, as a test wants it."""
