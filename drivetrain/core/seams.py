@@ -12,7 +12,7 @@ from drivetrain.core.world import World
 if TYPE_CHECKING:
     from torch import nn
 
-    from drivetrain.core.batch import Batch
+    from drivetrain.core.batch import Array, Batch
     from drivetrain.core.bundle import Bundle
     from drivetrain.core.graph import Graph
     from drivetrain.core.job import Job
@@ -113,6 +113,19 @@ class Examples(Protocol):
         ...
 
 
+class Addressable(Examples, Protocol):
+    """Examples whose rows have numbers, for strategies that draw rows instead of going round."""
+
+    def take(self, split: Split, rows: "Array") -> "Batch":
+        """The rows of these numbers, from 0 to below ``rows(split)``, in the order given.
+
+        Args:
+            split: which rows.
+            rows: int64 ``[n]``; may be empty.
+        """
+        ...
+
+
 @runtime_checkable
 class Feature(Protocol):
     """Raw columns to one tensor: what must be known of the data, then nodes of a graph.
@@ -164,7 +177,8 @@ class Run:
     Attributes:
         directory: the strategy's own; what it writes there survives a restart of this very
             training and of no other, so that a checkpoint found there is one to resume from.
-        emit: where measurements go.
+        emit: where measurements go. A repeatable metric without a step is a figure of the whole
+            training, and stands in the bundle's manifest.
         device: where tensors live, as torch names it.
         world: the processes that run this training together; each calls ``fit``, with the same
             directory where they share a disk.
@@ -176,6 +190,24 @@ class Run:
     world: World = World()
 
 
+@dataclass(frozen=True)
+class Reduced:
+    """A fitted model that was then made smaller, beside what it was.
+
+    The pipeline measures one against the other, as it does for a ``Pass``, and goes on with the
+    one before where the smaller one breaks a bound.
+
+    Attributes:
+        model: the smaller one, fitted again.
+        before: the one that it was made from.
+        name: the name under which its figures appear, such as ``prune``.
+    """
+
+    model: "nn.Module"
+    before: "nn.Module"
+    name: str
+
+
 class Strategy(Protocol):
     """Fits a model on examples: Single, AllReduce, FedAvg, PPO.
 
@@ -183,7 +215,7 @@ class Strategy(Protocol):
     makes what ``fit`` is given, and answers a ``Graph``.
     """
 
-    def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module | Graph":
+    def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module | Graph | Reduced":
         """The fitted model (the one given, or another of the same inputs and outputs).
 
         A graph instead takes ``source.features.tensors`` and gives named predictions.

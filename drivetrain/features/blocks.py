@@ -158,6 +158,35 @@ class Blocks:
         """
         return {block.name: self._read(block, spans, rows) for block in self.blocks}
 
+    def take(self, rows: Array) -> Mapping[str, Array]:
+        """Single rows by number, in fresh arrays.
+
+        The files are mapped, since a read for each row would cost more than the rows: what the
+        pages take is the system's to give away again.
+
+        Args:
+            rows: int64 ``[n]``, from 0 to below :attr:`rows`.
+        """
+        return {
+            block.name: np.take(self._mapped[block.name], rows, axis=0).astype(
+                block.given, copy=False
+            )
+            for block in self.blocks
+        }
+
+    @cached_property
+    def _mapped(self) -> Mapping[str, Array]:
+        mapped: dict[str, Array] = {}
+        for block in self.blocks:
+            shape = (self.rows, *block.shape)
+            empty = not prod(shape)  # which can't be mapped
+            mapped[block.name] = (
+                np.empty(shape, block.little)
+                if empty
+                else np.asarray(np.memmap(self.path / block.file, block.little, "r", 0, shape))
+            )
+        return mapped
+
     def _read(self, block: Block, spans: Sequence[tuple[int, int]], rows: Array | None) -> Array:
         length = sum(stop - start for start, stop in spans)
         found = np.empty((length, *block.shape), block.little)

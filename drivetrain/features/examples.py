@@ -135,6 +135,21 @@ class Examples:
             return self._streamed(split, shard, size, order, start)
         return self._read(self._blocks(split), shard, size, order, start)
 
+    def take(self, split: Split, rows: Array) -> Batch:
+        """The rows of these numbers, in the order given; needs a cache.
+
+        Args:
+            split: which rows.
+            rows: int64 ``[n]``, from 0 to below the split's rows; may be empty.
+
+        Raises:
+            ValueError: there is no cache, and so no row has a number; or as :meth:`batches`.
+        """
+        _check_split(split)
+        if self.cache is None:
+            raise ValueError("take: found events that nobody can count, allowed: rows in files.")
+        return Batch(self._blocks(split).take(rows))
+
     # -- with a cache --------------------------------------------------------------------------
 
     @cached_property

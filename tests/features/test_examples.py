@@ -420,3 +420,21 @@ def test_progress_and_figures_are_emitted(tmp_path: Path) -> None:
     figures = {item.name: item.value for item in heard if isinstance(item, Metric)}
     assert figures["examples/train_rows"] == 30
     assert figures["examples/train_seconds"] > 0
+
+
+@some
+@given(rows=st.lists(st.integers(0, 29), max_size=12))
+def test_rows_are_taken_by_number_in_the_order_given(rows: list[int], tmp_path: Path) -> None:
+    examples = made(30, tmp_path / "cache")
+    (whole,) = examples.batches("train", size=30)
+    taken = examples.take("train", np.array(rows, np.int64))
+    assert taken.columns.keys() == whole.columns.keys()
+    for name, column in taken.columns.items():
+        assert column.dtype == whole[name].dtype
+        assert column.flags.writeable
+        assert np.array_equal(column, whole[name][rows])
+
+
+def test_rows_have_numbers_with_a_cache_only() -> None:
+    with pytest.raises(ValueError, match="nobody can count"):
+        made(30).take("train", np.array([0]))

@@ -72,6 +72,9 @@ class Made:
             part = np.array_split(rows[first : first + size], shard.count)[shard.index]
             yield Batch({name: column[part] for name, column in table.items()})
 
+    def take(self, split: Split, rows: Any) -> Batch:
+        return Batch({name: column[rows] for name, column in self.tables[split].items()})
+
 
 @pytest.fixture(scope="session")
 def made() -> type[Made]:

@@ -17,7 +17,7 @@ from drivetrain.core.seams import Run
 from drivetrain.core.world import World
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
-from drivetrain.train import BinaryCrossEntropy, resume
+from drivetrain.train import BinaryCrossEntropy, Private, resume
 
 OPTIONS = {"loss": BinaryCrossEntropy("y"), "epochs": 3, "batch_size": 64, "lr": 0.02}
 
@@ -46,6 +46,8 @@ def main(directory: Path, options: dict[str, Any]) -> int:
     given = {**OPTIONS, "wait_seconds": 20, **options.get("strategy", {})}
     if "compression" in options:
         given["compression"] = getattr(train, options["compression"])()
+    if "privacy" in options:
+        given["privacy"] = Private(**options["privacy"])
     strategy = getattr(train, options.get("kind", "AllReduce"))(**given)
     figures: dict[str, float] = {}
 
