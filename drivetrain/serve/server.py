@@ -37,7 +37,7 @@ from drivetrain.serve.workers.doors import Doors
 from drivetrain.serve.workers.repository import Repository
 from drivetrain.serve.workers.shared import Shared
 from drivetrain.serve.workers.shared_memory import SharedMemory
-from drivetrain.serve.workers.supervisor import Seat, Supervisor
+from drivetrain.serve.workers.supervisor import LOOK, Seat, Supervisor
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -278,7 +278,8 @@ class Server:
             await doors.open(listener)
             if shared.listener is not None:
                 await doors.open(shared.listener, managed=True)
-            self._heed_signals(loop, stopping, again, http)
+            self._heed_signals(loop, stopping, http)
+            self._heed_wishes(loop, again, aliases)
             # What was made until now stays: a full collection need not walk it each time.
             gc.collect()
             gc.freeze()
@@ -333,11 +334,7 @@ class Server:
         self.metrics.ready.of().value = float(ready)
 
     def _heed_signals(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        stopping: asyncio.Event,
-        again: asyncio.Event,
-        http: Http,
+        self, loop: asyncio.AbstractEventLoop, stopping: asyncio.Event, http: Http
     ) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
@@ -353,8 +350,24 @@ class Server:
         else:
             loop.add_signal_handler(signal.SIGTERM, stopping.set)
             loop.add_signal_handler(signal.SIGQUIT, lambda: (stopping.set(), http.abort()))
+
+    def _heed_wishes(
+        self, loop: asyncio.AbstractEventLoop, again: asyncio.Event, aliases: Aliases
+    ) -> None:
+        """An operator's SIGHUP tries everything anew. That another worker has found something new
+        is only a reason to look: a canary that was stopped stays so."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def anew() -> None:
+            aliases.forgive()
+            again.set()
+            self._renew(always=True)
+
         if hasattr(signal, "SIGHUP"):
-            loop.add_signal_handler(signal.SIGHUP, lambda: (again.set(), self._renew(always=True)))
+            loop.add_signal_handler(signal.SIGHUP, anew)
+        if self._seat is not None:
+            loop.add_signal_handler(LOOK, again.set)
 
     async def _tick(self, http: Http, engine: Engine) -> None:
         limits = self._limits

@@ -53,6 +53,7 @@ class Aliases:
         self._seat = seat
         self._guard = Guard(metrics.requests)
         self._refused: set[tuple[str, str]] = set()
+        self._forgiving = False
         self._lock = asyncio.Lock()
         self._unloaded: set[str] = set()
         self.reasons: dict[str, str] = {}
@@ -145,7 +146,7 @@ class Aliases:
         """Send no more requests to a canary that fails where the stable version does not.
 
         It is refused from now on, as a version that cannot be loaded is: until the alias names
-        another canary or none, or SIGHUP.
+        another canary or none, or an operator's SIGHUP.
         """
         why, canary = self._guard.failing(release, monotonic()), release.canary
         if why is None or canary is None:
@@ -162,14 +163,19 @@ class Aliases:
             self._metrics.reload_failures.of(name).value += 1
             log.error("%s cannot be loaded: %s", name, reason)
 
+    def forgive(self) -> None:
+        """Try what was refused again, at the next look."""
+        self._forgiving = True
+
     async def follow(self, again: asyncio.Event, seconds: float) -> None:
         """Ask what each alias means every so often, at once on ``again``, and load what is new."""
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(again.wait(), seconds)
-            if again.is_set():
-                again.clear()
-                self._refused.clear()
+            again.clear()
+            if self._forgiving:
+                async with self._lock:
+                    self._forgiving, self._refused = False, set()
             for name in self.names:
                 if name not in self._unloaded:
                     await self._look(name)

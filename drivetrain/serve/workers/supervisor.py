@@ -37,6 +37,9 @@ _LOOK_SECONDS = 1.0
 _STILL_SECONDS = 2.0
 """A worker whose loop has not turned for so long gets no new connections until it does."""
 _HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+LOOK = getattr(signal, "SIGUSR1", signal.SIGTERM)
+"""Tells a worker to ask its aliases, for another has found something new; where there is no such
+signal there is one worker only."""
 _FAILURES: dict[str, type[Exception]] = {
     error.__name__: error for error in (ValueError, OSError, ImportError)
 }
@@ -312,7 +315,7 @@ class Supervisor:
             new = self._begun and self._known.get(name, ("", ""))[0] != digest
             self._known[name] = (digest, path)
             if new:  # the others need not wait for the next time that they would ask
-                self._kill(signal.SIGHUP, but=worker)
+                self._kill(LOOK, but=worker)
 
     def _end(self) -> None:
         if self._deadline is None:
@@ -414,7 +417,7 @@ class Supervisor:
             worker.leaves = worker.left = False
             # A signal that came between the fork and the worker's own handlers would be heeded
             # by the supervisor's, and wake the supervisor in the worker's place.
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*_HEEDED, LOOK))
             pid = os.fork()
             if not pid:
                 self._become(worker, blocked)
@@ -430,7 +433,7 @@ class Supervisor:
                 signal.signal(number, signal.SIG_DFL)
             # A terminal and some platforms signal every process; one that is told twice by them
             # must not take it for impatience. Only the supervisor speaks of that, by SIGQUIT.
-            for number in (signal.SIGINT, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGHUP, LOOK):
                 signal.signal(number, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             self._wires.cut_supervisor()

@@ -73,3 +73,25 @@ def test_what_is_unloaded_while_others_are_asked_stays_so(artefact):
     asyncio.run(main())
     assert set(aliases.releases) == {"slow"}
     assert aliases.reasons == {"other": "as asked"}
+
+
+def test_only_a_person_has_what_was_refused_tried_again(artefact, tmp_path):
+    """Another worker's news is no reason: a canary that was stopped would get requests again."""
+    told = Traffic(stable=artefact, canary=Artefact("0" * 64, tmp_path / "none"), share=0.5)
+    metrics = Metrics()
+    aliases = aliases_of({"tiny": lambda: told}, metrics)
+    failures = metrics.reload_failures.of("tiny")
+
+    async def main():
+        aliases.begin()
+        again = asyncio.Event()
+        following = asyncio.create_task(aliases.follow(again, 60.0))
+        for forgiven, expected in ((False, 1), (True, 2), (False, 2)):
+            if forgiven:
+                aliases.forgive()
+            again.set()
+            await asyncio.sleep(0.1)
+            assert failures.value == expected
+        following.cancel()
+
+    asyncio.run(main())

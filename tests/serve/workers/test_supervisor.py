@@ -23,7 +23,7 @@ from drivetrain.core.graph import IR_VERSION, OPSET, Graph
 from drivetrain.core.schema import Field, Schema
 from drivetrain.serve.server import Server
 from drivetrain.serve.transport.listen import bind, bind_shared
-from drivetrain.serve.workers.supervisor import _described
+from drivetrain.serve.workers.supervisor import LOOK, Supervisor, _described
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers share a port on Linux")
 
@@ -445,3 +445,21 @@ def test_sigterm_to_the_whole_group_twice_loses_no_accepted_request(several, kee
     assert refused > 0
     assert good > 100
     assert all(map(gone, workers))
+
+
+def test_what_one_worker_has_found_is_no_sighup_to_the_others(monkeypatch):
+    """SIGHUP tries again what was refused: a stopped canary would come back with any news."""
+    listeners = bind_shared("127.0.0.1", 0, 2)
+    supervisor = Supervisor(lambda seat: 0, listeners, 1.0)
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    supervisor._begun = True
+    for worker, pid in zip(supervisor._workers, (11, 12), strict=True):
+        worker.pid = pid
+    supervisor._hear({"seat": 0, "serves": ("tiny", "0" * 64, "/bundle")})
+    supervisor._hear({"seat": 1, "serves": ("tiny", "0" * 64, "/bundle")})
+    assert sent == [(12, LOOK)]
+    assert LOOK != signal.SIGHUP
+    supervisor._wires.cut()
+    for listener in listeners:
+        listener.close()
