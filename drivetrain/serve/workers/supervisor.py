@@ -32,6 +32,7 @@ _STEADY_SECONDS = 10.0
 """A worker that has lived so long is replaced at once, however often that has happened."""
 _PAUSES = (0.0, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker is replaced, by how many in a row have died young."""
+_FORK_PAUSE = 0.5
 _LOOK_SECONDS = 1.0
 """Between two looks at whether the workers' loops turn."""
 _STILL_SECONDS = 2.0
@@ -418,11 +419,18 @@ class Supervisor:
             # A signal that came between the fork and the worker's own handlers would be heeded
             # by the supervisor's, and wake the supervisor in the worker's place.
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*_HEEDED, LOOK))
-            pid = os.fork()
-            if not pid:
-                self._become(worker, blocked)
-            worker.pid, worker.born = pid, time.monotonic()
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            try:
+                pid = os.fork()
+                if not pid:
+                    self._become(worker, blocked)
+                worker.pid, worker.born = pid, time.monotonic()
+            except OSError as error:  # a limit of processes or memory, which may pass
+                if not self._begun:
+                    raise
+                worker.due = time.monotonic() + _FORK_PAUSE
+                log.error("worker %d cannot be forked: %s; tried again", worker.number, error)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _become(self, worker: _Worker, blocked: Iterable[int]) -> NoReturn:
         """The life of a forked process; it never returns to what the supervisor was doing."""

@@ -1,5 +1,6 @@
 """Several processes on one port: start, sums, replacement, load while one is killed, the end."""
 
+import errno
 import http.client
 import json
 import os
@@ -447,19 +448,53 @@ def test_sigterm_to_the_whole_group_twice_loses_no_accepted_request(several, kee
     assert all(map(gone, workers))
 
 
-def test_what_one_worker_has_found_is_no_sighup_to_the_others(monkeypatch):
-    """SIGHUP tries again what was refused: a stopped canary would come back with any news."""
+@pytest.fixture
+def supervisor():
+    """One that has begun, without its processes."""
     listeners = bind_shared("127.0.0.1", 0, 2)
-    supervisor = Supervisor(lambda seat: 0, listeners, 1.0)
+    made = Supervisor(lambda seat: 0, listeners, 1.0)
+    made._begun = True
+    yield made
+    made._wires.cut()
+    for listener in listeners:
+        listener.close()
+
+
+def test_what_one_worker_has_found_is_no_sighup_to_the_others(supervisor, monkeypatch):
+    """SIGHUP tries again what was refused: a stopped canary would come back with any news."""
     sent = []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
-    supervisor._begun = True
     for worker, pid in zip(supervisor._workers, (11, 12), strict=True):
         worker.pid = pid
     supervisor._hear({"seat": 0, "serves": ("tiny", "0" * 64, "/bundle")})
     supervisor._hear({"seat": 1, "serves": ("tiny", "0" * 64, "/bundle")})
     assert sent == [(12, LOOK)]
     assert LOOK != signal.SIGHUP
-    supervisor._wires.cut()
-    for listener in listeners:
-        listener.close()
+
+
+def test_a_machine_that_forks_nothing_for_a_while_costs_no_worker_that_serves(
+    supervisor, monkeypatch, caplog
+):
+    """A limit of processes or of memory: to raise here would end the workers that are left."""
+    served, dead = supervisor._workers
+    served.pid = 11
+    forks = []
+
+    def fork():
+        forks.append(time.monotonic())
+        if len(forks) == 1:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return 12
+
+    monkeypatch.setattr(os, "fork", fork)
+    supervisor._fill()
+    assert (served.pid, dead.pid) == (11, 0)
+    assert "worker 1 cannot be forked: [Errno 11] Resource temporarily" in caplog.text
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    supervisor._fill()  # not at once
+    assert len(forks) == 1
+    wait_until(lambda: supervisor._fill() is None and dead.pid == 12)
+    supervisor._begun, dead.pid, forks[:] = False, 0, []
+    with pytest.raises(OSError, match="temporarily unavailable"):  # a start says why it fails
+        supervisor._fill()
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
