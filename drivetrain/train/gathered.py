@@ -39,14 +39,13 @@ def gathered(
         for shape, count in zip(shapes, counts, strict=True)
     )
     if size > MOST_BYTES:
-        found = ", ".join(
-            f"{s.name!r} {n} of {s.rows} rows of {s.dim}"
-            for s, n in zip(shapes, counts, strict=True)
-        )
+        largest = max(range(len(shapes)), key=lambda n: counts[n] * shapes[n].dim)
+        shape = shapes[largest]
         raise wrong(
-            "tables to export (rows that training saw)",
-            f"{found}: {size >> 20} MiB",
-            f"{MOST_BYTES >> 20} MiB in one graph; take a smaller dim, or hash into fewer ids",
+            f"table {shape.name!r}, of which training saw {counts[largest]} rows of {shape.dim}, "
+            "and its like, in one graph",
+            f"{size >> 20} MiB",
+            f"{MOST_BYTES >> 20} MiB; take a smaller dim, or hash into fewer ids",
         )
     return [
         _table(snapshots, shape, number, count, paths)
