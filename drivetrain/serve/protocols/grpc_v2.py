@@ -98,7 +98,8 @@ class InferenceService:
         known = self._addresses.get(text)
         if known is None:
             known = address(body)
-            if text and len(text) <= _MOST_ADDRESSES:
+            # Fields may come in any order: what stands behind others is not in this text.
+            if text and len(text) <= _MOST_ADDRESSES and address(text) == known:
                 if len(self._addresses) >= _MOST_ADDRESSES:
                     self._addresses.clear()
                 self._addresses[text] = known
@@ -170,11 +171,10 @@ class HealthService:
             stream.release()
             try:
                 service = parsed(messages, "HealthRequest", message).service
-            except RefusedError as error:
-                stream.finish(of_http(error.status), str(error))
-                return
-            except ValueError as error:
-                stream.finish(GrpcStatus.INVALID_ARGUMENT, str(error))
+            except (ValueError, RefusedError) as error:
+                self._forget(stream)
+                status = error.status if isinstance(error, RefusedError) else 400
+                stream.finish(of_http(status), str(error))
                 return
             if service in _SERVICES:
                 self._tell(stream)

@@ -51,8 +51,8 @@ class GrpcStream(Stream):
     Attributes:
         on_message: called with each message.
         on_end: called once when the client has sent its last message, after that message.
-        on_gone: called when the call is over before :meth:`finish`: cancelled, past its deadline,
-            or its connection lost. Nothing that is sent then matters.
+        on_gone: called when the call is over before :meth:`finish`: cancelled, refused, past its
+            deadline, or its connection lost. Nothing that is sent then matters.
         on_room: called when there is room again after :meth:`send` returned False.
         deadline: ``time.monotonic()`` at which the client gives up, or None. The call is then
             ended here, with DEADLINE_EXCEEDED, within a second.
@@ -178,13 +178,18 @@ class GrpcStream(Stream):
     def refuse(self, status: int, message: str) -> None:
         assert self.connection is not None
         self.connection.http.refused(status, self.client)
-        self.finish(of_http(status), message, b"Retry-After: 1\r\n" if status == 503 else b"")
+        self._break_off(of_http(status), message, b"Retry-After: 1\r\n" if status == 503 else b"")
+
+    def _break_off(self, status: int, message: str, extra: bytes = b"") -> None:
+        """End a call that its application has not ended."""
+        if self.open:
+            self.finish(status, message, extra)
+            self.on_gone()
 
     def overdue(self, now: float, seconds: float) -> None:
         super().overdue(now, seconds)
-        if self.open and self.deadline is not None and self.deadline < now:
-            self.finish(GrpcStatus.DEADLINE_EXCEEDED, "timeout: the call took longer.")
-            self.on_gone()
+        if self.deadline is not None and self.deadline < now:
+            self._break_off(GrpcStatus.DEADLINE_EXCEEDED, "timeout: the call took longer.")
 
     def gone(self) -> None:
         if not self._finished:
@@ -196,9 +201,9 @@ class GrpcStream(Stream):
         self._end_drained()
 
     def _end_drained(self) -> None:
-        if self._draining and not self._delivered and self.open:
-            self.finish(GrpcStatus.UNAVAILABLE, "the server ends; the call may go on elsewhere.")
-            self.on_gone()
+        if self._draining and not self._delivered:
+            message = "the server ends; the call may go on elsewhere."
+            self._break_off(GrpcStatus.UNAVAILABLE, message)
 
     def pump(self) -> None:
         super().pump()
@@ -277,7 +282,7 @@ class GrpcStream(Stream):
         except Exception:
             log.exception("a streaming call failed")
             message = "the server failed on this call; its log says why."
-            self.finish(GrpcStatus.INTERNAL, message)
+            self._break_off(GrpcStatus.INTERNAL, message)
 
     def _leave(self, connection: "Connection") -> None:
         self._buffer = bytearray()

@@ -9,9 +9,16 @@ from contextlib import contextmanager
 import grpc
 import numpy as np
 import pytest
+from http2_peer import CALL, HELLO, ending
 
+from drivetrain.serve.protocols.calls import Service
+from drivetrain.serve.protocols.grpc_v2 import HealthService
 from drivetrain.serve.protocols.messages_tfs import messages as tfs_messages
 from drivetrain.serve.protocols.messages_v2 import messages
+from drivetrain.serve.telemetry.metrics import Metrics
+from drivetrain.serve.transport.frames import DATA, END_HEADERS, HEADERS, frame
+from drivetrain.serve.transport.grpc import GrpcStatus, framed
+from drivetrain.serve.transport.hpack import encode
 
 SERVICE = "/inference.GRPCInferenceService/"
 HEALTH = "/grpc.health.v1.Health/"
@@ -284,3 +291,31 @@ def test_what_is_not_offered_says_what_is(client, target, text):
     code, found = refused(client, target)
     assert code == grpc.StatusCode.UNIMPLEMENTED
     assert text in found
+
+
+def test_one_clients_order_of_fields_does_not_change_where_others_go(serve):
+    """protobuf lets fields come in any order, and the address is remembered by its bytes."""
+    client = serve()
+    whole = row().SerializeToString()
+    name, rest = whole[: 2 + whole[1]], whole[2 + whole[1] :]
+    pinned = name + rest + b"\x12\x0cffffffffffff"  # the version behind all else
+    assert refused(client, f"{SERVICE}ModelInfer", pinned)[0] == grpc.StatusCode.NOT_FOUND
+    assert ask(client, f"{SERVICE}ModelInfer", whole)
+
+
+class Able:
+    """What a health service asks of an application."""
+
+    ready = able = True
+
+
+def test_a_watch_that_ends_for_a_mistake_is_forgotten(peer):
+    watching = HealthService(Able(), Service(engine=None, metrics=Metrics(), request_ids=None))
+    client = peer()
+    client.http.streams = {b"/a": watching.streams[f"{HEALTH}Watch"]}
+    opened = frame(HEADERS, END_HEADERS, 1, encode(CALL))
+    client.send(HELLO, opened, frame(DATA, 0, 1, framed(b"")))
+    assert len(watching._watches) == 1
+    found = client.send(frame(DATA, 0, 1, framed(b"\xff")))
+    assert ending(client, found)[0] == GrpcStatus.INVALID_ARGUMENT
+    assert not watching._watches

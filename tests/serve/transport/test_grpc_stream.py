@@ -211,3 +211,11 @@ def test_one_that_sends_without_end_is_stopped_whatever_the_client_allows(peer):
     assert client.do(send) < 30
     client.do(client.connection.resume_writing)
     assert len(rooms) > 0
+
+
+def test_who_takes_a_call_is_told_when_the_transport_ends_it_for_a_mistake(peer):
+    client = peer()
+    slow = Slow(client)
+    found = client.send(BEGIN, content(framed(b"x")), content(b"\2\0\0\0\1x"))
+    assert ending(client, found)[0] == GrpcStatus.INVALID_ARGUMENT
+    assert slow.gone == 1
