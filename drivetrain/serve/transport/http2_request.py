@@ -29,10 +29,11 @@ _LENGTH = name_prefix(b"content-length")
 class Request(Stream):
     """A stream with one request and one answer."""
 
-    __slots__ = ("_content", "exchange")
+    __slots__ = ("_answered", "_content", "exchange")
 
     def __init__(self, connection: "Connection", number: int, head: Head, opened: float) -> None:
         super().__init__(connection, number, head, opened)
+        self._answered = False
         self._content: bytes | bytearray = b""
         self.exchange: Exchange | None = None
         """The one that has no answer yet."""
@@ -62,6 +63,9 @@ class Request(Stream):
             connection.write(frame(HEADERS, END_HEADERS, self.number, _CONTINUE))
 
     def received(self, chunk: bytes, size: int, end: bool) -> None:
+        if self._answered:  # refused, and the client takes no answer yet
+            self.ended = end
+            return
         content = self._content
         if not content:
             content = self._content = chunk
@@ -128,7 +132,8 @@ class Request(Stream):
 
     def overdue(self, now: float, seconds: float) -> None:
         super().overdue(now, seconds)
-        if self.connection is not None and not self.ended and self.opened + seconds < now:
+        late = not self.ended and self.opened + seconds < now
+        if late and not self._answered and self.connection is not None:
             self.refuse(408, f"body: found no end within {seconds:g} s.")
 
     def gone(self) -> None:
@@ -138,6 +143,7 @@ class Request(Stream):
 
     def answer(self, block: bytes, content: bytes, trailers: bytes = b"") -> None:
         self.exchange = None
+        self._answered = True
         if self.connection is not None:
             super().answer(block, content, trailers)
 

@@ -140,7 +140,9 @@ class Stream:
         """
         connection, size = self.connection, len(content)
         assert connection is not None, "a stream that is closed takes no answer"
-        if size > self.window or size > connection.window or size > connection.frame_bytes:
+        if size and (
+            size > self.window or size > connection.window or size > connection.frame_bytes
+        ):
             self.open_answer(block)
             self._trailers, self._ending = trailers, True
             self.push(content)

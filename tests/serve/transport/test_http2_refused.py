@@ -32,6 +32,7 @@ from drivetrain.serve.transport.frames import (
     FRAME_SIZE_ERROR,
     GOAWAY,
     HEADERS,
+    INITIAL_WINDOW_SIZE,
     NO_ERROR,
     PADDED,
     PING,
@@ -296,3 +297,27 @@ def test_what_was_under_way_when_a_stream_was_reset_is_passed_over(peer):
     )  # fmt: skip
     assert goaways(found) == resets(found) == []
     assert len(client.asked) == 1
+
+
+def test_what_was_refused_is_not_answered_again_when_its_content_comes(peer):
+    client = peer()
+    fields = [*POST, (b"content-encoding", b"br")]
+    opened = frame(HEADERS, END_HEADERS, 1, encode(fields))
+    found = client.send(HELLO, setting(INITIAL_WINDOW_SIZE, 0), opened)
+    assert client.statuses(found) == [415]
+    found = client.send(frame(DATA, 0, 1, b"some"), frame(DATA, END_STREAM, 1, b" more"))
+    assert not of(HEADERS, found)
+    assert not client.asked
+    assert client.http.buffered == 0
+    found = client.send(window(1, 1000))
+    assert [flags for _, flags, _, _ in of(DATA, found)] == [END_STREAM]
+    assert not client.connection.streams
+
+
+def test_an_answer_without_content_needs_no_window(peer):
+    client = peer(lambda exchange: exchange.respond(200, b""))
+    opened = frame(HEADERS, END_HEADERS, 1, BLOCK)
+    client.send(HELLO, opened)
+    client.do(lambda: client.connection.streams[1].widen(-100_000))
+    found = client.send(frame(DATA, END_STREAM, 1, b"x"))
+    assert [(kind, flags) for kind, flags, *_ in found] == [(HEADERS, END)]
