@@ -239,10 +239,13 @@ class InferRoute(Route):
         default = _flag("parameter 'binary_data_output'", parameters.get("binary_data_output"))
         if not outputs:
             return [(number, default) for number in range(len(self._heads))]
-        chosen: list[tuple[int, bool | Place]] = []
+        chosen: dict[int, bool | Place] = {}
         for output in outputs:
             if output.name not in self._positions:
                 raise unknown("output", output.name, self._positions, self.model.name)
+            number = self._positions[output.name]
+            if number in chosen:
+                raise ValueError(f"output {output.name!r}: found twice, allowed: once.")
             given = output.parameters or {}
             if "classification" in given:
                 raise wrong(f"output {output.name!r}, parameter", "classification", "binary_data")
@@ -250,12 +253,12 @@ class InferRoute(Route):
             place = Place.of(where, given)
             if place is not None:
                 shared_memory(self.service, exchange).check(where, place, writes=True)
-                chosen.append((self._positions[output.name], place))
+                chosen[number] = place
                 continue
             where = f"{where}, parameter 'binary_data'"
             binary = _flag(where, given["binary_data"]) if "binary_data" in given else default
-            chosen.append((self._positions[output.name], binary))
-        return chosen
+            chosen[number] = binary
+        return list(chosen.items())
 
     def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:
         asked: _Asked = call.options

@@ -255,3 +255,10 @@ def test_a_wrong_method_is_405_and_the_right_ones_are_named(client):
 
 def test_a_target_may_be_escaped_and_have_a_query(client):
     assert client.get("/v2/models/t%69ny?x=1").json["name"] == "tiny"
+
+
+def test_an_output_is_asked_for_once(client):
+    """Else a request of kilobytes makes an answer of gigabytes."""
+    answer = client.post(INFER, request(outputs=[{"name": "late"}] * 2))
+    assert answer.status == 400
+    assert answer.json == {"error": "output 'late': found twice, allowed: once."}
