@@ -120,6 +120,9 @@ class Wire(asyncio.Transport):
         assert not self.closing, "nothing is written to what is closed"
         self.data += data
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return self.closing
 

@@ -57,6 +57,9 @@ class Wire(asyncio.Transport):
         assert not self.closing
         self.writes.append(data)
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return self.closing
 

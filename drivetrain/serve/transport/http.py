@@ -1,5 +1,6 @@
 """What all connections of a process share: the limits of a client, the clock, the drain."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -10,6 +11,8 @@ from drivetrain.serve.transport.exchange import Exchange
 
 if TYPE_CHECKING:
     from drivetrain.serve.transport.grpc_stream import GrpcStream
+
+_LINGER_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +131,11 @@ class Http:
     def unanswered(self) -> int:
         """Requests that came in, wholly or in part, and have no answer yet."""
         return sum(not c.idle for c in self.connections if not c.ending)
+
+    def last_deadline(self, transport: asyncio.WriteTransport) -> float:
+        """When a client must have taken what is written and have gone, if nothing else follows."""
+        untaken = transport.get_write_buffer_size()
+        return monotonic() + (self.limits.body_seconds if untaken else 0.0) + _LINGER_SECONDS
 
     def drain(self) -> None:
         """Take what is under way, and tell the clients to go elsewhere."""

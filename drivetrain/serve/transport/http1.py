@@ -41,13 +41,10 @@ _KEPT = frozenset(
 _MANY = frozenset({b"traceparent", b"tracestate"})
 """Those that may come more than once: W3C Trace Context has a request like this served."""
 _ABSOLUTE = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
-_LINGER_SECONDS = 2.0
 _HEADER_COUNT = 100
 _TARGET_BYTES = 4096
 _READ_BYTES = 256 << 10
 """What the transport reads at once."""
-
-
 _READY, _HEAD, _BODY, _LAST, _LINGER = range(5)
 """Stages of reading: between requests, in headers, in a body, after the last one, discarding."""
 
@@ -68,6 +65,7 @@ class Http1Exchange(Exchange):
     ) -> None:
         assert self._answer is None, "an exchange has one answer"
         self._answer = (status, body, kind, extra)
+        self.on_gone = None  # it refers to who answers, and that to this: no work for the collector
         self._connection.flush()
 
     @property
@@ -302,6 +300,7 @@ class Connection(asyncio.Protocol):
                 raise RefusedError(505, f"HTTP version: found {version}, allowed: 1.1 and 1.0.")
             if b"transfer-encoding" in headers:
                 raise RefusedError(400, "header 'transfer-encoding': found in HTTP/1.0.")
+            headers.pop(b"expect", None)  # its clients take 100 for the answer (RFC 9110 §10.1.1)
         elif b"host" not in headers:
             raise RefusedError(400, "header 'host': found none, allowed: one.")
         self.stage = _BODY
@@ -410,7 +409,7 @@ class Connection(asyncio.Protocol):
                 return
         if not waiting:
             if self._eof:
-                self.transport.close()
+                self.close()
                 return
             if self.stage is _READY:
                 self.deadline = monotonic() + self.http.limits.idle_seconds
@@ -437,7 +436,7 @@ class Connection(asyncio.Protocol):
         if self.transport.is_closing():
             return
         self.stage = _LINGER
-        self.deadline = monotonic() + _LINGER_SECONDS
+        self.deadline = self.http.last_deadline(self.transport)
         if self._eof or not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -467,7 +466,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close after what is written has gone out."""
         self.stage = _LINGER
-        self.deadline = monotonic() + _LINGER_SECONDS
+        self.deadline = self.http.last_deadline(self.transport)
         self.transport.close()
 
     def expire(self) -> None:

@@ -38,7 +38,6 @@ _RESETS = 1024
 """Streams that were reset here and on which the client may still send: the newest."""
 _WATCH_SECONDS = 1.0
 """How often a connection with streams looks for what is overdue."""
-_LINGER_SECONDS = 2.0
 _DRAIN_SECONDS = 1.0
 """How long the answer to the ping behind a first GOAWAY is awaited."""
 _ALIVE_PING = b"\0" * 8
@@ -391,7 +390,7 @@ class Connection(asyncio.Protocol):
             return
         self.ending = True
         self._flush()
-        self.deadline = monotonic() + _LINGER_SECONDS
+        self.deadline = self.http.last_deadline(self.transport)
         if self._eof or not self.transport.can_write_eof():
             self.transport.close()
         else:
@@ -404,7 +403,7 @@ class Connection(asyncio.Protocol):
                 self._write_goaway(frames.NO_ERROR, "")
             self.ending = True
             self._flush()
-        self.deadline = monotonic() + _LINGER_SECONDS
+        self.deadline = self.http.last_deadline(self.transport)
         self.transport.close()
 
     def abort(self) -> None:

@@ -1,9 +1,11 @@
 """Connections: framing, order, limits, time-outs, and bytes that nobody should send."""
 
 import asyncio
+import gc
 import http.client
 import json
 import time
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -82,6 +84,12 @@ def test_a_client_may_close_its_side_and_still_read_the_answer(client):
         peer.shutdown(1)
         data = b"".join(iter(lambda: peer.recv(4096), b""))
     assert statuses(data) == [200]
+
+
+def test_http_1_0_knows_no_100_continue(client):
+    """RFC 9110 §10.1.1: its clients would take it for the answer."""
+    head = b"POST /predict/tiny HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    assert client.raw(head % len(ROW) + ROW).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 def test_http_1_0_is_answered_and_closed(client):
@@ -174,12 +182,23 @@ class Written(asyncio.Transport):
     def __init__(self):
         super().__init__()
         self.data = b""
+        self.unsent = 0
+        self.end = ""
 
     def write(self, data):
         self.data += data
 
+    def get_write_buffer_size(self):
+        return self.unsent
+
     def is_closing(self):
-        return False
+        return bool(self.end)
+
+    def close(self):
+        self.end = self.end or "closed"
+
+    def abort(self):
+        self.end = "aborted"
 
     def can_write_eof(self):
         return True
@@ -198,6 +217,43 @@ def connected(server: Http) -> tuple[Connection, Written]:
     connection, transport = Connection(server), Written()
     connection.connection_made(transport)
     return connection, transport
+
+
+def test_a_request_and_who_answers_it_do_not_hold_each_other():
+    """Bodies are large, and a collector that counts objects would come late."""
+    held = []
+
+    def answer(exchange):
+        exchange.on_gone = lambda: exchange
+        held.append(weakref.ref(exchange.on_gone))
+        exchange.respond(400)
+
+    connection, _ = connected(Http(answer, HttpLimits()))
+    gc.disable()
+    try:
+        connection.data_received(post() * 3)
+        assert [ref() for ref in held] == [None] * 3
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("eof", [False, True])
+def test_a_last_answer_has_as_long_as_any_to_be_taken(monkeypatch, eof):
+    monkeypatch.setattr("drivetrain.serve.transport.http._LINGER_SECONDS", 0.01)
+    held = []
+    server = Http(held.append, HttpLimits(body_seconds=0.1))
+    connection, transport = connected(server)
+    connection.data_received(post(headers=b"" if eof else CLOSE))
+    if eof:
+        connection.eof_received()
+    transport.unsent = 1000
+    held[0].respond(200)
+    time.sleep(0.03)
+    server.tick()
+    assert transport.end == ("closed" if eof else "")
+    time.sleep(0.1)
+    server.tick()
+    assert transport.end == "aborted"
 
 
 def test_a_stream_of_requests_that_no_read_ends_with_is_answered_whole():
