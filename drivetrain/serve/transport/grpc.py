@@ -187,7 +187,8 @@ def trailers(status: int, message: str = "", extra: bytes = b"") -> bytes:
     block = _status(status)
     if message:
         # Cut before it is escaped, so that no escape is: a byte becomes three at most.
-        text = message[: _MESSAGE_BYTES // 3].encode("utf-8", "replace")
+        text = message.encode("utf-8", "replace")[: _MESSAGE_BYTES // 3]
+        text = text.decode("utf-8", "ignore").encode()  # less the character that was cut
         block += _MESSAGE + plain_string(_ESCAPED.sub(lambda m: b"%%%02X" % m[0][0], text))
     if extra:
         block += line_fields(extra)
