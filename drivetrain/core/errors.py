@@ -45,5 +45,8 @@ def wrong(where: str, found: object, allowed: str) -> ValueError:
 
 
 def _short(found: object, most: int = 80) -> str:
-    text = repr(found)
+    try:
+        text = repr(found)
+    except RecursionError:  # data may be read that is nested as deep as any call can go
+        text = f"a {type(found).__name__} nested too deeply"
     return text if len(text) <= most else text[: most - 3] + "…"

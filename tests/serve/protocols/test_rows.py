@@ -149,3 +149,10 @@ def test_what_was_answered_or_refused_goes_without_the_garbage_collector(client)
     finally:
         gc.enable()
     assert not left
+
+
+@pytest.mark.parametrize("target", ["/predict/tiny", "/v1/models/tiny:predict"])
+def test_a_body_nested_as_deep_as_can_be_read_is_the_clients_mistake(client, target):
+    for depth in range(900, 1000):
+        body = b'{"instances":' + b"[" * depth + b"]" * depth + b"}"
+        assert client.post(target, body).status == 400
