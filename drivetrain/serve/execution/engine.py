@@ -4,9 +4,10 @@ import asyncio
 import math
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from time import monotonic
 from typing import Any, NamedTuple
@@ -240,7 +241,10 @@ class Engine:
             self._loop.call_soon(self._turn, lane)
 
     def stuck(self, seconds: float) -> str:
-        """The alias whose run on a thread has taken longer than ``seconds``; empty if none has."""
+        """The alias whose run on a thread has taken longer than ``seconds``; empty if none has.
+
+        Neither the wait for a thread counts, nor what ran before in the same batch.
+        """
         before = monotonic() - seconds
         names = [lane.model.name for lane, begun in self._away.items() if begun < before]
         return names[0] if names else ""
@@ -260,15 +264,20 @@ class Engine:
             self._land(lane, batch, rows, _compute(lane.model, batch))
             return
         lane.running = True
-        self._away[lane] = monotonic()
+        self._away[lane] = math.inf  # until a thread has time for it
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.batching.threads, "drivetrain-run")
-        future = self._pool.submit(_compute, lane.model, batch)
+        future = self._pool.submit(_compute, lane.model, batch, partial(self._begun, lane))
 
         def landed(future: "Future[Run]") -> None:
             self._loop.call_soon_threadsafe(self._land, lane, batch, rows, future.result())
 
         future.add_done_callback(landed)
+
+    def _begun(self, lane: _Lane) -> None:
+        """A run begins, on its thread. Its entry is there until it has landed: to change the size
+        of what :meth:`stuck` goes through is for the loop's thread."""
+        self._away[lane] = monotonic()
 
     def _take(self, lane: _Lane) -> tuple[list[Task], int]:
         """The tasks of the next run: as many as fit and pay, at least one if any is left."""
@@ -348,12 +357,13 @@ class Run(NamedTuple):
     rows: int
 
 
-def _compute(model: Model, batch: list[Task]) -> Run:
+def _compute(model: Model, batch: list[Task], begins: Callable[[], object] = lambda: None) -> Run:
     """Run a batch; only the offender fails.
 
     A task with a value that cannot be fed is known before the run. One that the graph refuses is
-    not: then each runs alone.
+    not: then each runs alone. ``begins`` is called before every run.
     """
+    begins()
     begun = fed = monotonic()
     rows = sum(task.rows for task in batch)
     try:
@@ -366,7 +376,9 @@ def _compute(model: Model, batch: list[Task]) -> Run:
     except Exception as error:
         seconds = monotonic() - begun
         alone = len(batch) == 1
-        outcomes: list[Outcome] = [error] if alone else [_alone(model, task) for task in batch]
+        outcomes: list[Outcome] = (
+            [error] if alone else [_alone(model, task, begins) for task in batch]
+        )
         return Run(outcomes, begun, fed, monotonic(), seconds, rows)
     inferred = monotonic()
     if len(batch) == 1 and not refused:
@@ -393,7 +405,8 @@ def _refused(batch: list[Task], unfit: Sequence[Unfit]) -> dict[int, UnfitError]
     return refused
 
 
-def _alone(model: Model, task: Task) -> Outcome:
+def _alone(model: Model, task: Task, begins: Callable[[], object]) -> Outcome:
+    begins()
     try:
         return model.run([task.columns])
     except Exception as error:

@@ -392,3 +392,58 @@ def test_a_run_on_a_thread_that_takes_too_long_is_told_until_it_is_over():
         return *found, engine.stuck(0.0)
 
     assert asyncio.run(main()) == ("doubling", "", "")
+
+
+def test_what_waits_for_a_thread_does_not_hang():
+    """A worker whose run hangs is killed: a queue of long runs must not look like one."""
+    gate = threading.Event()
+    first, second = Doubling(seconds=1.0, gate=gate), Doubling(seconds=1.0)
+    second.name = "waits"
+    tasks = [Noted(first, [1.0]), Noted(second, [1.0])]
+
+    async def main():
+        engine = Engine(Batching(threads=1), Metrics(), asyncio.get_running_loop())
+        for task in tasks:
+            engine.open(task.model)
+            engine.submit(task)
+        while not first.runs:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        gate.set()
+        found = ""
+        while any(task.fate is None for task in tasks):
+            found = found or (engine.stuck(0.04) if second.runs else "")
+            await asyncio.sleep(0)
+        engine.shut_down()
+        return found
+
+    assert asyncio.run(main()) == ""
+
+
+def test_requests_that_run_again_alone_are_not_one_long_run():
+    """Or one bad request among many whose runs are long would cost the worker."""
+    model = Doubling(seconds=1.0)
+    infer, alone = model.infer, []
+
+    def slow(feeds):
+        if len(feeds["once"]) == 1:
+            time.sleep(0.02)
+            alone.append(engines[0].stuck(0.1))
+        return infer(feeds)
+
+    model.infer = slow
+    tasks = [Noted(model, [float(n)]) for n in range(20)]
+    engines = []
+
+    async def main():
+        engines.append(Engine(Batching(), Metrics(), asyncio.get_running_loop()))
+        engines[0].open(model)
+        for task in tasks:
+            engines[0].submit(task)
+        while any(task.fate is None for task in tasks):
+            await asyncio.sleep(0.01)
+        engines[0].shut_down()
+
+    asyncio.run(main())
+    assert len(alone) == 20
+    assert set(alone) == {""}
