@@ -396,8 +396,8 @@ def test_a_run_on_a_thread_that_takes_too_long_is_told_until_it_is_over():
 
 def test_what_waits_for_a_thread_does_not_hang():
     """A worker whose run hangs is killed: a queue of long runs must not look like one."""
-    gate = threading.Event()
-    first, second = Doubling(seconds=1.0, gate=gate), Doubling(seconds=1.0)
+    gates = [threading.Event(), threading.Event()]
+    first, second = (Doubling(seconds=1.0, gate=gate) for gate in gates)
     second.name = "waits"
     tasks = [Noted(first, [1.0]), Noted(second, [1.0])]
 
@@ -406,14 +406,15 @@ def test_what_waits_for_a_thread_does_not_hang():
         for task in tasks:
             engine.open(task.model)
             engine.submit(task)
-        while not first.runs:
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0.05)
-        gate.set()
-        found = ""
-        while any(task.fate is None for task in tasks):
-            found = found or (engine.stuck(0.04) if second.runs else "")
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.5)
+        assert engine.stuck(0.4) == "doubling"
+        gates[0].set()
+        while tasks[0].fate is None or not second.runs:
+            await asyncio.sleep(0.001)
+        found = engine.stuck(0.4)
+        gates[1].set()
+        while tasks[1].fate is None:
+            await asyncio.sleep(0.001)
         engine.shut_down()
         return found
 
