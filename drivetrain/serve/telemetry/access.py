@@ -1,5 +1,6 @@
 """The access log: a line of JSON for each answer, written behind the server's back and bounded."""
 
+import contextlib
 import json
 import logging
 import os
@@ -92,7 +93,8 @@ class AccessLog:
         if self._thread.is_alive():
             log.error("the access log takes nothing: %d lines are lost", len(self._entries))
         elif self._owns:  # while the thread writes, to close would wait for it
-            self._stream.close()
+            with contextlib.suppress(OSError):  # of a full disk, which has been told
+                self._stream.close()
 
     def _run(self) -> None:
         ending = False

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -149,3 +150,13 @@ def test_a_line_of_any_length_comes_through(size):
     access(entry(target="/" + "x" * size))
     access.close()
     assert len(json.loads(stream.getvalue())["target"]) == size + 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_does_not_fail_the_end_of_the_server(caplog):
+    dropped = Counter()
+    access = AccessLog(Path("/dev/full"), dropped)
+    access(entry())
+    access.close()
+    assert dropped.value == 1
+    assert "the access log cannot be written" in caplog.text
