@@ -23,7 +23,7 @@ from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.describe import canonical, describe, digest
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.graph import Graph
-from drivetrain.core.metric import Emit, Metric, Note, silent
+from drivetrain.core.metric import Emit, Emitted, Metric, Note, silent
 from drivetrain.core.schema import FeatureSchema, Schema
 from drivetrain.core.seams import Engine, Run, Source, Split, Tabular
 from drivetrain.core.site import Site
@@ -132,7 +132,7 @@ def run(
     if until == "features":
         return None
     with _stage("train", emit, meter):
-        graph = make_model(system, data, features, site, emit, world)
+        graph, figures = make_model(system, data, features, site, emit, world)
     if until == "train":
         return None
     with _stage("compress", emit, meter):
@@ -149,7 +149,7 @@ def run(
         if isinstance(data.source, Tabular):
             seen = prediction_statistics(candidate, data.batches("validate"))
             fitted = {**fitted, **seen}
-        bundle = _register(site, candidate, fitted, [*report, *found], emit)
+        bundle = _register(site, candidate, fitted, [*figures, *report, *found], emit)
     if meter is not None:
         _account(site, bundle, meter, emit)
     return bundle
@@ -254,8 +254,12 @@ def make_model(
     site: Site,
     emit: Emit = silent,
     world: World = World(),
-) -> Graph:
-    """Train the model and put it behind the feature graph: raw columns to predictions."""
+) -> tuple[Graph, list[Metric]]:
+    """Train the model and put it behind the feature graph: raw columns to predictions.
+
+    With it come the figures of the training that stand in the manifest: those that the strategy
+    emitted for no step, and that repeat.
+    """
     work = Path(site.work)
     examples = _examples(system, data, features, work, emit)
     device = resolve(site.device)
@@ -263,15 +267,29 @@ def make_model(
     directory = work / "train" / digest(*(describe(part) for part in parts))
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory) if world.leads else nullcontext():
-        made = directory / "model.onnx"
+        made, noted = directory / "model.onnx", directory / "figures.json"
         if made.exists():
             emit(Note(stage="train", text=f"nothing changed: read from {made}"))
-            return features.graph.join(Graph.load(made))
+            figures = [Metric(**item) for item in json.loads(noted.read_bytes())]
+            _emit_all(figures, emit)
+            return features.graph.join(Graph.load(made)), figures
         make = getattr(system.train, "build", build)
         model = make(system.model, features.schema, seed=getattr(system.train, "seed", 0))
         if device == "cuda" and world.size > 1:
             device = f"cuda:{world.local_rank}"
-        lent = Run(directory=directory, emit=emit, device=device, world=world)
+        figures: list[Metric] = []
+
+        def noting(item: Emitted) -> None:
+            if isinstance(item, Metric) and item.step is None and item.repeatable:
+                figures.append(item)
+            emit(item)
+
+        privacy = getattr(system.train, "privacy", None)
+        if privacy is not None and world.leads:
+            fit = [feature.name for feature in system.features if feature.statistics()]
+            for item in privacy.unprotected({s.column for s in features.fitted}, fit):
+                noting(item)
+        lent = Run(directory=directory, emit=noting, device=device, world=world)
         fitted = system.train.fit(model, examples, lent)
         if isinstance(fitted, Graph):  # a strategy may fit what is no torch module
             graph = fitted
@@ -280,8 +298,9 @@ def make_model(
             graph = export(fitted, features.schema.tensors, predictions)
         joined = features.graph.join(graph)
         if world.leads:
+            durable.write(noted, json.dumps([vars(figure) for figure in figures]).encode())
             graph.save(made)
-        return joined
+        return joined, figures
 
 
 def _examples(system: System, data: Data, features: Features, work: Path, emit: Emit) -> Examples:

@@ -5,6 +5,7 @@ from drivetrain.train.compression import FP16, Int8, PowerSGD, TopK
 from drivetrain.train.diloco import DiLoCo
 from drivetrain.train.distill import Distill
 from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from drivetrain.train.private import Private
 from drivetrain.train.schedule import Constant, Cosine, StepDecay
 from drivetrain.train.single import Single
 from drivetrain.train.stopping import EarlyStopping
@@ -22,6 +23,7 @@ __all__ = [
     "Int8",
     "MeanSquaredError",
     "PowerSGD",
+    "Private",
     "Single",
     "StepDecay",
     "TopK",

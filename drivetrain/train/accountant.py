@@ -1,5 +1,6 @@
 """What private training costs: ε of Gaussian noise on Poisson samples, by loss distributions."""
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.errors import wrong
@@ -14,6 +15,7 @@ _LEAST_NOISE = 0.3
 """Below it ε says nothing any more, and takes long to compute."""
 
 
+@cache
 def epsilon(*, sampling: float, noise: float, updates: int, delta: float) -> float:
     """The ε that so many updates spend, an upper bound.
 
@@ -31,6 +33,7 @@ def epsilon(*, sampling: float, noise: float, updates: int, delta: float) -> flo
     return float(accountant.get_epsilon(delta))
 
 
+@cache
 def noise_for(most: float, *, sampling: float, updates: int, delta: float) -> float:
     """About the least noise that spends at most ε ``most``; arguments as of :func:`epsilon`.
 

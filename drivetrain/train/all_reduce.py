@@ -36,6 +36,7 @@ class AllReduce(Single):
     """
 
     distributed: ClassVar[bool] = True
+    can_be_private: ClassVar[bool] = True
 
     compression: Compression | None = None
     wait_seconds: float = field(default=60.0, metadata={"declared": False})

@@ -68,6 +68,7 @@ class Loop:
         batch_size: rows a batch, of all processes together.
         seed: of the order of the rows.
         group: the processes that train together.
+        drawn: batches have ``batch_size`` rows in the mean, and count as if they had.
         emit: where measurements go.
         callbacks: in the order in which they are called.
 
@@ -86,6 +87,7 @@ class Loop:
         emit: Emit,
         seed: int = 0,
         group: Group | None = None,
+        drawn: bool = False,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         self.step = step
@@ -95,6 +97,7 @@ class Loop:
         self.batch_size = batch_size
         self.seed = seed
         self.group = group or Alone()
+        self.drawn = drawn
         self.shard = Shard(self.group.rank, self.group.size)
         self.emit = emit
         self.callbacks = callbacks
@@ -122,7 +125,8 @@ class Loop:
     def _epoch(self) -> None:
         step, feed, position, callbacks = self.step, self.feed, self.position, self.callbacks
         first = position.epoch == 0
-        total = None if self.group.size == 1 else self.examples.rows("train")
+        counts = self.drawn or self.group.size > 1
+        total = self.examples.rows("train") if counts else None
         batches = self.examples.batches(
             "train",
             self.shard,

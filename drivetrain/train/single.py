@@ -3,13 +3,14 @@
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from drivetrain.core.describe import digest
 from drivetrain.core.errors import unknown, wrong
-from drivetrain.core.metric import silent
+from drivetrain.core.metric import Emit, silent
 from drivetrain.core.seams import Examples, Run
 from drivetrain.train.loss import Loss
+from drivetrain.train.private import Private
 from drivetrain.train.schedule import Constant, Schedule
 from drivetrain.train.stopping import EarlyStopping
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from drivetrain.train.ending import Ending
     from drivetrain.train.group import Group
     from drivetrain.train.loop import Callback, Loop
+    from drivetrain.train.protection import Protection
     from drivetrain.train.resume import Keep
     from drivetrain.train.step import Exchange, Step
     from drivetrain.train.validate import Validate
@@ -53,11 +55,15 @@ class Single:
         early_stopping: None trains all epochs and keeps the last weights.
         average: the decay of an exponential moving average of the weights, which is then what
             is validated and served; None keeps the weights themselves.
+        privacy: hides each training row behind noise, for an ε that is stated; None for none.
         seed: of the order of the rows and of dropout.
         deterministic: choose kernels that repeat to the bit.
         checkpoint_seconds: between two checkpoints; None goes by steps only.
         checkpoint_steps: updates between two checkpoints; None goes by the clock only.
     """
+
+    can_be_private: ClassVar[bool] = True
+    """That ε holds for how it trains; a class that inherits from this one says so for itself."""
 
     loss: Loss | Callable[[Any, Mapping[str, Any]], Any]
     epochs: int = 1
@@ -76,6 +82,7 @@ class Single:
     validate_every: int | None = None
     early_stopping: EarlyStopping | None = None
     average: float | None = None
+    privacy: Private | None = None
     seed: int = 0
     deterministic: bool = True
     checkpoint_seconds: float | None = field(default=30.0, metadata=_NOT_DECLARED)
@@ -104,6 +111,8 @@ class Single:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise wrong(f"{where}.{name}", value, "a number above 0, or None")
+        if self.privacy is not None:
+            self.privacy.check(self)
 
     def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module":
         """Train ``model`` in place; what was begun in ``run.directory`` goes on from there.
@@ -188,7 +197,10 @@ class Single:
         from drivetrain.train.validate import Validate
 
         rows = source.rows("train")
-        step = self._step(model, run.device, rows, group)
+        # One of them speaks for all: their losses and figures are the same.
+        emit = run.emit if group.rank == 0 else silent
+        protection = self._protection(source, run, group, emit)
+        step = self._step(model, run.device, rows, group, protection)
         scores = getattr(self.loss, "scores", None) or (
             lambda outputs, targets: {"loss": self.loss(outputs, targets)}
         )
@@ -196,10 +208,10 @@ class Single:
         shapes = [(name, list(t.shape)) for name, t in model.state_dict().items()]
         fingerprint = digest(self, shapes, rows, source.rows("validate"))
         first = self._first_callbacks(step, group)
+        if protection is not None:
+            first = (*first, protection.secret)
         keep = Keep(
-            Behind(
-                Checkpoints(run.directory, fingerprint, run.emit if group.rank == 0 else silent)
-            ),
+            Behind(Checkpoints(run.directory, fingerprint, emit)),
             {"validate": validate, **{type(each).__name__.lower(): each for each in first}},
             seconds=self.checkpoint_seconds,
             steps=self.checkpoint_steps,
@@ -208,19 +220,36 @@ class Single:
         report = Report(None if rows is None else rows * self.epochs)
         loop = Loop(
             step,
-            source,
+            source if protection is None else protection.examples,
             Feed(source, run.device, getattr(self.loss, "check", None)),
             epochs=self.epochs,
             batch_size=self.batch_size,
             seed=self.seed,
             group=group,
-            # One of them speaks for all: their losses and figures are the same.
-            emit=run.emit if group.rank == 0 else silent,
+            drawn=protection is not None,
+            emit=emit,
             callbacks=(*first, report, validate, keep),
         )
         return loop, keep, validate
 
-    def _step(self, model: "nn.Module", device: str, rows: int | None, group: "Group") -> "Step":
+    def _protection(
+        self, source: Examples, run: Run, group: "Group", emit: Emit
+    ) -> "Protection | None":
+        if self.privacy is None:
+            return None
+        from drivetrain.train.protection import protect
+
+        size, epochs = self.batch_size, self.epochs
+        return protect(self.privacy, source, run, group, emit, batch_size=size, epochs=epochs)
+
+    def _step(
+        self,
+        model: "nn.Module",
+        device: str,
+        rows: int | None,
+        group: "Group",
+        protection: "Protection | None" = None,
+    ) -> "Step":
         from drivetrain.train.device import check_bfloat16, check_compiler
         from drivetrain.train.optimizer import make
         from drivetrain.train.step import Step
@@ -242,7 +271,8 @@ class Single:
             momentum=self.momentum,
             betas=self.betas,
         )
-        return Step(
+        kind = Step if protection is None else protection.step
+        return kind(
             model,
             self.loss,
             optimizer,
