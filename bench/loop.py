@@ -76,7 +76,7 @@ class Made:
         start: int = 0,
     ) -> Iterator[Batch]:
         whole = Batch(self.columns)
-        for first in range(start * size, self.rows(split) or 0, size):
+        for first in range(start, self.rows(split) or 0, size):
             yield whole.slice(first, first + size)
 
 
