@@ -22,10 +22,11 @@ Rows = NDArray[np.float32]
 class Spread:
     """A table's ids, shuffled and dealt to shards: each id has one shard and one place there.
 
-    Ids that lie side by side, or whose step is a multiple of the shards, go to different shards:
-    they are multiplied by about the golden section of the rows, modulo the rows, first (Knuth, The
-    Art of Computer Programming, volume 3, section 6.4). The factor has no divisor in common with
-    the rows, so this can be undone, and a place is found by address instead of by a search.
+    Ids that lie side by side, or at any small step, go to all shards: they are multiplied by about
+    the golden section of the rows, modulo the rows, and each shard has one range of what comes out
+    (Knuth, The Art of Computer Programming, volume 3, section 6.4). The factor has no divisor in
+    common with the rows, so this can be undone, and a place is found by address instead of by a
+    search.
 
     Attributes:
         rows: ids go from 0 to below it.
@@ -51,17 +52,20 @@ class Spread:
         mixed = ids * self._factor % self.rows
         if self.shards == 1:
             return np.zeros_like(mixed), mixed
-        places = mixed // self.shards
-        return mixed - places * self.shards, places
+        owners = mixed * self.shards // self.rows
+        return owners, mixed - -(-owners * self.rows // self.shards)
 
     def ids(self, shard: int, places: Ids) -> Ids:
         """The ids at some places of a shard."""
         back = pow(self._factor, -1, self.rows) if self.rows > 1 else 0
-        return (places * self.shards + shard) * back % self.rows
+        return (places + self._first(shard)) * back % self.rows
 
     def held(self, shard: int) -> int:
         """How many ids a shard has."""
-        return len(range(shard, self.rows, self.shards))
+        return self._first(shard + 1) - self._first(shard)
+
+    def _first(self, shard: int) -> int:
+        return -(-shard * self.rows // self.shards)
 
 
 @dataclass(frozen=True)
