@@ -1,7 +1,8 @@
 """Errors for the user's mistakes: each names the offender, what was found and what is allowed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from typing import cast
 
 _LONGEST_NAME = 1000
 """Of a name that may be meant: comparing takes as long as the name is, and clients send any."""
@@ -45,8 +46,29 @@ def wrong(where: str, found: object, allowed: str) -> ValueError:
 
 
 def _short(found: object, most: int = 80) -> str:
-    try:
-        text = repr(found)
-    except RecursionError:  # data may be read that is nested as deep as any call can go
-        text = f"a {type(found).__name__} nested too deeply"
-    return text if len(text) <= most else text[: most - 3] + "…"
+    text = ""
+    for piece in _pieces(found):
+        text += piece
+        if len(text) > most:  # the rest may be long, and nested as deep as can be
+            return text[: most - 3] + "…"
+    return text
+
+
+def _pieces(found: object) -> Iterator[str]:
+    """The representation of plain data, no further than somebody reads it."""
+    if type(found) is list:
+        items = cast("list[object]", found)
+        yield "["
+        for number, item in enumerate(items):
+            yield ", " if number else ""
+            yield from _pieces(item)
+        yield "]"
+    elif type(found) is dict:
+        pairs = cast("dict[object, object]", found)
+        yield "{"
+        for number, (key, value) in enumerate(pairs.items()):
+            yield f"{', ' if number else ''}{key!r}: "
+            yield from _pieces(value)
+        yield "}"
+    else:
+        yield repr(found)

@@ -1,6 +1,8 @@
 """What errors say to a person."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from drivetrain.core.errors import nearest, unknown, wrong
 
@@ -43,3 +45,23 @@ def test_wrong_cuts_a_long_value():
     assert message.startswith("train.lr: found 'xxx")
     assert message.endswith("…, allowed: a number above 0.")
     assert len(message) < 150
+
+
+@given(
+    st.recursive(
+        st.none() | st.text() | st.floats(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_what_was_found_is_shown_as_it_is_written(found):
+    shown = str(wrong("here", found, "it"))
+    whole = repr(found)
+    assert shown == f"here: found {whole if len(whole) <= 80 else whole[:77] + '…'}, allowed: it."
+
+
+def test_what_was_found_is_read_no_further_than_it_is_shown():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert str(wrong("here", deep, "it")) == f"here: found {'[' * 77}…, allowed: it."
+    while deep:  # or its end would need as many calls
+        deep = deep.pop()

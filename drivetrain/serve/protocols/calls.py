@@ -299,9 +299,7 @@ class Route:
         try:
             self.service.engine.admit(self.model)
             call = self.decode(exchange)
-            limit = self.service.engine.batching.queue_rows
-            if not 1 <= call.rows <= limit:
-                raise wrong("rows", call.rows, f"1 to {limit} in one request")
+            self.check_rows(call.rows)
             self.service.engine.submit(call)
         except ValueError as error:
             self.refuse(exchange, 400, str(error))
@@ -309,6 +307,16 @@ class Route:
             self.refuse(exchange, error.status, str(error))
         except OverloadedError as error:
             self.refuse(exchange, 503, str(error), RETRY)
+
+    def check_rows(self, rows: int) -> None:
+        """See that a request has no more rows than may be; the sooner, the less they take.
+
+        Raises:
+            ValueError: it has more, or none.
+        """
+        limit = self.service.engine.batching.queue_rows
+        if not 1 <= rows <= limit:
+            raise wrong("rows", rows, f"1 to {limit} in one request")
 
     def refuse(self, exchange: Exchange, status: int, message: str, extra: bytes = b"") -> None:
         """Answer an error before anything was computed."""

@@ -90,6 +90,8 @@ class TfsPredictRoute(Route):
             columns[number], count = column_of_tensor(field, inputs[name])
             if rows and count != rows:
                 raise wrong(f"input {name!r}, rows", count, f"{rows} as the inputs before")
+            if not rows:  # now, for a few bytes may stand for many rows of each input
+                self.check_rows(count)
             rows = count
         if rows == 1 and not self._shaped:
             return Rows([tuple([c[0] if isinstance(c, list) else c.item() for c in columns])]), 1

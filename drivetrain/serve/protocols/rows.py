@@ -63,6 +63,7 @@ class RowsRoute(Route):
             data = [data]
         else:
             raise wrong("body", data, 'a row {column: value, …} or {"rows": [row, …]}')
+        self.check_rows(len(data))
         for number, row in enumerate(data):
             if not isinstance(row, dict):
                 raise wrong(f"row {number}", row, "an object {column: value, …}")

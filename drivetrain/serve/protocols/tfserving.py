@@ -88,6 +88,7 @@ class PredictRoute(Route):
     def _of_rows(self, instances: Any) -> list[dict[str, Any]]:
         if not isinstance(instances, list):
             raise wrong("instances", instances, "a list of rows")
+        self.check_rows(len(instances))
         names = self.model.inputs.names
         rows: list[dict[str, Any]] = []
         for number, row in enumerate(instances):
@@ -111,6 +112,7 @@ class PredictRoute(Route):
             sizes[name] = len(values)
         if len(set(sizes.values())) != 1:
             raise wrong("inputs", sizes, "as many values in each column")
+        self.check_rows(min(sizes.values()))
         columns = {
             name: [_plain(value, f"column {name!r}") for value in values]
             for name, values in inputs.items()

@@ -156,3 +156,16 @@ def test_a_body_nested_as_deep_as_can_be_read_is_the_clients_mistake(client, tar
     for depth in range(900, 1000):
         body = b'{"instances":' + b"[" * depth + b"]" * depth + b"}"
         assert client.post(target, body).status == 400
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/predict/tiny", {"rows": [{}] * 9000}),
+        ("/v1/models/tiny:predict", {"instances": [{}] * 9000}),
+        ("/v1/models/tiny:predict", {"inputs": {"hour": [1] * 9000}}),
+    ],
+)
+def test_rows_are_counted_before_each_is_looked_at(client, target, body):
+    found = client.post(target, body).json
+    assert found == {"error": "rows: found 9000, allowed: 1 to 8192 in one request."}
