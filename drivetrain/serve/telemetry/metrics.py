@@ -18,6 +18,9 @@ from typing import Generic, TypeVar
 from drivetrain.serve.execution import statistics
 from drivetrain.serve.execution.statistics import Tally
 
+RETIRED = 8
+"""Versions of an alias that are told of after they were served, the last of them: enough to
+compare with, and a server that lives for years and hundreds of versions grows by none of them."""
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
@@ -160,6 +163,17 @@ class Family(Generic[Child]):
     def remove(self, *values: str) -> None:
         """End a series."""
         self._children.pop(values, None)
+
+    def versions(self) -> Iterator[tuple[str, str]]:
+        """The versions, behind their aliases, that series of this metric are about."""
+        if self.labels[:2] == ("model", "version"):
+            yield from ((values[0], values[1]) for values in list(self._children) if values[1])
+
+    def forget(self, model: str, version: str) -> None:
+        """End every series about a version."""
+        if self.labels[:2] == ("model", "version"):
+            for values in [v for v in list(self._children) if v[:2] == (model, version)]:
+                self.remove(*values)
 
     def numbers(self) -> dict[tuple[str, ...], Numbers]:
         """What each series has counted."""
@@ -304,6 +318,7 @@ class Metrics:
         )
 
         self._shared = (*self._families, self.statistics)
+        self._retired: dict[tuple[str, str], None] = {}
         self.others: Callable[[], Sequence[Figures]] = tuple
         """Gives what the other processes of this server have counted."""
 
@@ -312,6 +327,21 @@ class Metrics:
         others = self.others()
         lines = (line for family in self._families for line in family.text(others))
         return ("\n".join(lines) + "\n").encode()
+
+    def serve(self, model: str, version: str) -> None:
+        """A version of an alias is served from now on."""
+        self._retired.pop((model, version), None)
+
+    def retire(self, model: str, version: str) -> None:
+        """It is not any more. What it has counted stays until :data:`RETIRED` others have gone
+        too."""
+        self._retired.pop((model, version), None)
+        self._retired[model, version] = None
+        gone = [pair for pair in self._retired if pair[0] == model]
+        for pair in gone[:-RETIRED]:
+            del self._retired[pair]
+            for family in self._shared:
+                family.forget(*pair)
 
     def figures(self) -> Figures:
         """What this process has counted."""
@@ -323,6 +353,9 @@ class Metrics:
             if family.lasting:
                 for values, numbers in figures.get(family.name, ()):
                     family.of(*values).add(numbers)
+        # Those that are served yet will say so; the rest would stay for ever.
+        for family in self._shared:
+            self._retired |= dict.fromkeys(family.versions())
 
     def of_ended(self, figures: Figures) -> Figures:
         """What still counts of a process that has ended, or has not begun: it is not ready."""

@@ -273,6 +273,7 @@ class Aliases:
         before = () if old is None else old.models
         for model in release.models:
             if model not in before:
+                self._metrics.serve(model.name, model.version)
                 self._engine.open(model)
         self._application.install(release)
         for model in before:
@@ -290,6 +291,9 @@ class Aliases:
             info.remove(model.name, model.version, model.digest, role)
             shares.remove(model.name, model.version, role)
             self._metrics.placement_info.remove(model.name, model.version, model.placement)
+        for model in () if old is None else old.models:
+            if release is None or model not in release.models:
+                self._metrics.retire(model.name, model.version)
         if release is None:
             return
         share = {"stable": 1.0 - release.share, "canary": release.share, "shadow": 0.0}

@@ -6,7 +6,14 @@ import subprocess
 
 import pytest
 
-from drivetrain.serve.telemetry.metrics import SECONDS, Counter, Family, Histogram, Metrics
+from drivetrain.serve.telemetry.metrics import (
+    RETIRED,
+    SECONDS,
+    Counter,
+    Family,
+    Histogram,
+    Metrics,
+)
 
 ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
 NAMES = {
@@ -116,3 +123,49 @@ def test_metrics_are_one_text_that_ends_with_a_line():
     text = Metrics().text().decode()
     assert text.endswith("\n")
     assert json.dumps(text).isascii()
+
+
+def of_versions(metrics):
+    return {labels[1] for labels in metrics.requests.numbers() if labels[0] == "tiny"}
+
+
+def test_a_server_that_lives_through_many_versions_tells_of_the_last_ones_only():
+    metrics = Metrics()
+    for number in range(100):
+        metrics.serve("tiny", f"v{number}")
+        metrics.requests.of("tiny", f"v{number}", "rows", "200").value += 1
+        metrics.prediction.of("tiny", f"v{number}", "late").observe(0.5)
+        metrics.statistics.of("tiny", f"v{number}")
+        if number:
+            metrics.retire("tiny", f"v{number - 1}")
+    expected = {f"v{number}" for number in range(99 - RETIRED, 100)}
+    assert of_versions(metrics) == expected
+    assert {labels[1] for labels in metrics.prediction.numbers()} == expected
+    assert {labels[1] for labels in metrics.statistics.numbers()} == expected
+
+
+def test_a_version_that_is_served_again_or_is_of_another_alias_is_not_forgotten():
+    metrics = Metrics()
+    for name in ("tiny", "other"):
+        metrics.requests.of(name, "first", "rows", "200").value += 1
+        metrics.retire(name, "first")
+    metrics.requests.of("", "", "http", "400").value += 1
+    metrics.serve("tiny", "first")
+    for number in range(2 * RETIRED):
+        metrics.retire("tiny", f"v{number}")
+    counted = metrics.requests.numbers()
+    assert counted["tiny", "first", "rows", "200"] == (1.0,)
+    assert counted["other", "first", "rows", "200"] == (1.0,)
+    assert counted["", "", "http", "400"] == (1.0,)
+
+
+def test_a_worker_that_counts_on_tells_of_no_more_than_the_one_before():
+    before, after = Metrics(), Metrics()
+    for number in range(RETIRED):
+        before.requests.of("tiny", f"v{number}", "rows", "200").value += 1
+    after.inherit(before.figures())
+    after.serve("tiny", "v0")
+    for number in range(RETIRED, 3 * RETIRED):
+        after.requests.of("tiny", f"v{number}", "rows", "200").value += 1
+        after.retire("tiny", f"v{number}")
+    assert of_versions(after) == {"v0", *(f"v{n}" for n in range(2 * RETIRED, 3 * RETIRED))}

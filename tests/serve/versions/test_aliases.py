@@ -8,7 +8,7 @@ import pytest
 
 from drivetrain.serve.execution.loading import Loader
 from drivetrain.serve.execution.models import Artefact, Traffic
-from drivetrain.serve.telemetry.metrics import Metrics
+from drivetrain.serve.telemetry.metrics import RETIRED, Metrics
 from drivetrain.serve.versions.aliases import Aliases
 
 
@@ -95,3 +95,30 @@ def test_only_a_person_has_what_was_refused_tried_again(artefact, tmp_path):
         following.cancel()
 
     asyncio.run(main())
+
+
+def test_a_version_that_comes_back_counts_on_however_long_it_was_gone(
+    artefact, write_bundle, tmp_path
+):
+    """As a roll-back to the oldest version that is told of: it must not be forgotten by that."""
+    other = write_bundle(tmp_path / "other", 0.5)
+    told = Traffic(stable=artefact)
+    metrics = Metrics()
+    aliases = aliases_of({"tiny": lambda: told}, metrics)
+    version = artefact.digest[:12]
+    counted = metrics.requests.of("tiny", version, "rows", "200")
+
+    async def main():
+        nonlocal told
+        aliases.begin()
+        counted.value += 1
+        told = Traffic(stable=Artefact(other.digest, other.path))
+        assert await aliases.load("tiny") == ""
+        for number in range(RETIRED - 1):
+            metrics.retire("tiny", f"v{number}")
+        told = Traffic(stable=artefact)
+        assert await aliases.load("tiny") == ""
+
+    asyncio.run(main())
+    assert metrics.requests.of("tiny", version, "rows", "200") is counted
+    assert aliases.releases["tiny"].stable.version == version
