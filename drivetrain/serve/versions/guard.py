@@ -7,7 +7,7 @@ from drivetrain.serve.execution.models import Model, Release
 from drivetrain.serve.telemetry.metrics import Counter, Family
 
 _SECONDS = 30.0
-"""Over which answers are counted."""
+"""Over which answers are counted, or longer until there are enough to judge by."""
 _LEAST = 50
 """Answers of a canary before it is judged."""
 _EXCESS = 0.05
@@ -54,8 +54,15 @@ class Guard:
         if known is not release:
             seen = deque()
             self._seen[release.name] = (release, seen)
-        seen.append((now, self._count(release.canary), self._count(release.stable)))
-        while len(seen) > 2 and now - seen[1][0] >= _SECONDS:
+        found = (now, self._count(release.canary), self._count(release.stable))
+        if len(seen) > 1 and seen[-1][1] == found[1]:  # or seconds without an answer would pile up
+            seen.pop()
+        seen.append(found)
+        while (
+            len(seen) > 2
+            and now - seen[1][0] >= _SECONDS
+            and found[1].since(seen[1][1]).answered >= _LEAST
+        ):
             seen.popleft()
         (_, canary_then, stable_then), (_, canary_now, stable_now) = seen[0], seen[-1]
         canary, stable = canary_now.since(canary_then), stable_now.since(stable_then)

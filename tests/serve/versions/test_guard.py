@@ -74,6 +74,27 @@ def test_what_was_before_it_was_a_canary_and_what_is_long_ago_do_not_count():
     assert "5.5% of its last 73 answers" in (counted.failing(40.5) or "")
 
 
+def test_a_canary_that_is_seldom_asked_is_judged_all_the_same(counted):
+    """One answer every three seconds: half a minute never holds enough to judge by."""
+    reasons = []
+    for second in range(1, 1000):
+        if second % 3 == 0:
+            counted.answer(CANARY, bad=1)
+        counted.answer(STABLE, good=1)
+        reasons.append(counted.failing(float(second)))
+    first = next(n for n, why in enumerate(reasons, 1) if why is not None)
+    assert first == 150
+    assert "100.0% of its last 50 answers were server errors, 0.0% of the" in (reasons[-1] or "")
+    assert len(counted.guard._seen["m"][1]) < 60
+
+
+def test_a_canary_that_is_not_asked_costs_no_memory(counted):
+    for second in range(1, 10_000):
+        counted.answer(STABLE, good=1)
+        assert counted.failing(float(second)) is None
+    assert len(counted.guard._seen["m"][1]) <= 3
+
+
 def test_a_canary_that_answers_everything_is_held_against_no_failure(counted):
     counted.answer(CANARY, good=45, bad=5)
     assert counted.failing(1.0) is not None
