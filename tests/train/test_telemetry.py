@@ -97,3 +97,10 @@ def test_processes_count_the_gradients_that_they_send(
     updates = 2 * 512 / 64
     assert held * updates < figures["train/communication_bytes"] < 1.05 * held * (updates + 1)
     assert 0 < figures["train/communication_wait_share"] < 1
+
+
+def test_memory_of_a_gpu_is_that_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2_000_000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3_000_000)
+    found = dict(memory(torch.device("cuda")))
+    assert (found["memory/device_mb"], found["memory/device_peak_mb"]) == (2.0, 3.0)
