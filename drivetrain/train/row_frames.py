@@ -152,9 +152,11 @@ def read_update(body: memoryview, dims: Sequence[int]) -> tuple[float, list[Ids]
     cells = [len(ids) * dim for ids, dim in zip(places, dims, strict=True)]
     if end + 4 * sum(cells) != len(body):
         raise ConnectionError(f"a push of {len(body)} bytes, of which {end} are places")
-    flat = np.frombuffer(body, np.float32, offset=end).copy()
-    parts = np.split(flat, np.cumsum(cells)[:-1])
-    gradients = [part.reshape(-1, dim) for part, dim in zip(parts, dims, strict=True)]
+    gradients: list[Rows] = []
+    for count, dim in zip(cells, dims, strict=True):
+        flat = np.frombuffer(body, np.float32, count, end)
+        gradients.append(flat.reshape(-1, dim).copy())
+        end += flat.nbytes
     return lr, [ids.copy() for ids in places], gradients
 
 

@@ -59,7 +59,7 @@ class RowSGD:
         step: int,
     ) -> None:
         """Take one step."""
-        values[rows] -= np.float32(lr) * gradients
+        _add(values, rows, gradients * np.float32(-lr))
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,18 @@ class RowAdagrad:
         step: int,
     ) -> None:
         """Take one step."""
-        squares = gradients * gradients
         if self.by_row:
-            squares = squares.mean(1, keepdims=True)
+            squares = np.einsum("nd,nd->n", gradients, gradients)[:, None]
+            squares /= np.float32(gradients.shape[1])
+        else:
+            squares = gradients * gradients
         squares += state["sum"].take(rows, 0)
         state["sum"][rows] = squares
         np.sqrt(squares, out=squares)
         squares += _TINY
-        values[rows] -= np.float32(lr) * gradients / squares
+        change = gradients / squares
+        change *= np.float32(-lr)
+        _add(values, rows, change)
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,17 @@ class RowAdam:
         state["first"][rows] = first
         state["second"][rows] = second
         size = lr * math.sqrt(1 - two**step) / (1 - one**step)
-        values[rows] -= np.float32(size) * first / (np.sqrt(second) + np.float32(1e-8))
+        np.sqrt(second, out=second)
+        second += np.float32(1e-8)
+        change = first / second
+        change *= np.float32(-size)
+        _add(values, rows, change)
+
+
+def _add(values: Rows, rows: Ids, change: Rows) -> None:
+    """Add to rows; ``change`` is used up. Twice as fast as ``values[rows] += change``."""
+    change += values.take(rows, 0)
+    values[rows] = change
 
 
 ROW_OPTIMIZERS: Mapping[str, Callable[[tuple[float, float]], RowOptimizer]] = {

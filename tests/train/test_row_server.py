@@ -118,7 +118,7 @@ def test_a_server_that_has_gone_is_named(made_servers: Make) -> None:
 
 def test_a_server_that_does_not_answer_is_not_waited_for_longer_than_was_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        where = Server(*silent.getsockname(), b"x" * 16)
+        where = Server("127.0.0.1", silent.getsockname()[1], b"x" * 16)
         client = RowClient([where], 0, SHAPES, 0.2)
         pull = client.pull(want(client, [1], []), 0)
         with pytest.raises(ConnectionError, match=r"server of rank 0 for 0.2 s in vain"):

@@ -152,7 +152,7 @@ def test_a_growing_table_loses_nothing() -> None:
     kept = table.kept()
     other = held(50_000, name="adagrad")
     state = {"sum": np.asarray(kept["state/sum"], np.float32)}
-    other.put(np.asarray(kept["ids"]), np.asarray(kept["values"], np.float32), state)
+    other.put(kept["ids"].astype(np.int64), np.asarray(kept["values"], np.float32), state)
     assert all(np.array_equal(other.peek(p), f) for p, f in zip(parts, first, strict=True))
 
 
