@@ -24,7 +24,8 @@ from drivetrain.serve.protocols.v2 import InferRoute, model_metadata, server_met
 from drivetrain.serve.telemetry.access import entry
 from drivetrain.serve.telemetry.metrics import CONTENT_TYPE
 from drivetrain.serve.telemetry.spans import Request
-from drivetrain.serve.transport.exchange import Exchange
+from drivetrain.serve.transport.coding import inflate
+from drivetrain.serve.transport.exchange import Exchange, RefusedError
 from drivetrain.serve.transport.grpc import GrpcStatus
 from drivetrain.serve.transport.grpc_stream import GrpcStream
 from drivetrain.serve.versions.shadow import Shadow
@@ -275,8 +276,19 @@ class Application:
             allowed = ", ".join(sorted(method.decode() for method in methods))
             message = f"method: found {found}, allowed: {allowed} at this target."
             self._other.refuse(exchange, 405, message, f"Allow: {allowed}\r\n".encode())
-        else:
+        elif b"content-encoding" not in exchange.headers or self._inflated(exchange):
             methods[exchange.method](exchange)
+
+    def _inflated(self, exchange: Exchange) -> bool:
+        """Take the compression off a body, if there is one; whether that could be done."""
+        coding, most = exchange.headers[b"content-encoding"], self._service.tensor_bytes
+        try:
+            if exchange.body:
+                exchange.body = inflate("body", exchange.body, coding, most)
+        except RefusedError as error:
+            self._other.refuse(exchange, error.status, str(error))
+            return False
+        return True
 
     def stream(self, target: str, opened: Callable[[GrpcStream], None]) -> None:
         """Let a streaming method of gRPC be answered.

@@ -126,13 +126,12 @@ class Conversation:
 
     async def compressed(self):
         if self.http:
-            given = inputs(self.module)
-            return {
-                "answer": outputs_of(await self.infer(response_compression_algorithm="gzip")),
-                "request": await self.refused(
-                    "infer", "tiny", given, request_compression_algorithm="gzip"
-                ),
+            ways = {
+                f"{part} {name}": {f"{part}_compression_algorithm": name}
+                for part in ("request", "response")
+                for name in ("gzip", "deflate")
             }
+            return {way: outputs_of(await self.infer(**given)) for way, given in ways.items()}
         return {
             name: outputs_of(await self.infer(compression_algorithm=name))
             for name in ("gzip", "deflate")

@@ -78,7 +78,8 @@ class Service:
         access: takes what the access log says of each answer, or None.
         traces: takes the requests that are traced, or None.
         shared_memory: where tensors of requests that may use it lie, or None.
-        tensor_bytes: what the inputs of a request may take in shared memory.
+        tensor_bytes: what the inputs of a request may take in shared memory, and its body when
+            the compression is off.
     """
 
     engine: Engine

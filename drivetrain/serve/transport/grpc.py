@@ -10,11 +10,11 @@ error of the transport has, doc/statuscodes.md beside it.
 """
 
 import re
-import zlib
 from enum import IntEnum
 from functools import cache
 from typing import TYPE_CHECKING
 
+from drivetrain.serve.transport.coding import check_coding, inflate
 from drivetrain.serve.transport.exchange import Exchange, RefusedError
 from drivetrain.serve.transport.hpack import encode, line_fields, name_prefix, plain_string
 
@@ -217,30 +217,12 @@ def decompress(flag: int, message: bytes | bytearray, coding: bytes, most: int) 
     Raises:
         RefusedError: the coding is none or unknown, the message is damaged or too long.
     """
-    coding = coding.lower()
     if flag != 1:
         raise RefusedError(400, f"message: found the compression flag {flag}, allowed: 0 and 1.")
-    if coding == b"gzip":
-        window = 16 + zlib.MAX_WBITS
-    elif coding == b"deflate":
-        window = zlib.MAX_WBITS
-    elif coding == b"identity":
+    if coding.lower() == b"identity":
         raise RefusedError(400, "message: found it compressed, and no grpc-encoding.")
-    else:
-        found = coding.decode("latin-1")
-        raise RefusedError(
-            415, f"header 'grpc-encoding': found {found!r}, allowed: identity, gzip, deflate."
-        )
-    decoder = zlib.decompressobj(window)
-    try:
-        plain = decoder.decompress(message, most + 1)
-    except zlib.error as error:
-        raise RefusedError(400, f"message: found damaged {coding.decode()}: {error}.") from None
-    if len(plain) > most:
-        raise RefusedError(413, f"body: found more than {most} bytes, allowed: {most}.")
-    if not decoder.eof or decoder.unused_data:
-        raise RefusedError(400, f"message: found no whole {coding.decode()}.")
-    return plain
+    check_coding("grpc-encoding", coding)
+    return bytes(inflate("message", message, coding, most))
 
 
 def count(content: bytes | bytearray) -> str:

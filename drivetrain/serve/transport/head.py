@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from drivetrain.serve.transport.coding import check_coding
+from drivetrain.serve.transport.exchange import RefusedError
 from drivetrain.serve.transport.hpack import Decoder, Fields
 
 _KEPT = frozenset(
@@ -178,7 +180,7 @@ def _head(
     if len(target) > _TARGET_BYTES:
         refusal = (414, f"request target: found more than {_TARGET_BYTES} bytes.")
     expect = headers.get(b"expect", b"").lower()
-    refusal = refusal or _refusal(pseudo[b":method"], headers)
+    refusal = refusal or _refusal(pseudo[b":method"], headers, grpc)
     return Head(
         method=pseudo[b":method"],
         target=target,
@@ -192,13 +194,16 @@ def _head(
     )
 
 
-def _refusal(method: bytes, headers: dict[bytes, bytes]) -> tuple[int, str] | None:
+def _refusal(method: bytes, headers: dict[bytes, bytes], grpc: bool) -> tuple[int, str] | None:
     if method == b"CONNECT":
         return 405, "method: found CONNECT; this is no proxy."
     coding = headers.get(b"content-encoding", b"identity")
-    if coding.lower() != b"identity":
-        found = coding.decode("latin-1")
-        return 415, f"header 'content-encoding': found {found!r}, allowed: identity."
+    if grpc and coding.lower() != b"identity":  # its messages are compressed one by one
+        return 415, "header 'content-encoding': found one, allowed: grpc-encoding."
+    try:
+        check_coding("content-encoding", coding)
+    except RefusedError as error:
+        return error.status, str(error)
     expect = headers.get(b"expect", b"100-continue")
     if expect.lower() != b"100-continue":
         found = expect.decode("latin-1")

@@ -20,7 +20,8 @@ class HttpLimits:
     """What one client may take of the server.
 
     Attributes:
-        body_bytes: the longest body of a request; a longer one is refused before it is read.
+        body_bytes: the longest body of a request, as it is sent and as it was before it was
+            compressed; a longer one is refused before it is read.
         buffered_bytes: bodies that are being received or have no answer yet, all connections
             together.
         header_bytes: request line and headers together.

@@ -15,6 +15,7 @@ from typing import Any
 
 import httptools
 
+from drivetrain.serve.transport.coding import check_coding
 from drivetrain.serve.transport.exchange import JSON, Exchange, RefusedError, address
 from drivetrain.serve.transport.http import Http, HttpLimits
 from drivetrain.serve.transport.repeated import RepeatedHead
@@ -52,12 +53,14 @@ _READY, _HEAD, _BODY, _LAST, _LINGER = range(5)
 class Http1Exchange(Exchange):
     """A request of an HTTP/1.1 connection; answers go out in the order of the requests."""
 
-    __slots__ = ("_answer", "_connection", "keep")
+    __slots__ = ("_answer", "_connection", "held", "keep")
 
     def __init__(self, connection: "Connection", method: bytes, target: bytes) -> None:
         super().__init__(method, target, connection.headers, connection.managed)
         self._connection = connection
         self._answer: tuple[int, bytes, bytes, bytes] | None = None
+        self.held = 0
+        """Bytes that it came in, however many its body is made of them."""
         self.keep = True
 
     def respond(
@@ -319,12 +322,7 @@ class Connection(asyncio.Protocol):
         length = int(headers.get(b"content-length", b"0"))
         if length > limits.body_bytes:
             raise RefusedError(413, f"body: found {length} bytes, allowed: {limits.body_bytes}.")
-        coding = headers.get(b"content-encoding", b"identity").lower()
-        if coding != b"identity":
-            raise RefusedError(
-                415, f"header 'content-encoding': found {coding.decode('latin-1')!r}, "
-                "allowed: identity."
-            )  # fmt: skip
+        check_coding("content-encoding", headers.get(b"content-encoding", b"identity"))
         if encoding is not None or length:
             self.deadline = monotonic() + limits.body_seconds
         expect = headers.get(b"expect")
@@ -368,6 +366,7 @@ class Connection(asyncio.Protocol):
         exchange = Http1Exchange(self, self._method, target)
         exchange.keep = self._keep
         if self._body:
+            exchange.held = len(self._body)
             exchange.body = self._body  # counted until it is answered: it is held until then
             self._body = b""
         self.stage = _READY if self._keep else _LAST
@@ -399,7 +398,7 @@ class Connection(asyncio.Protocol):
         waiting = self._waiting
         while waiting and waiting[0].answered:
             exchange = waiting.popleft()
-            self.http.buffered -= len(exchange.body)
+            self.http.buffered -= exchange.held
             last = not exchange.keep or (
                 self.http.draining and not waiting and self.stage is _READY
             )

@@ -319,7 +319,7 @@ def test_a_body_counts_until_its_request_is_answered_even_if_the_client_has_gone
         (b"X-Nul: a\0b\r\n", 400, "not HTTP/1.1"),
         (b"X-Return: a\rb\r\n", 400, "not HTTP/1.1"),
         (b"Host: other\r\n", 400, "header 'host': found twice"),
-        (b"Content-Encoding: gzip\r\nContent-Length: 5\r\n", 415, "'content-encoding'"),
+        (b"Content-Encoding: br\r\nContent-Length: 5\r\n", 415, "'content-encoding'"),
     ],
 )
 def test_framing_that_a_proxy_might_read_otherwise_is_refused_and_closed(

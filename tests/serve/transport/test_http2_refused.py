@@ -57,7 +57,7 @@ from drivetrain.serve.transport.hpack import encode
     ("fields", "status"),
     [
         ([*POST, (b"content-length", b"9999")], 413),
-        ([*POST, (b"content-encoding", b"gzip")], 415),
+        ([*POST, (b"content-encoding", b"br")], 415),
         ([*POST, (b"content-type", b"application/grpc+json")], 415),
         ([*POST, (b"expect", b"a miracle")], 417),
         ([*POST, (b"x-request-id", b"1"), (b"x-request-id", b"2")], 400),

@@ -19,6 +19,9 @@ class Transport(asyncio.Transport):
     def write(self, data):
         self.written += data
 
+    def get_write_buffer_size(self):
+        return 0
+
     def is_closing(self):
         return False
 
