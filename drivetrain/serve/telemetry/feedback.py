@@ -22,6 +22,8 @@ from drivetrain.serve.telemetry.retention import Retention, place
 log = logging.getLogger("drivetrain.serve")
 
 _SWEEP_SECONDS = 60.0
+_CLOSE_SECONDS = 10.0
+"""For what is held to be written at the end; a disk that is away must not keep a server alive."""
 
 
 class Feedback:
@@ -48,6 +50,7 @@ class Feedback:
         queue_rows: rows held in memory.
         queue_bytes: bytes held in memory.
         retention: how much is kept on disk.
+        close_seconds: for what is held to be written at the end.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -66,6 +69,7 @@ class Feedback:
         queue_rows: int = 200_000,
         queue_bytes: int = 64 << 20,
         retention: Retention | None = None,
+        close_seconds: float = _CLOSE_SECONDS,
     ) -> None:
         need("pyarrow.parquet", "data")
         directory.mkdir(parents=True, exist_ok=True)
@@ -77,6 +81,7 @@ class Feedback:
         self._longest = max(longest, seconds)
         self._limits = (queue_rows, queue_bytes)
         self._retention = retention or Retention()
+        self._close_seconds = close_seconds
         self._queue: deque[Event] = deque()
         self._held_rows = 0
         self._held_bytes = 0
@@ -117,9 +122,11 @@ class Feedback:
         )
 
     def close(self) -> None:
-        """Write what is held, and end."""
+        """Write what is held, as far as the disk takes it in that time, and end."""
         self._end.set()
-        self._thread.join()
+        self._thread.join(self._close_seconds)
+        if self._thread.is_alive():
+            log.error("%s takes nothing: %d rows are lost", self._directory, self._held_rows)
 
     def _run(self) -> None:
         files: dict[_Key, _File] = {}

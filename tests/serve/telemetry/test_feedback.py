@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import subprocess
+import threading
 import time
 import weakref
 from contextlib import suppress
@@ -309,3 +310,15 @@ def test_the_writer_deletes_the_oldest_files_beyond_the_bound_and_counts_them(tm
     assert 0 < len(left) < 8
     assert sum(p.stat().st_size for p in tmp_path.rglob("*.parquet")) <= 9_000
     assert metrics.feedback_deleted.of("toy").value == 8 - len(left)
+
+
+def test_a_disk_that_is_away_does_not_keep_the_server_from_its_end(tmp_path, monkeypatch, caplog):
+    freed = threading.Event()
+    monkeypatch.setattr("drivetrain.serve.telemetry.feedback.write", lambda *_: freed.wait(20))
+    feedback = Feedback(tmp_path, Metrics(), close_seconds=0.1)
+    late = [np.zeros(3, np.float32)]
+    feedback.offer(Toy(Field("x", "float32")), "id", 0.0, late, late)
+    feedback.close()
+    assert f"{tmp_path} takes nothing: 3 rows are lost" in caplog.text
+    freed.set()
+    feedback._thread.join()
