@@ -132,6 +132,7 @@ def server_of(site: Site, references: Sequence[str], port: int | None = None) ->
         feedback=Path(site.serve.feedback) if site.serve.feedback else None,
         retention=Retention(bytes=site.serve.feedback_bytes, days=site.serve.feedback_days),
         workers=site.serve.workers,
+        hang_seconds=site.serve.hang_seconds,
         placement=site.serve.placement,
         parity=site.serve.parity,
     )

@@ -264,3 +264,12 @@ def test_several_aliases_are_served_each_under_its_name(store: Registry, tmp_pat
     assert scores == [2.0, 3.0, 3.0]
     with pytest.raises(ValueError, match="served name: found 'double', allowed: each name once"):
         server_of(site, ["double", "double"])
+
+
+def test_a_site_says_how_long_a_run_may_take(store: Registry):
+    store.promote(store.write(*made(2.0)).digest, "alias")
+    site = Site(store=str(store.root), serve=ServeSite(port=0, hang_seconds=120))
+    assert server_of(site, ["alias"])._hang_seconds == 120
+    short = Site(store=str(store.root), serve=ServeSite(port=0, hang_seconds=1))
+    with pytest.raises(ValueError, match="hang_seconds: found 1, allowed: 2 or more"):
+        server_of(short, ["alias"])

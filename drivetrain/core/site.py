@@ -52,6 +52,9 @@ class ServeSite:
         feedback_bytes: of them are kept on disk, the newest; 0 is no bound.
         feedback_days: they are kept; 0 is no bound.
         workers: processes that share the port; 0 for one a core.
+        hang_seconds: of several workers one is killed and replaced whose event loop stands still,
+            or whose run of a graph takes, longer than this; a graph whose runs may take longer
+            needs more.
         access_log: a file that gets a line of JSON for each answer, behind what it has; ``-`` is
             standard output, empty keeps none. A rotation must copy and truncate it.
         tls_certificate: a PEM file of the server's certificate and those between it and its root;
@@ -77,6 +80,7 @@ class ServeSite:
     feedback_bytes: int = 10 << 30
     feedback_days: int = 30
     workers: int = 1
+    hang_seconds: int = 30
     access_log: str = ""
     tls_certificate: str = ""
     tls_key: str = ""
