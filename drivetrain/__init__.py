@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
     from drivetrain.train.parameter_server import ParameterServer
     from drivetrain.train.private import Private
+    from drivetrain.train.prune import Prune
     from drivetrain.train.schedule import Constant, Cosine, StepDecay
     from drivetrain.train.single import Single
     from drivetrain.train.stopping import EarlyStopping
@@ -113,6 +114,7 @@ _HOME = {
     ),
     "train.parameter_server": ("ParameterServer",),
     "train.private": ("Private",),
+    "train.prune": ("Prune",),
     "train.schedule": (
         "Constant",
         "Cosine",
@@ -174,6 +176,7 @@ __all__ = [
     "Parquet",
     "PowerSGD",
     "Private",
+    "Prune",
     "Quantize",
     "Raw",
     "Registry",

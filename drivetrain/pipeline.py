@@ -9,14 +9,14 @@ import dataclasses
 import fcntl
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, get_args
 
-from drivetrain.compress.report import compare
+from drivetrain.compress.apply import Given, apply
 from drivetrain.core import durable, sketch
 from drivetrain.core.batch import BYTES_SUFFIX, PIXELS_SUFFIX, Batch
 from drivetrain.core.bundle import Bundle, Manifest
@@ -43,7 +43,7 @@ from drivetrain.models.bind import build
 from drivetrain.registry.registry import Registry
 from drivetrain.running import meter_of
 from drivetrain.train.distill import Distill
-from drivetrain.train.export import export
+from drivetrain.train.trained import Trained, exported
 from drivetrain.watch.drift import prediction_statistics
 from drivetrain.watch.energy import Meter
 from drivetrain.watch.probes import evaluate
@@ -132,11 +132,11 @@ def run(
     if until == "features":
         return None
     with _stage("train", emit, meter):
-        graph, figures = make_model(system, data, features, site, emit, world)
+        trained = make_model(system, data, features, site, emit, world)
     if until == "train":
         return None
     with _stage("compress", emit, meter):
-        graph, report = make_smaller(system, data, features, graph, work, emit)
+        graph, report = make_smaller(system, data, features, trained, work, emit)
     if until == "compress":
         return None
     with _stage("test", emit, meter):
@@ -149,7 +149,7 @@ def run(
         if isinstance(data.source, Tabular):
             seen = prediction_statistics(candidate, data.batches("validate"))
             fitted = {**fitted, **seen}
-        bundle = _register(site, candidate, fitted, [*figures, *report, *found], emit)
+        bundle = _register(site, candidate, fitted, [*trained.figures, *report, *found], emit)
     if meter is not None:
         _account(site, bundle, meter, emit)
     return bundle
@@ -254,12 +254,8 @@ def make_model(
     site: Site,
     emit: Emit = silent,
     world: World = World(),
-) -> tuple[Graph, list[Metric]]:
-    """Train the model and put it behind the feature graph: raw columns to predictions.
-
-    With it come the figures of the training that stand in the manifest: those that the strategy
-    emitted for no step, and that repeat.
-    """
+) -> Trained:
+    """Train the model and put it behind the feature graph: raw columns to predictions."""
     work = Path(site.work)
     examples = _examples(system, data, features, work, emit)
     device = resolve(site.device)
@@ -272,7 +268,8 @@ def make_model(
             emit(Note(stage="train", text=f"nothing changed: read from {made}"))
             figures = [Metric(**item) for item in json.loads(noted.read_bytes())]
             _emit_all(figures, emit)
-            return features.graph.join(Graph.load(made)), figures
+            graphs = {path.stem: Graph.load(path) for path in directory.glob("*.onnx")}
+            return Trained.of(features.graph, graphs, figures)
         make = getattr(system.train, "build", build)
         model = make(system.model, features.schema, seed=getattr(system.train, "seed", 0))
         if device == "cuda" and world.size > 1:
@@ -291,16 +288,12 @@ def make_model(
                 noting(item)
         lent = Run(directory=directory, emit=noting, device=device, world=world)
         fitted = system.train.fit(model, examples, lent)
-        if isinstance(fitted, Graph):  # a strategy may fit what is no torch module
-            graph = fitted
-        else:
-            predictions = getattr(system.train, "predictions", None)
-            graph = export(fitted, features.schema.tensors, predictions)
-        joined = features.graph.join(graph)
+        graphs = exported(system.train, fitted, features.schema.tensors)
         if world.leads:
             durable.write(noted, json.dumps([vars(figure) for figure in figures]).encode())
-            graph.save(made)
-        return joined, figures
+            for name, graph in graphs.items():  # the model last: where it lies, all do
+                graph.save(directory / f"{name}.onnx")
+        return Trained.of(features.graph, graphs, figures)
 
 
 def _examples(system: System, data: Data, features: Features, work: Path, emit: Emit) -> Examples:
@@ -326,64 +319,42 @@ def _examples(system: System, data: Data, features: Features, work: Path, emit: 
 
 
 def make_smaller(
-    system: System, data: Data, features: Features, graph: Graph, work: Path, emit: Emit = silent
+    system: System,
+    data: Data,
+    features: Features,
+    trained: Trained,
+    work: Path,
+    emit: Emit = silent,
 ) -> tuple[Graph, list[Metric]]:
-    """Apply each pass, measured on the validation split; one that breaks a bound is refused."""
-    if not system.compress:
+    """Apply each pass, measured on the validation split; one that breaks a bound is refused.
+
+    A model that its strategy made smaller is held against what it was, as the first of them.
+    """
+    graph, passes = trained.graph, list(system.compress)
+    if trained.before is not None:
+        passes.insert(0, Given(trained.made_by, graph))
+        graph = trained.before
+    if not passes:
         return graph, []
-    parts = (graph.digest, data.digest, system.compress, system.probes, _packages())
+    made = (graph.digest, trained.graph.digest, data.digest)
+    parts = (*made, system.compress, system.probes, _packages())
     kept = work / "compress" / digest(*(describe(part) for part in parts))
     if kept.is_dir():
         emit(Note(stage="compress", text=f"nothing changed: read from {kept}"))
         report = [Metric(**item) for item in json.loads((kept / "report.json").read_bytes())]
         _emit_all(report, emit)
         return Graph.load(kept / "model.onnx"), report
-    graph, report = _compressed(system, data, features, graph, work, emit)
-    with durable.directory(kept) as temporary:
-        graph.save(temporary / "model.onnx")
-        durable.write(temporary / "report.json", json.dumps([vars(m) for m in report]).encode())
-    return graph, report
 
-
-def _compressed(
-    system: System, data: Data, features: Features, graph: Graph, work: Path, emit: Emit
-) -> tuple[Graph, list[Metric]]:
     def quality(candidate: Graph) -> dict[str, Metric]:
         bundle = _bundle(system, data, features, candidate, work)
         found = evaluate(bundle, system.probes, data.batches("validate"), prefix="")
         return {metric.name: metric for metric in found}
 
-    report: list[Metric] = []
-    before = quality(graph)
-    sample = next(iter(data.batches("validate")), None)
-    if sample is None:
-        raise wrong("compress", "no validation rows", "a split with some, to measure passes on")
-    for step in system.compress:
-        candidate = step(graph, lambda: data.batches("validate"))
-        after = quality(candidate)
-        # A time bounds promotion alone: a refusal by it would make the bundle a matter of chance.
-        broken = [m for n, m in after.items() if m.repeatable and not m.holds and before[n].holds]
-        name = f"compress/{step.name}"
-        found = [
-            *compare(graph, candidate, [sample], name),
-            *_both(name, before, after),
-            Metric(name=f"{name}/kept", value=float(not broken)),
-        ]
-        report += found
-        _emit_all(found, emit)
-        if broken:
-            why = "; ".join(str(metric) for metric in broken)
-            text = f"{step.name} is refused, the graph before it stays: {why}"
-            emit(Note(stage="compress", text=text, warning=True))
-        else:
-            graph, before = candidate, after
+    graph, report = apply(graph, passes, quality, lambda: data.batches("validate"), emit)
+    with durable.directory(kept) as temporary:
+        graph.save(temporary / "model.onnx")
+        durable.write(temporary / "report.json", json.dumps([vars(m) for m in report]).encode())
     return graph, report
-
-
-def _both(name: str, before: Mapping[str, Metric], after: Mapping[str, Metric]) -> Iterable[Metric]:
-    for key, metric in after.items():
-        for when, value in (("before", before[key].value), ("after", metric.value)):
-            yield Metric(name=f"{name}/{when}_{key}", value=value, repeatable=metric.repeatable)
 
 
 # -- test ------------------------------------------------------------------------------------------

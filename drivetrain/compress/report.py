@@ -49,7 +49,7 @@ def compare(
     figures = [Metric(name=f"{name}/{key}", value=value) for key, value in sizes.items()]
     figures += [Metric(name=f"{name}/{key}", value=v) for key, v in tally.figures().items()]
     for size in SIZES:
-        for when, value in zip(("before", "after"), _latency(sessions, sample, size), strict=True):
+        for when, value in zip(("before", "after"), latency(sessions, sample, size), strict=True):
             key = f"{name}/{when}_batch{size}_ms"
             figures.append(Metric(name=key, value=value, repeatable=False))
     return figures
@@ -94,8 +94,8 @@ def _difference(a: "Array", b: "Array") -> "Array":
     return np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
 
 
-def _latency(sessions: "Sequence[Session]", sample: "Batch", size: int) -> list[float]:
-    """Median milliseconds of one run over ``size`` rows, for each session."""
+def latency(sessions: "Sequence[Session]", sample: "Batch", size: int) -> list[float]:
+    """Median milliseconds of one run over ``size`` rows, for each session; they take turns."""
     import numpy as np
 
     from drivetrain.core.batch import feed

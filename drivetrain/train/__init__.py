@@ -6,6 +6,7 @@ from drivetrain.train.diloco import DiLoCo
 from drivetrain.train.distill import Distill
 from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from drivetrain.train.private import Private
+from drivetrain.train.prune import Prune
 from drivetrain.train.schedule import Constant, Cosine, StepDecay
 from drivetrain.train.single import Single
 from drivetrain.train.stopping import EarlyStopping
@@ -24,6 +25,7 @@ __all__ = [
     "MeanSquaredError",
     "PowerSGD",
     "Private",
+    "Prune",
     "Single",
     "StepDecay",
     "TopK",

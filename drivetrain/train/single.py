@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from drivetrain.core.describe import digest
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Emit, silent
-from drivetrain.core.seams import Examples, Run
+from drivetrain.core.seams import Examples, Reduced, Run
 from drivetrain.train.loss import Loss
 from drivetrain.train.private import Private
+from drivetrain.train.prune import Prune
 from drivetrain.train.schedule import Constant, Schedule
 from drivetrain.train.stopping import EarlyStopping
 
@@ -56,6 +57,8 @@ class Single:
         average: the decay of an exponential moving average of the weights, which is then what
             is validated and served; None keeps the weights themselves.
         privacy: hides each training row behind noise, for an ε that is stated; None for none.
+        prune: takes channels out of the trained model, which is then trained further; None
+            leaves it as it is.
         seed: of the order of the rows and of dropout.
         deterministic: choose kernels that repeat to the bit.
         checkpoint_seconds: between two checkpoints; None goes by steps only.
@@ -83,6 +86,7 @@ class Single:
     early_stopping: EarlyStopping | None = None
     average: float | None = None
     privacy: Private | None = None
+    prune: Prune | None = None
     seed: int = 0
     deterministic: bool = True
     checkpoint_seconds: float | None = field(default=30.0, metadata=_NOT_DECLARED)
@@ -113,8 +117,17 @@ class Single:
                 raise wrong(f"{where}.{name}", value, "a number above 0, or None")
         if self.privacy is not None:
             self.privacy.check(self)
+        if self.prune is not None:
+            # A class that trains in another way may hold the weights in parts.
+            own = ("fit", "_train", "_fitted")
+            if any(getattr(type(self), name) is not getattr(Single, name) for name in own):
+                raise wrong(
+                    f"{where}.prune", self.prune, "None; Single, AllReduce and DiLoCo prune"
+                )
+            if self.privacy is not None:
+                raise wrong(f"{where}.prune", self.prune, "None: more epochs would spend more ε")
 
-    def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module":
+    def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module | Reduced":
         """Train ``model`` in place; what was begun in ``run.directory`` goes on from there.
 
         Args:
@@ -124,7 +137,7 @@ class Single:
 
         Returns:
             The model with its final weights, in evaluation mode: the average or the best ones
-            where they were asked for.
+            where they were asked for. With ``prune`` the smaller one, and this one beside it.
 
         Raises:
             ArithmeticError: the loss or a weight is no longer a number.
@@ -140,14 +153,9 @@ class Single:
             self._together(source, run) as group,
             repeatable(self.seed + group.rank, run.device, deterministic=self.deterministic),
         ):
-            model = model.to(run.device).train()
-            loop, keep, validate = self._assemble(model, source, run, group, ending)
-            with keep.checkpoints:
-                if not keep.resume(loop):
-                    loop.run()
-                    self._final_weights(loop.step, validate)
-                    keep.finish(loop)
-                model = self._fitted(model, run, group)
+            model = self._train(model.to(run.device).train(), source, run, group, ending)
+            if self.prune is not None:
+                return self._pruned(model, self.prune, source, run, group, ending)
         return model.eval()
 
     def predictions(self, outputs: Any) -> Mapping[str, Any]:
@@ -167,6 +175,41 @@ class Single:
                 f"processes of {type(self).__name__}", run.world.size, "1; AllReduce takes several"
             )
         yield Alone()
+
+    def _train(
+        self, model: "nn.Module", source: Examples, run: Run, group: "Group", ending: "Ending"
+    ) -> "nn.Module":
+        """Train from the last checkpoint, or the beginning, to the end."""
+        loop, keep, validate = self._assemble(model, source, run, group, ending)
+        with keep.checkpoints:
+            if not keep.resume(loop):
+                loop.run()
+                self._final_weights(loop.step, validate)
+                keep.finish(loop)
+            return self._fitted(model, run, group)
+
+    def _pruned(
+        self,
+        model: "nn.Module",
+        prune: Prune,
+        source: Examples,
+        run: Run,
+        group: "Group",
+        ending: "Ending",
+    ) -> Reduced:
+        """Prune and train further: a training of its own, with checkpoints of its own."""
+        from drivetrain.train.prune import under
+        from drivetrain.train.repeatable import repeatable
+
+        emit = run.emit if group.rank == 0 else silent
+        # All processes have equal weights and so take out the same channels.
+        smaller = prune(model, source.features.tensors, emit).train()
+        further = replace(self, prune=None, epochs=prune.epochs, lr=prune.lr or self.lr)
+        lent = replace(run, directory=run.directory / "prune", emit=under("prune", run.emit))
+        # Generators begin anew, whether the training before went on to its end or was read.
+        with repeatable(self.seed + group.rank, run.device, deterministic=self.deterministic):
+            smaller = further._train(smaller, source, lent, group, ending)
+        return Reduced(smaller.eval(), model.eval(), "prune")
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
         """What sums gradients over them."""
