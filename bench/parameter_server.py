@@ -7,9 +7,9 @@ rows of 16 numbers, row-wise Adagrad on the server. Each side does what its user
 Ours: find the distinct ids, ask, take the answer; a push sends ids and gradients and waits for
 nothing, and a pull behind the last one waits until all were applied. torch RPC: `rpc_sync` for a
 pull; `rpc_async` for pushes, all waited for at the end, which is its faster way (TensorPipe, the
-back end that it has). The two take turns in one run. Figures are messages a second by the clock, and
-with `_cpu` messages by the CPU seconds of both processes together, which say more on a machine that
-is busy with other work: torch RPC has a pool of threads to win the cores with.
+back end that it has). The two take turns in one run. Figures are messages a second by the clock,
+and with `_cpu` by the CPU seconds of both processes together, which say more on a machine that is
+busy with other work: torch RPC has a pool of threads to win the cores with.
 
 `ps_rows_10m_mb` is what training adds to a process: a table of 10 million rows of 16 with row-wise
 Adagrad, of which made batches with a long tail touch some hundred thousand. The whole table with
