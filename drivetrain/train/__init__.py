@@ -5,6 +5,7 @@ from drivetrain.train.compression import FP16, Int8, PowerSGD, TopK
 from drivetrain.train.diloco import DiLoCo
 from drivetrain.train.distill import Distill
 from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from drivetrain.train.parameter_server import ParameterServer
 from drivetrain.train.private import Private
 from drivetrain.train.prune import Prune
 from drivetrain.train.schedule import Constant, Cosine, StepDecay
@@ -23,6 +24,7 @@ __all__ = [
     "EarlyStopping",
     "Int8",
     "MeanSquaredError",
+    "ParameterServer",
     "PowerSGD",
     "Private",
     "Prune",
