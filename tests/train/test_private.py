@@ -133,7 +133,7 @@ def test_a_secret_is_new_in_each_training_and_a_seed_repeats_to_the_bit(
     assert not same(three, four)
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     pass
 
 
@@ -148,12 +148,12 @@ def test_a_resumed_training_takes_the_same_batches_and_noise(
 
     def taking(split: Any, rows: Any) -> Batch:
         if len(taken) == 12:
-            raise Broken
+            raise BrokenError
         taken.append(rows)
         return take(split, rows)
 
     cut.take = taking
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         fit(cut, tmp_path / "cut", private, strategy=strategy)
     again, rest = made(500), []
     whole = again.take
@@ -208,8 +208,8 @@ def test_what_ghost_can_not_take_goes_by_vmap_or_is_refused(made: Any, tmp_path:
     assert any("privacy by vmap" in note.text for note in heard if isinstance(note, Note))
     with pytest.raises(ValueError, match=r"Private\.method: found 'ghost'"):
         fit(made(300), tmp_path / "ghost", replace(GUESSED, method="ghost"), Tied)
+    members = MLP(hidden=(4,), members=2)
     with pytest.raises(ValueError, match=r"'vmap' for a model with module\.hidden\.0"):
-        members = MLP(hidden=(4,), members=2)
         fit(made(300), tmp_path / "members", replace(GUESSED, method="ghost"), members)
 
 
@@ -217,8 +217,8 @@ def test_a_loss_over_the_whole_batch_is_refused_by_ghost(made: Any, tmp_path: Pa
     def contrast(outputs: Tensor, targets: Any) -> Tensor:
         return (outputs - outputs.mean()).square().mean() + outputs.square().mean()
 
+    strategy = replace(PLAIN, loss=contrast)
     with pytest.raises(ValueError, match=r"Private\.method"):
-        strategy = replace(PLAIN, loss=contrast)
         fit(made(300), tmp_path, replace(GUESSED, method="ghost"), strategy=strategy)
 
 
