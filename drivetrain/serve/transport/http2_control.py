@@ -130,6 +130,8 @@ def take_settings(connection: "Connection", flags: int, number: int, payload: by
             raise ConnectionFaultError(PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH above 1")
         elif name == frames.HEADER_TABLE_SIZE:
             connection.resized = True
+    if window != connection.initial_window:
+        connection.spend(len(connection.streams))  # each may get a frame of a byte (CVE-2019-9511)
     connection.write(frame(frames.SETTINGS, ACK, 0))
     # Behind it: what a wider window lets go is too much for a client that has not heard yet that
     # its window is taken for the wider one.

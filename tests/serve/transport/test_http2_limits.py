@@ -89,6 +89,20 @@ def test_frames_that_bring_nothing_are_bounded(peer, name):
     assert [code for _, code in goaways(found)] == [ENHANCE_YOUR_CALM]
 
 
+def test_windows_that_let_each_answer_go_byte_by_byte_are_bounded(peer):
+    """CVE-2019-9511: one setting makes as many frames as there are streams."""
+    client = peer(lambda exchange: exchange.respond(200, b"x" * 5000))
+    client.send(HELLO, setting(4, 0), *(request(number) for number in range(1, 401, 2)))
+    sent = 0
+    for size in range(1, 1001):
+        found = client.send(setting(4, size))
+        sent += len(of(DATA, found))
+        if goaways(found):
+            break
+    assert [code for _, code in goaways(found)] == [ENHANCE_YOUR_CALM]
+    assert sent < 30_000
+
+
 def test_a_client_may_ping_as_often_as_it_asks(peer):
     client = peer()
     client.send(HELLO)
