@@ -35,6 +35,9 @@ from drivetrain.serve.workers.shared_memory import SharedMemory
 
 HTML = b"text/html; charset=utf-8"
 _NO_TOKEN = "header 'authorization': found no valid token, allowed: Bearer TOKEN."
+_NO_PAGE = (
+    "header 'origin': found a web page's, allowed: none where whoever reaches the port may manage."
+)
 _LIVE, _READY = "/v2/health/live", "/v2/health/ready"
 _OPEN = frozenset({_LIVE, _READY}) | OPEN_METHODS
 """Targets that need no token: a platform's health checks carry none, and they say nothing else."""
@@ -269,6 +272,8 @@ class Application:
                 methods = self.management.find(path)
         if self._token is not None and not self._allowed(exchange):
             self._other.refuse(exchange, 401, _NO_TOKEN, b"WWW-Authenticate: Bearer\r\n")
+        elif exchange.managed and self._token is None and _of_a_page(exchange):
+            self._other.refuse(exchange, 403, _NO_PAGE)
         elif methods is None:
             self._other.refuse(exchange, exchange.missing, self._nearest(path))
         elif exchange.method not in methods:
@@ -353,6 +358,16 @@ class Application:
         series = Series(self._service, name, version, route)
         body = json.dumps(data).encode()
         return lambda exchange: series.answer(exchange, 200, body)
+
+
+def _of_a_page(exchange: Exchange) -> bool:
+    """Whether a browser asks for a page to change something.
+
+    Any page that somebody opens beside a server may post to its loopback address, and by DNS
+    rebinding read the answer too. Browsers say whose page it is with every POST (Fetch §3.1), and
+    clients that are no browsers say nothing.
+    """
+    return exchange.method != b"GET" and b"origin" in exchange.headers
 
 
 def _reading(answer: Answer) -> Methods:

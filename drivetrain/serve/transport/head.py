@@ -22,6 +22,7 @@ _KEPT = frozenset(
         b"grpc-timeout",
         b"host",
         b"inference-header-content-length",
+        b"origin",
         b"traceparent",
         b"tracestate",
         b"x-request-id",

@@ -30,6 +30,7 @@ _KEPT = frozenset(
         b"expect",
         b"host",
         b"inference-header-content-length",
+        b"origin",
         b"traceparent",
         b"tracestate",
         b"transfer-encoding",

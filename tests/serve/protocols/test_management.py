@@ -391,3 +391,24 @@ def test_a_management_port_that_is_taken_is_told_at_the_start(client, tiny):
     server = Server({"tiny": tiny.path}, port=0, management_port=client.server.port)
     with pytest.raises(OSError, match=f"127\\.0\\.0\\.1:{client.server.port}"):
         server.run()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v2/repository/models/tiny/unload",
+        "/inference.GRPCInferenceService/RepositoryModelUnload",
+        "/v2/systemsharedmemory/unregister",
+    ],
+)
+def test_no_page_in_a_browser_manages_a_server_that_asks_for_no_token(managed, target):
+    reply = managed.post(target, {}, headers={"Origin": "http://evil.example"})
+    assert reply.status == 403
+    assert "'origin'" in reply.json["error"]
+    assert managed.post("/predict/tiny", ROW).status == 200
+
+
+def test_a_page_that_has_the_token_manages(serve):
+    managed = at_management(serve(management_port=0, token="secret"))
+    headers = {"Origin": "https://console.example", "Authorization": "Bearer secret"}
+    assert managed.post(INDEX, {}, headers=headers).status == 200
