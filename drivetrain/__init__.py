@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from drivetrain.compress.best import Best
     from drivetrain.compress.optimize import Optimize
     from drivetrain.compress.quantize import Quantize
     from drivetrain.core.batch import Batch
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from drivetrain.watch.probes import AUC, RMSE, Accuracy, Calibration, Drift, Latency, LogLoss
 
 _HOME = {
+    "compress.best": ("Best",),
     "compress.optimize": ("Optimize",),
     "compress.quantize": ("Quantize",),
     "core.batch": ("Batch",),
@@ -143,6 +145,7 @@ __all__ = [
     "AllReduce",
     "Arrow",
     "Batch",
+    "Best",
     "BinaryCrossEntropy",
     "Bucket",
     "Bundle",

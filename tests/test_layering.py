@@ -30,8 +30,11 @@ LIGHT = (
             "system",
         )
     ),
+    "drivetrain.compress.best",
     "drivetrain.compress.optimize",
     "drivetrain.compress.quantize",
+    "drivetrain.train.distill",
+    "drivetrain.train.prune",
 )
 
 
