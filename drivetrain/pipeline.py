@@ -264,7 +264,7 @@ def make_model(
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory) if world.leads else nullcontext():
         made, noted = directory / "model.onnx", directory / "figures.json"
-        if made.exists():
+        if made.exists() and noted.exists():
             emit(Note(stage="train", text=f"nothing changed: read from {made}"))
             figures = [Metric(**item) for item in json.loads(noted.read_bytes())]
             _emit_all(figures, emit)
