@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from drivetrain.train.private import Private
     from drivetrain.train.prune import Prune
     from drivetrain.train.schedule import Constant, Cosine, StepDecay
+    from drivetrain.train.sharded import Sharded
     from drivetrain.train.single import Single
     from drivetrain.train.stopping import EarlyStopping
     from drivetrain.watch.probes import AUC, RMSE, Accuracy, Calibration, Drift, Latency, LogLoss
@@ -122,6 +123,7 @@ _HOME = {
         "Cosine",
         "StepDecay",
     ),
+    "train.sharded": ("Sharded",),
     "train.single": ("Single",),
     "train.stopping": ("EarlyStopping",),
     "watch.probes": (
@@ -184,6 +186,7 @@ __all__ = [
     "Raw",
     "Registry",
     "Scale",
+    "Sharded",
     "Single",
     "Site",
     "StepDecay",

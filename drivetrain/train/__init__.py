@@ -9,6 +9,7 @@ from drivetrain.train.parameter_server import ParameterServer
 from drivetrain.train.private import Private
 from drivetrain.train.prune import Prune
 from drivetrain.train.schedule import Constant, Cosine, StepDecay
+from drivetrain.train.sharded import Sharded
 from drivetrain.train.single import Single
 from drivetrain.train.stopping import EarlyStopping
 
@@ -28,6 +29,7 @@ __all__ = [
     "PowerSGD",
     "Private",
     "Prune",
+    "Sharded",
     "Single",
     "StepDecay",
     "TopK",

@@ -3,7 +3,7 @@
 import threading
 from pathlib import Path
 
-from drivetrain.train.checkpoint import Checkpoint, Checkpoints
+from drivetrain.train.checkpoint import Checkpoint, Storage
 
 
 class Behind:
@@ -17,21 +17,26 @@ class Behind:
         checkpoints: where they go.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
+    def __init__(self, checkpoints: Storage) -> None:
         self.checkpoints = checkpoints
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
     def save(self, checkpoint: Checkpoint, step: int, *, final: bool = False) -> None:
-        """Copy a checkpoint and begin to write it; a final one is written when this returns.
+        """Copy this process's part of a checkpoint and begin to write it.
+
+        A final one is written when this returns.
 
         Raises:
             OSError: this final one, or the one before, could not be written; the checkpoints are
                 then as they were.
         """
         self.wait()
-        tensors = {name: t.detach().to("cpu", copy=True) for name, t in checkpoint.tensors.items()}
-        copy = Checkpoint(checkpoint.state, tensors)
+        part = self.checkpoints.part(checkpoint)
+        if part is None:
+            return
+        tensors = {name: t.detach().to("cpu", copy=True) for name, t in part.tensors.items()}
+        copy = Checkpoint(part.state, tensors)
 
         def write() -> None:
             try:

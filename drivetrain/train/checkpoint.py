@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors.torch import load, save
-from torch import Tensor
 
 from drivetrain.core.durable import write
 from drivetrain.core.metric import Emit, Note, silent
@@ -27,26 +26,59 @@ class Checkpoint:
 
     Attributes:
         state: JSON-like data.
-        tensors: on the CPU, by name.
+        tensors: by name; read on the CPU, or on disk until they are asked for.
     """
 
     state: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Any]
+
+
+class Storage(Protocol):
+    """The checkpoints of one training, whole or absent."""
+
+    @property
+    def directory(self) -> Path:
+        """Where they are."""
+        ...
+
+    def part(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """What this process writes of a checkpoint, not copied yet; None if nothing."""
+        ...
+
+    def save(self, checkpoint: Checkpoint, step: int, *, final: bool = False) -> Path:
+        """Write a part, and let go of what is older than need be.
+
+        Raises:
+            OSError: it can't be written; the checkpoints are then as they were.
+        """
+        ...
+
+    def latest(self) -> tuple[Checkpoint, bool] | None:
+        """The newest whole checkpoint and whether it is the final one; None if there is none."""
+        ...
 
 
 class Checkpoints:
-    """The checkpoints of one training in one directory.
+    """The checkpoints of one training in one directory, a file each.
 
     Args:
         directory: this training's own.
         fingerprint: names the training; checkpoints of another one are not used.
         emit: where it is said that one was not used.
+        writes: whether this process does; of several with the same weights one is enough.
     """
 
-    def __init__(self, directory: Path, fingerprint: str, emit: Emit = silent) -> None:
+    def __init__(
+        self, directory: Path, fingerprint: str, emit: Emit = silent, *, writes: bool = True
+    ) -> None:
         self.directory = directory
         self.fingerprint = fingerprint
         self.emit = emit
+        self.writes = writes
+
+    def part(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """All of it, or nothing."""
+        return checkpoint if self.writes else None
 
     def save(self, checkpoint: Checkpoint, step: int, *, final: bool = False) -> Path:
         """Write a checkpoint; older ones beyond :data:`KEPT`, or all before a final one, go.

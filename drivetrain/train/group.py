@@ -68,23 +68,25 @@ class Processes:
 
     Args:
         world: this one's place among them.
+        channel: what carries their messages; None for what they met by.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, channel: dist.ProcessGroup | None = None) -> None:
         self.rank = world.rank
         self.size = world.size
         self.traffic = Traffic(world.size)
+        self._channel = channel
 
     def sum(self, values: Tensor) -> Tensor:
         with naming(self):
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self._channel)
         self.traffic.reduced(values)
         return values
 
     def gather(self, values: Tensor) -> list[Tensor]:
         found = [torch.empty_like(values) for _ in range(self.size)]
         with naming(self):
-            dist.all_gather(found, values.contiguous())
+            dist.all_gather(found, values.contiguous(), group=self._channel)
         self.traffic.gathered(values)
         return found
 
@@ -98,12 +100,46 @@ def naming(group: Group) -> Iterator[None]:
     except RuntimeError as error:  # what every back end raises, dist.DistBackendError included
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ConnectionError(
-            f"rank {group.rank} of {group.size} waited for the others in vain: one of them has "
-            f"ended or stands still ({str(error).splitlines()[0][:300]})."
-        ) from error
+        raise _lost(group, error) from error
     finally:
         group.traffic.waited += time.perf_counter() - begin
+
+
+@contextmanager
+def noticing(group: Group) -> Iterator[None]:
+    """As :func:`naming` for a block that also computes: the model's own errors are left alone."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and "/gloo/" not in text and "NCCL" not in text:
+            raise
+        raise _lost(group, error) from error
+
+
+def _lost(group: Group, error: RuntimeError) -> ConnectionError:
+    return ConnectionError(
+        f"rank {group.rank} of {group.size} waited for the others in vain: one of them has "
+        f"ended or stands still ({str(error).splitlines()[0][:300]})."
+    )
+
+
+def beside(group: Group, seconds: float) -> Group:
+    """The same processes over a channel of its own, for another thread; tensors are on the CPU.
+
+    Args:
+        group: who meets; all call this at the same point.
+        seconds: how long any wait for another process lasts at most.
+
+    Raises:
+        ConnectionError: not all came in time.
+    """
+    if group.size == 1:
+        return group
+    with naming(group):
+        channel = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
+    assert isinstance(channel, dist.ProcessGroup), "this process is one of them"
+    return Processes(World(rank=group.rank, size=group.size), channel)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import nn
 
 from drivetrain.core.errors import unknown
 from drivetrain.models.layers import MemberLinear
+from drivetrain.train.pieces import shared
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -22,6 +23,8 @@ FUSED: Mapping[str, tuple[str, ...]] = {
     "adagrad": ("cpu",),
 }
 """Where each optimizer has one kernel for all of its arithmetic."""
+FUSED_PIECES = ("adamw", "adam")
+"""Those whose kernel takes tensors that lie in pieces (torch 2.13)."""
 
 
 def make(
@@ -59,7 +62,9 @@ def make(
     if name == "sgd":
         options["momentum"] = momentum
     device = groups[0]["params"][0].device.type
-    kernel = "fused" if device in FUSED[name] else "foreach"
+    whole = not any(shared(p) for group in groups for p in group["params"])
+    fused = device in FUSED[name] and (whole or name in FUSED_PIECES)
+    kernel = "fused" if fused else "foreach"
     return OPTIMIZERS[name](groups, **options, **{kernel: True})
 
 

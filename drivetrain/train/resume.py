@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from drivetrain.train.behind import Behind
 from drivetrain.train.checkpoint import Checkpoint
 from drivetrain.train.ending import Ending
 from drivetrain.train.loop import Callback, Loop, Position
+from drivetrain.train.pieces import Stored, laid, piece
 
+_Kind = TypeVar("_Kind")
 _GENERATOR = "generator"
 _AGREE_SECONDS = 0.5
 """About how long processes go on before they ask one another what is to be done."""
@@ -118,8 +120,7 @@ class Keep:
         loop.read()
         check_finite(loop)
         checkpoint = capture(loop, self.keeps)
-        if loop.group.rank == 0:
-            self.checkpoints.save(checkpoint, loop.step.done)
+        self.checkpoints.save(checkpoint, loop.step.done)
         self._next = time.perf_counter() + self.seconds
 
     def resume(self, loop: Loop) -> bool:
@@ -143,8 +144,6 @@ class Keep:
     def finish(self, loop: Loop) -> None:
         """Write the final weights: the same training is then never run again."""
         check_finite(loop)
-        if loop.group.rank:
-            return
         final = Checkpoint({"step": loop.step.done}, dict(unique(loop.step.model)))
         self.checkpoints.save(final, loop.step.done, final=True)
 
@@ -183,37 +182,46 @@ def restore(loop: Loop, checkpoint: Checkpoint, keeps: Mapping[str, Callback]) -
     """Put the loop where :func:`capture` found it."""
     step, state, tensors = loop.step, checkpoint.state, checkpoint.tensors
     load_weights(step.model, below(tensors, "model/"))
+    parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
     slots: dict[int, dict[str, Any]] = {int(n): dict(s) for n, s in state["optimizer"].items()}
     for key, tensor in below(tensors, "optimizer/").items():
         number, _, name = key.partition("/")
-        slots[int(number)][name] = tensor
+        slots[int(number)][name] = laid(tensor, parameters[int(number)])
     groups = step.optimizer.state_dict()["param_groups"]
     step.optimizer.load_state_dict({"state": slots, "param_groups": groups})
     for number, average in enumerate(step.average or ()):
-        average.copy_(tensors[f"average/{number}"])
+        average.copy_(laid(tensors[f"average/{number}"], average))
     if step.exchange is not None:
         own: list[dict[str, Tensor]] = []
-        while held := below(tensors, f"exchange/{len(own)}/"):
+        while held := _read(tensors, f"exchange/{len(own)}/"):
             own.append(held)
         if own:  # there is none if one process wrote it by itself
-            step.exchange.load(below(tensors, "exchange/common/"), own)
+            step.exchange.load(_read(tensors, "exchange/common/"), own)
+    weights = dict(unique(step.model))
     for name, callback in keeps.items():
-        held = below(tensors, f"callback/{name}/")
+        held = _read(tensors, f"callback/{name}/", weights)  # best weights lie as the weights do
         device = step.parameters[0].device
         callback.load(state[f"callback/{name}"], {k: t.to(device) for k, t in held.items()})
     loop.position = Position(**state["position"])
     step.done = state["step"]
     # A process that was not there goes on with the generators that its own seed gave it.
-    for device, generator in below(tensors, f"{_GENERATOR}/{loop.group.rank}/").items():
+    for device, generator in _read(tensors, f"{_GENERATOR}/{loop.group.rank}/").items():
         if device == "cpu":
             torch.set_rng_state(generator)
         else:
             torch.cuda.set_rng_state(generator, step.parameters[0].device)
 
 
-def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: Mapping[str, _Kind], prefix: str) -> dict[str, _Kind]:
     """The tensors whose names start with ``prefix``, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _read(
+    tensors: Mapping[str, Tensor | Stored], prefix: str, like: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Those tensors, laid out as the ones of the same name in ``like``, or whole."""
+    return {n: laid(t, (like or {}).get(n)) for n, t in below(tensors, prefix).items()}
 
 
 def unique(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -226,10 +234,10 @@ def unique(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor | Stored]) -> None:
     """Copy weights into a model, in place."""
     for name, tensor in unique(model):
-        tensor.copy_(weights[name])
+        tensor.copy_(laid(weights[name], tensor))
 
 
 def generators(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -241,17 +249,18 @@ def generators(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 def check_finite(loop: Loop) -> None:
-    """Refuse weights that are no numbers.
+    """Refuse weights that are no numbers; processes that hold pieces of them all do.
 
     Raises:
         ArithmeticError: names the parameter, the step and the learning rate.
     """
-    for name, parameter in loop.step.model.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            done = loop.step.done
-            raise ArithmeticError(
-                f"the weights {name!r} are not finite after step {done - 1}, epoch "
-                f"{loop.position.epoch}, batch {loop.position.batch - 1}, with learning rate "
-                f"{loop.step.rate(max(done - 1, 0)):g}: try a smaller train.lr, or "
-                "train.clip_norm=1."
-            )
+    names, parameters = zip(*loop.step.model.named_parameters(), strict=True)
+    broken = torch.tensor([not bool(piece(p).tensor.isfinite().all()) for p in parameters])
+    for at in loop.group.sum(broken.int()).nonzero().flatten().tolist():
+        done = loop.step.done
+        raise ArithmeticError(
+            f"the weights {names[at]!r} are not finite after step {done - 1}, epoch "
+            f"{loop.position.epoch}, batch {loop.position.batch - 1}, with learning rate "
+            f"{loop.step.rate(max(done - 1, 0)):g}: try a smaller train.lr, or "
+            "train.clip_norm=1."
+        )

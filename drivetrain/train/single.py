@@ -18,6 +18,7 @@ from drivetrain.train.stopping import EarlyStopping
 if TYPE_CHECKING:
     from torch import nn
 
+    from drivetrain.train.checkpoint import Storage
     from drivetrain.train.ending import Ending
     from drivetrain.train.group import Group
     from drivetrain.train.loop import Callback, Loop
@@ -215,6 +216,20 @@ class Single:
         """What sums gradients over them."""
         return None
 
+    def _kind_of_step(self, group: "Group") -> "type[Step]":
+        """What takes a batch."""
+        from drivetrain.train.step import Step
+
+        return Step
+
+    def _checkpoints(self, run: Run, fingerprint: str, group: "Group") -> "Storage":
+        """Where checkpoints go."""
+        from drivetrain.train.checkpoint import Checkpoints
+
+        leads = group.rank == 0
+        emit = run.emit if leads else silent
+        return Checkpoints(run.directory, fingerprint, emit, writes=leads)
+
     def _first_callbacks(self, step: "Step", group: "Group") -> "tuple[Callback, ...]":
         """What happens after an update before it is reported, validated and kept."""
         return ()
@@ -232,7 +247,6 @@ class Single:
         ending: "Ending",
     ) -> "tuple[Loop, Keep, Validate]":
         from drivetrain.train.behind import Behind
-        from drivetrain.train.checkpoint import Checkpoints
         from drivetrain.train.feed import Feed
         from drivetrain.train.loop import Loop
         from drivetrain.train.report import Report
@@ -254,7 +268,7 @@ class Single:
         if protection is not None:
             first = (*first, protection.secret)
         keep = Keep(
-            Behind(Checkpoints(run.directory, fingerprint, emit)),
+            Behind(self._checkpoints(run, fingerprint, group)),
             {"validate": validate, **{type(each).__name__.lower(): each for each in first}},
             seconds=self.checkpoint_seconds,
             steps=self.checkpoint_steps,
@@ -295,7 +309,6 @@ class Single:
     ) -> "Step":
         from drivetrain.train.device import check_bfloat16, check_compiler
         from drivetrain.train.optimizer import make
-        from drivetrain.train.step import Step
 
         if self.precision == "bfloat16":
             check_bfloat16(device)
@@ -314,7 +327,7 @@ class Single:
             momentum=self.momentum,
             betas=self.betas,
         )
-        kind = Step if protection is None else protection.step
+        kind = self._kind_of_step(group) if protection is None else protection.step
         return kind(
             model,
             self.loss,

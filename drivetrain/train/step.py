@@ -146,7 +146,17 @@ class Step:
             if last and self.exchange is not None:
                 self.exchange.begin(self._loss)
             part.backward()
+        else:
+            self.go_along(inputs, targets)
         return self.flush() if last else False
+
+    def go_along(self, inputs: Sequence[Tensor], targets: Mapping[str, Tensor]) -> None:
+        """Do what others need of a process that has no rows: nothing, where it holds the model.
+
+        Args:
+            inputs: in order, without rows.
+            targets: by name, without rows.
+        """
 
     def outputs(self, inputs: Sequence[Tensor]) -> Any:
         """The model's outputs, in float32."""
@@ -180,7 +190,7 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.clip_norm, foreach=True)
+            self._clip(self.clip_norm)
         self.optimizer.step()
         for parameter in self.parameters:  # what zero_grad does, without its hooks and records
             parameter.grad = None
@@ -189,6 +199,9 @@ class Step:
             decay = min(self.decay, (1 + self.done) / (10 + self.done))
             get_ema_multi_avg_fn(decay)(self.average, self.parameters, None)
         self.done += 1
+
+    def _clip(self, most: float) -> None:
+        nn.utils.clip_grad_norm_(self.parameters, most, foreach=True)
 
     def read_losses(self) -> list[float]:
         """The losses of the updates since the last reading: the only wait for the device."""

@@ -88,9 +88,10 @@ class Validate:
         size = max(loop.batch_size, self.least_rows) * shard.count
         with loop.step.evaluated():
             for batch in loop.examples.batches("validate", shard, size=size):
-                if not len(batch):
-                    continue
                 inputs, targets = loop.feed(batch)
+                if not len(batch):
+                    loop.step.go_along(inputs, targets)
+                    continue
                 loop.feed.check(batch)
                 outputs = loop.step.outputs(inputs)
                 rows += len(batch)

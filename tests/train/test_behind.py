@@ -71,3 +71,9 @@ def test_a_final_one_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> N
     with pytest.raises(OSError, match="No space left"):
         Behind(slow).save(Checkpoint({}, {"weight": torch.tensor(1.0)}), 1, final=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_does_not_write_copies_nothing(tmp_path: Path) -> None:
+    behind = Behind(Checkpoints(tmp_path, "made", writes=False))
+    behind.save(Checkpoint({}, {"weight": torch.tensor(1.0)}), 1, final=True)
+    assert behind.latest() is None
