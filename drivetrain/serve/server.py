@@ -150,6 +150,7 @@ class Server:
         self._shared: Shared | None = None
         self._weights: Weights | None = None
         self._seat: Seat | None = None
+        self._told = False
         self._supervisor: Supervisor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -398,8 +399,10 @@ class Server:
         try:
             text = msgspec.msgpack.encode(self.metrics.figures())
             self._seat.board.write(self._seat.number, text)
-        except ValueError:
-            log.exception("worker %d has more metrics than it can share", self._seat.number)
+        except ValueError as error:
+            if not self._told:  # once, not four times a second
+                log.error("worker %d cannot share its metrics: %s", self._seat.number, error)
+            self._told = True
 
     def _others(self) -> list[Figures]:
         """What the other workers have counted; never less than they saw at their last look."""

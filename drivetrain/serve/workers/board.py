@@ -4,6 +4,8 @@ import mmap
 import struct
 import zlib
 
+from drivetrain.core.errors import wrong
+
 _HEAD = struct.Struct("<QQI")
 """Number of the write, length, CRC-32 of both and of the text that follows."""
 _BYTES = 2 << 20
@@ -51,7 +53,7 @@ class Board:
             ValueError: it is longer than the part.
         """
         if len(text) + _HEAD.size > _BYTES:
-            raise ValueError(f"found {len(text)} bytes, allowed: {_BYTES - _HEAD.size}.")
+            raise wrong(f"text of seat {seat}", f"{len(text)} bytes", f"{_BYTES - _HEAD.size}")
         self._numbers[seat] = number = max(self._numbers[seat], self._newest(seat)[0]) + 1
         start = self._start(seat, number % 2)
         # The body first: a reader that sees the new head with an old body sees a wrong checksum.
