@@ -111,11 +111,13 @@ class _Message(Exchange):
             self.refuse(status, body.decode("utf-8", "replace"), extra)
             return
         self._was_answered = True
+        self.on_gone = None  # it refers to who answers, and that to this: no work for the collector
         self.answer = body
         self._calls.settle()
 
     def refuse(self, status: int, message: str, extra: bytes = b"") -> int:
         self._was_answered = True
+        self.on_gone = None
         identity = id_of(self.body)
         self.answer = chunk(_ERROR, message.encode("utf-8", "replace"))
         if identity:

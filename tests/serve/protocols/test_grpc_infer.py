@@ -1,8 +1,11 @@
 """ModelInfer over gRPC: any message to its columns, as protobuf reads it, and back."""
 
 import asyncio
+import gc
 import struct
+import weakref
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from drivetrain.serve.execution.engine import Batching, Engine
 from drivetrain.serve.execution.models import Artefact, Model
 from drivetrain.serve.protocols.calls import RequestIds, Service
 from drivetrain.serve.protocols.grpc_infer import GrpcInferRoute, address, after_address, id_of
-from drivetrain.serve.protocols.grpc_stream_infer import StreamInferRoute
+from drivetrain.serve.protocols.grpc_stream_infer import InferStream, StreamInferRoute
 from drivetrain.serve.protocols.messages_v2 import messages
 from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.transport.exchange import Exchange
@@ -330,3 +333,24 @@ def test_rows_are_those_that_the_batch_would_have(route, model, tiny):
     _, outputs = model.run([call.columns])
     expected = tiny.predict(Batch.from_rows(GOOD, model.inputs))
     assert outputs[0].tolist() == expected["late"].tolist()
+
+
+def test_a_message_that_is_refused_and_its_call_do_not_hold_each_other():
+    calls = []
+
+    def ask(exchange):
+        exchange.on_gone = lambda: exchange
+        calls.append(weakref.ref(exchange.on_gone))
+        exchange.refuse(400, "no")
+
+    stream = SimpleNamespace(
+        client="", headers={}, target=b"", managed=False, deadline=None,
+        send=lambda answer: None, release=lambda: None,
+    )  # fmt: skip
+    InferStream(stream, ask)
+    gc.disable()
+    try:
+        stream.on_message(b"")
+        assert calls[0]() is None
+    finally:
+        gc.enable()
