@@ -92,7 +92,7 @@ class RowAdagrad:
     ) -> None:
         """Take one step."""
         if self.by_row:
-            squares = np.einsum("nd,nd->n", gradients, gradients)[:, None]
+            squares: Rows = np.einsum("nd,nd->n", gradients, gradients)[:, None]
             squares /= np.float32(gradients.shape[1])
         else:
             squares = gradients * gradients
@@ -100,7 +100,7 @@ class RowAdagrad:
         state["sum"][rows] = squares
         np.sqrt(squares, out=squares)
         squares += _TINY
-        change = gradients / squares
+        change: Rows = gradients / squares
         change *= np.float32(-lr)
         _add(values, rows, change)
 
