@@ -351,6 +351,21 @@ def test_what_is_hardly_faster_is_not_worth_a_second_runtime(share):
     assert placement._fastest(times) == "cpu"
 
 
+def test_a_runtime_that_fails_in_its_own_way_is_passed_over(bundle, monkeypatch):
+    """Such as a driver that is too old: ONNX Runtime's errors are neither of Python's kinds."""
+    load = placement.load
+
+    def broken(name, *rest):
+        if name != "cpu":
+            raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("no device")
+        return load(name, *rest)
+
+    monkeypatch.setattr(placement, "load", broken)
+    choice = placement.choose(bundle, seconds=0.01, candidates=("cpu", "cuda"))
+    assert choice.placement == "cpu"
+    assert "cuda refused (no device)" in str(choice)
+
+
 def test_measuring_tells_every_candidate_that_is_installed(bundle):
     choice = placement.choose(bundle, seconds=0.05)
     assert {trial.placement for trial in choice.trials} == set(placement.available())
