@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import FeatureSchema
-from drivetrain.core.seams import Examples, Run
+from drivetrain.core.seams import Examples, Reduced, Run
 from drivetrain.train.all_reduce import AllReduce
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class ParameterServer(AllReduce):
         replace_tables(model, self.at_least, unmade)
         return model
 
-    def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module":
+    def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module | Reduced":
         """As :meth:`Single.fit`; the leader's model gets the trained rows.
 
         Args:

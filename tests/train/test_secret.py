@@ -40,7 +40,7 @@ def test_noise_is_standard_normal() -> None:
 def test_drawn_rows_ascend_and_are_rows(rows: int, probability: float, update: int) -> None:
     drawn = Secret(Alone(), 1).rows(update, rows, probability)
     assert (np.diff(drawn) > 0).all()
-    assert not len(drawn) or (0 <= drawn[0] and drawn[-1] < rows)
+    assert not len(drawn) or (drawn[0] >= 0 and drawn[-1] < rows)
 
 
 def test_each_row_is_drawn_by_itself_with_the_probability() -> None:
