@@ -56,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _fail(options, error)
         # Whoever lost its company, or was asked to end, says so by its status: the same command
         # goes on from there.
-        return LOST if isinstance(error, ConnectionError | InterruptedError) else 2
+        if not isinstance(error, ConnectionError | InterruptedError):
+            return 2
+        if World.of().size > 1:  # threads that wait for a lost process would abort this one
+            sys.stderr.flush()
+            os._exit(LOST)
+        return LOST
     except KeyboardInterrupt:
         return 130
 

@@ -63,7 +63,7 @@ class Local:
             began = time.monotonic()
             with _Children(job, self.sizes) as children:
                 rank, status = self._wait(children)
-            if children.wanted is not None and status in (0, LOST, -signal.SIGTERM):
+            if children.wanted is not None and (status in (0, LOST) or status < 0):
                 if status == 0:  # they were done before they heard of it
                     return 0
                 job = replace(job, resources=replace(job.resources, processes=children.wanted))
@@ -187,8 +187,9 @@ def _say(text: str) -> None:
 
 
 def _fault(status: int) -> int:
-    """Errors of their own first, then those that were killed, then those that lost the others."""
-    if status == LOST:
+    """Errors of their own first, then those that were killed, then those that lost the others;
+    some libraries abort when they do."""
+    if status in (LOST, -signal.SIGABRT):
         return 2
     return int(status < 0)
 

@@ -60,7 +60,7 @@ def main(directory: Path, options: dict[str, Any]) -> int:
         fitted = strategy.fit(build(model, examples.features, seed=1), examples, run)
     except (ConnectionError, InterruptedError) as error:
         (directory / f"lost-{world.rank}").write_text(str(error))
-        return LOST
+        os._exit(LOST)  # as the command line does: a thread of a lost group aborts at the exit
     weights = {name: tensor.contiguous() for name, tensor in fitted.state_dict().items()}
     save_file(weights, directory / f"weights-{world.rank}.safetensors")
     (directory / f"figures-{world.rank}.json").write_text(json.dumps(figures))
