@@ -1,5 +1,6 @@
 """What the documents show works: their Python runs, their commands exist, their links lead on."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -47,7 +48,11 @@ def test_the_python_of_a_document_runs_from_top_to_bottom(
     text = "\n".join(blocks(document, "python"))
     path = tmp_path / f"{document.stem}.py"
     path.write_text(text)  # a file, so that the source of what it defines can be digested
-    exec(compile(text, str(path), "exec"), {"__name__": document.stem})
+    names: dict[str, object] = {"__name__": document.stem}
+    exec(compile(text, str(path), "exec"), names)
+    made = {t.id for n in ast.parse(text).body if isinstance(n, ast.Assign) for t in n.targets
+            if isinstance(t, ast.Name)}  # fmt: skip
+    assert made <= names.keys(), "it ran to its end"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)

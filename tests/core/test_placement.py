@@ -299,8 +299,14 @@ def test_a_heavy_operator_that_is_left_to_another_provider_is_an_error(operator)
 
 
 def test_strings_and_shapes_may_stay_on_the_processor():
-    taken = {"CUDAExecutionProvider": ["Gemm"], "CPUExecutionProvider": ["LabelEncoder", "Shape"]}
-    placement._check_taken("cuda", "CUDAExecutionProvider", taken)
+    refused: list[str] = []
+    for operator in ("LabelEncoder", "Shape", "Gemm"):
+        taken = {"CUDAExecutionProvider": ["Gemm"], "CPUExecutionProvider": [operator]}
+        try:
+            placement._check_taken("cuda", "CUDAExecutionProvider", taken)
+        except ValueError:
+            refused.append(operator)
+    assert refused == ["Gemm"]
 
 
 def test_a_name_that_there_is_not_is_an_error_with_the_nearest():

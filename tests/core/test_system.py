@@ -116,4 +116,15 @@ def test_a_feature_that_no_parameter_of_forward_takes_is_named() -> None:
 
 @pytest.mark.parametrize("model", [Wide, Block])
 def test_a_block_or_the_rest_takes_every_feature(model: Any) -> None:
-    check_forward(model, ["delay", "carrier"])
+    features = ("delay", "carrier", "weather")
+    assert [name for name in features if refused(model, ["delay", name])] == []
+    assert [name for name in features if refused(Narrow, ["delay", name])] == ["carrier", "weather"]
+
+
+def refused(model: Any, features: list[str]) -> str:
+    """Why a model's ``forward`` does not take these features, or nothing."""
+    try:
+        check_forward(model, features)
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -1,10 +1,10 @@
 """Several processes train one model: the same updates as one, and nothing hangs or is lost."""
 
+import contextlib
 import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -157,29 +157,36 @@ def test_a_strategy_of_one_process_refuses_several(made: Any, tmp_path: Path) ->
 def test_random_kills_cost_work_but_no_bit(train: Any, tmp_path: Path) -> None:
     options = {"model": RANDOM, "rows": 4003, "strategy": {"epochs": 6, "checkpoint_steps": 10}}
     whole = train(2, **options)
-    children = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children")
-    generator, kills, ended = random.Random(0), [0], threading.Event()
-
-    def kill() -> None:
-        while not ended.wait(generator.uniform(2.5, 6)) and kills[0] < 5:
-            alive = [int(pid) for pid in children.read_text().split()]
-            workers = [pid for pid in alive if "worker.py" in command_of(pid)]
-            if workers:
-                os.kill(generator.choice(workers), signal.SIGKILL)
-                kills[0] += 1
-
-    killer = threading.Thread(target=kill)
+    kills, ended = [0], threading.Event()
+    killer = threading.Thread(target=kill_at_random, args=(tmp_path / "killed", 5, kills, ended))
     killer.start()
     try:
         survived = train(2, "killed", restarts=20, **options)
     finally:
         ended.set()
         killer.join()
-    assert kills[0] >= 1
+    assert kills[0] == 5
     assert same(whole, survived)
 
 
-def command_of(pid: int) -> str:
-    return subprocess.run(
-        ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout
+def kill_at_random(directory: Path, count: int, kills: list[int], ended: threading.Event) -> None:
+    """Kill a worker each time that they have trained on some more rows, and not by the clock."""
+    generator = random.Random(0)
+    known = trained(directory)
+    more = generator.randint(500, 3000)
+    while kills[0] < count and not ended.wait(0.005):
+        now = trained(directory)
+        if sum(now.values()) - sum(known.values()) < more:
+            continue
+        with contextlib.suppress(ProcessLookupError):  # it had ended since it was last seen
+            os.kill(generator.choice([pid for pid in now if now[pid] > known.get(pid, 0)]), 9)
+            kills[0] += 1
+        known, more = now, generator.randint(500, 3000)
+
+
+def trained(directory: Path) -> dict[int, int]:
+    """The rows that each process has trained on, by its id."""
+    return {
+        int(file.name.removeprefix("seen-")): file.stat().st_size // 4
+        for file in directory.glob("seen-*")
+    }

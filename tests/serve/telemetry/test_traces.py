@@ -10,14 +10,11 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_service
 
 from drivetrain.serve.telemetry.metrics import Counter
 from drivetrain.serve.telemetry.spans import Context, Request, Timing
 from drivetrain.serve.telemetry.traces import Traces, Tracing, parent
-
-trace_service = pytest.importorskip(
-    "opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="OpenTelemetry is absent"
-)
 
 ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
