@@ -1,7 +1,10 @@
 """What end-to-end tests share: made events in Parquet, a file that declares a system, a site."""
 
+import fcntl
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +35,7 @@ settings.register_profile(
 )
 settings.load_profile("drivetrain")
 
+ROOT = Path(__file__).resolve().parents[1]
 ROWS = 1500
 DECLARATION = """\
 import drivetrain as dt
@@ -172,3 +176,52 @@ class Ran:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """The made system, run once from its events to a registered bundle."""
     return Ran(tmp_path_factory.mktemp("ran"))
+
+
+@pytest.fixture(scope="session")
+def environment() -> Callable[..., Path]:
+    """``environment(name, *arguments)``: the Python of an environment that pip filled so.
+
+    For packages that clash with ours, or are many: each environment lies in ``.venv/environments``,
+    which the first run makes and later ones reuse. Files among the arguments are requirements, and
+    with ``constraints=True`` our own pins hold there too. Without a package index the test is
+    skipped, for that reason only.
+    """
+
+    def make(name: str, *arguments: str | Path, constraints: bool = False) -> Path:
+        home = ROOT / ".venv" / "environments" / name
+        python, stamp = home / "bin" / "python", home / "made-of.txt"
+        pins = ROOT / "constraints.txt"
+        asked = [f"--requirement={a}" if isinstance(a, Path) else a for a in arguments]
+        files = [a for a in arguments if isinstance(a, Path)]
+        if constraints:
+            asked, files = [*asked, f"--constraint={pins}"], [*files, pins]
+        wanted = "\n".join((sys.version, *asked, *(file.read_text() for file in files)))
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with open(f"{home}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not stamp.exists() or stamp.read_text() != wanted:
+                shutil.rmtree(home, ignore_errors=True)
+                subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+                _install(python, asked)
+                stamp.write_text(wanted)
+        return python
+
+    return make
+
+
+def _install(python: Path, asked: list[str]) -> None:
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    done = subprocess.run(
+        [*pip, "install", "--quiet", "--retries=2", *asked],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    if done.returncode == 0:
+        return
+    probe = [*pip, "download", "--quiet", "--retries=1", "--no-deps", "--no-cache-dir"]
+    into = ["--dest", python.parent, "six==1.17.0"]
+    if subprocess.run([*probe, *into], capture_output=True, timeout=120).returncode:
+        pytest.skip(f"NOT TESTED: no package index can be reached to install {asked}")
+    pytest.fail(f"pip did not install {asked}:\n{done.stdout}\n{done.stderr}")

@@ -2,10 +2,10 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,42 +38,22 @@ print(json.dumps({
     "from": sys.modules["drivetrain"].__file__,
 }))
 """
-UNREACHED = re.compile(
-    "connection (?:error|broken|refused)|NewConnection|NameResolution|timed out|ProxyError",
-    re.IGNORECASE,
-)
-
-
-def pip(*arguments: str | Path) -> None:
-    """Run pip; an index that cannot be reached is said to be what kept this from being tested."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    said = done.stderr + done.stdout
-    if done.returncode and UNREACHED.search(said):
-        pytest.skip(f"THE EDGE WAS NOT TESTED: the package index cannot be reached: {said[-400:]}")
-    assert done.returncode == 0, said[-3000:]
 
 
 @pytest.fixture(scope="module")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment: onnxruntime, numpy, and this package without extras."""
-    folder = tmp_path_factory.mktemp("device")
-    source = folder / "source"  # a build leaves files behind, which are to lie in no one's tree
+def device(environment: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment of onnxruntime, numpy, and this package without extras."""
+    python = environment("device", "onnxruntime", "numpy", constraints=True)
+    # A build leaves files behind, which are to lie in no one's tree.
+    source = tmp_path_factory.mktemp("device") / "source"
     shutil.copytree(ROOT / "drivetrain", source / "drivetrain")
     for path in ROOT.iterdir():
         if path.is_file() and path.suffix in ("", ".py", ".toml", ".md", ".txt", ".in", ".cfg"):
             shutil.copyfile(path, source / path.name)
-    subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=120
-    )
-    python = folder / "venv" / "bin" / "python"
-    into = ("--python", python, "install", "--quiet", "-c", ROOT / "constraints.txt")
-    pip(*into, "onnxruntime", "numpy")
-    pip(*into, "--no-deps", source)
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    into = [*pip, "install", "--quiet", "--no-deps", "--force-reinstall", source]
+    done = subprocess.run(into, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
     return python
 
 

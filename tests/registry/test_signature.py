@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -321,25 +320,17 @@ else:
 
 
 @pytest.fixture(scope="module")
-def model_signing(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def model_signing(
+    environment: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Any]:
     """The package, in an environment of its own: it brings two dozen others."""
-    venv = tmp_path_factory.mktemp("model-signing")
-    constraints = Path(__file__).parents[2] / "constraints.txt"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=120)
-    python = venv / "bin" / "python"
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "-c", constraints,
-         "model-signing==1.1.1", "pyopenssl"],
-        capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    if done.returncode and "No matching distribution" not in done.stderr:
-        pytest.skip(f"MODEL-SIGNING WAS NOT ASKED: it cannot be installed: {done.stderr[-300:]}")
-    assert done.returncode == 0, done.stderr
+    python = environment("model-signing", "model-signing==1.1.1", "pyopenssl", constraints=True)
+    home = tmp_path_factory.mktemp("home")
 
     def run(verb: str, *arguments: Path) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [python, "-c", THEIRS, verb, *arguments], capture_output=True, text=True, timeout=60,
-            env={**os.environ, "HOME": str(venv)}, check=False,
+            env={**os.environ, "HOME": str(home)}, check=False,
         )  # fmt: skip
 
     return run

@@ -1,23 +1,19 @@
 """The server as real clients see it: tritonclient and TensorFlow Serving's, each from its own venv.
 
 Their packages clash with ours (tritonclient wants an older protobuf, the other brings TensorFlow),
-so each has an environment in ``.venv/clients`` that the first run makes and later runs reuse, and a
-script in ``tests/clients`` that its Python runs against a server and that prints what it got.
+so each has an environment of what ``tests/clients`` pins, and a script there that its Python runs
+against a server and that prints what it got.
 """
 
-import fcntl
 import json
 import math
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tests" / "clients"
-ENVIRONMENTS = ROOT / ".venv" / "clients"
 ROWS = [
     {"carrier": "AA", "distance": 733.5, "hour": 7},
     {"carrier": "β", "distance": None, "hour": 23},
@@ -28,52 +24,22 @@ KINDS = ("http", "grpc", "http.aio", "grpc.aio")
 pytestmark = pytest.mark.slow
 
 
-def environment(name):
-    """The Python that has what ``tests/clients/{name}.txt`` pins.
+@pytest.fixture(scope="module")
+def spoken(environment):
+    """``spoken(name, *arguments)``: what a client's script prints."""
 
-    It is whole when its stamp holds those pins; anything else is made anew.
-    """
-    pins, home = SCRIPTS / f"{name}.txt", ENVIRONMENTS / name
-    python, stamp = home / "bin" / "python", home / "pins.txt"
-    wanted = f"{sys.version}\n{pins.read_text()}"
-    ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
-    with open(ENVIRONMENTS / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if stamp.exists() and stamp.read_text() == wanted:
-            return python
-        shutil.rmtree(home, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", home], check=True)
-        install(python, pins)
-        stamp.write_text(wanted)
-        return python
+    def speak(name, *arguments):
+        python = environment(name, "--no-deps", SCRIPTS / f"{name}.txt")
+        done = subprocess.run(
+            [python, SCRIPTS / f"{name}.py", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
-
-def install(python, pins):
-    """Install the pins; without any package index the test is skipped, for that reason only."""
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "--retries=1"]
-    done = subprocess.run(
-        [*pip, "install", "--quiet", "--no-deps", "--requirement", pins],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    if done.returncode == 0:
-        return
-    probe = [*pip, "download", "--quiet", "--no-deps", "--no-cache-dir", "six==1.17.0"]
-    reached = subprocess.run([*probe, "--dest", python.parent], capture_output=True, timeout=120)
-    if reached.returncode != 0:
-        pytest.skip("no package index can be reached, so the client cannot be installed")
-    pytest.fail(f"the client was not installed:\n{done.stdout}\n{done.stderr}")
-
-
-def spoken(name, *arguments):
-    """What a client's script prints."""
-    script = SCRIPTS / f"{name}.py"
-    done = subprocess.run(
-        [environment(name), script, *arguments], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return speak
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +52,14 @@ def server(tiny):
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def triton(request, server):
+def triton(request, server, spoken):
     """What one kind of tritonclient got: the kind, and the answers by step."""
     addresses = (f"{server.host}:{port}" for port in (server.port, server.management_port))
     return request.param, spoken("triton", *addresses, request.param)
 
 
 @pytest.fixture(scope="module")
-def tensorflow(server):
+def tensorflow(server, spoken):
     return spoken("tfserving", f"{server.host}:{server.port}")
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,19 +53,9 @@ def echo(path: Path, columns: tuple[tuple[str, Dtype, tuple[int, ...], int], ...
 
 
 @pytest.fixture(scope="module")
-def schemathesis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def schemathesis(environment: Callable[..., Path]) -> Path:
     """The command, in an environment of its own: its plug-in would slow every run of pytest."""
-    venv = tmp_path_factory.mktemp("schemathesis")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=120)
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install", "--quiet",
-         "-c", ROOT / "constraints.txt", "schemathesis==4.32.5"],
-        capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    if done.returncode and re.search("NewConnection|NameResolution|timed out", done.stderr):
-        pytest.skip(f"SCHEMATHESIS WAS NOT RUN: it cannot be installed: {done.stderr[-300:]}")
-    assert done.returncode == 0, done.stderr
-    return venv / "bin" / "st"
+    return environment("schemathesis", "schemathesis==4.32.5", constraints=True).with_name("st")
 
 
 @pytest.mark.slow
