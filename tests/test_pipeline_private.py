@@ -15,8 +15,6 @@ from drivetrain.declaration import load
 from drivetrain.features.examples import Examples
 from drivetrain.pipeline import run
 
-pytest.importorskip("dp_accounting", reason="the extra 'privacy' is not installed")
-
 
 def test_epsilon_and_delta_stand_in_the_manifest_repeat_and_are_shown(
     declared: Callable[..., Path], site: Site, capsys: Any

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from drivetrain.core.describe import describe, digest
 from drivetrain.core.seams import Shard
@@ -157,7 +158,6 @@ def test_a_value_without_a_description_is_refused():
 
 
 def test_a_dtype_of_torch_is_described():
-    torch = pytest.importorskip("torch", reason="torch is an extra")
     assert describe(torch.float32) == {"type": "dtype", "value": "float32"}
     assert digest(torch.float32) != digest(torch.bfloat16)
 

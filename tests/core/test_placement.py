@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import onnxruntime
@@ -100,11 +99,6 @@ def rows(count: int):
     return {"amount": amount, "colour": colour}
 
 
-needs_openvino = pytest.mark.skipif(
-    find_spec("openvino") is None, reason="openvino is not installed"
-)
-
-
 def bf16() -> bool:
     core = openvino._core()
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -188,7 +182,6 @@ def test_what_a_graph_inside_a_node_takes_comes_along():
 # -- OpenVINO --------------------------------------------------------------------------------------
 
 
-@needs_openvino
 def test_openvino_computes_the_model_and_leaves_the_features_as_they_are(bundle):
     session = placement.load_checked("openvino", bundle)
     plain = placement.load("cpu", bundle)
@@ -203,7 +196,6 @@ def test_openvino_computes_the_model_and_leaves_the_features_as_they_are(bundle)
         assert [a.dtype for a in found] == [a.dtype for a in expected]
 
 
-@needs_openvino
 def test_an_answer_of_openvino_stays_when_the_next_one_comes(bundle):
     session = placement.load("openvino", bundle)
     first = session.raw(rows(4), ["score"])[0]
@@ -212,7 +204,6 @@ def test_an_answer_of_openvino_stays_when_the_next_one_comes(bundle):
     assert first.tobytes() == before.tobytes()
 
 
-@needs_openvino
 def test_bf16_is_what_was_asked_for_or_refused(bundle):
     if bf16():
         session = placement.load_checked("openvino-bf16", bundle)
@@ -226,7 +217,6 @@ def test_bf16_is_what_was_asked_for_or_refused(bundle):
             placement.load_checked("openvino-bf16", bundle)
 
 
-@needs_openvino
 def test_what_openvino_cannot_run_is_refused_with_its_reason(tmp_path):
     inputs = Schema((Field("amount", "float64"), Field("colour", "string")))
     manifest = Manifest(name="strings", inputs=inputs, outputs=FEATURES.tensors)
@@ -235,7 +225,6 @@ def test_what_openvino_cannot_run_is_refused_with_its_reason(tmp_path):
         placement.load("openvino", strings)
 
 
-@needs_openvino
 def test_openvino_is_imported_without_its_telemetry():
     script = (
         "import sys; from drivetrain.core.openvino import _openvino; _openvino().Core(); "
@@ -245,7 +234,6 @@ def test_openvino_is_imported_without_its_telemetry():
     assert done.stdout == "[]\n", done.stderr
 
 
-@needs_openvino
 def test_signals_come_through_when_sessions_of_openvino_have_gone(bundle):
     script = (
         "import os, signal, sys; from drivetrain.core import placement; "

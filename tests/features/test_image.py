@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from drivetrain.core.batch import Batch
@@ -12,7 +13,6 @@ from drivetrain.features.compile import compile
 from drivetrain.features.image import Image
 from drivetrain.features.transform import Transform
 
-pillow = pytest.importorskip("PIL.Image")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.5)
 ENCODED = Schema((Field("photo", "bytes"),))
 
@@ -26,7 +26,7 @@ def made(height: int, width: int, channels: int = 3) -> np.ndarray[Any, Any]:
 
 def encoded(picture: np.ndarray[Any, Any], kind: str) -> bytes:
     file = io.BytesIO()
-    pillow.fromarray(picture.squeeze()).save(file, kind)
+    PIL.Image.fromarray(picture.squeeze()).save(file, kind)
     return file.getvalue()
 
 
@@ -53,8 +53,8 @@ def test_encoded_images_are_decoded_resized_and_normalised(
     data = encoded(made(*size), kind)
     feature = Image("photo", 6, 8, mean=MEAN, std=STD)
     found = run(feature, ENCODED, column(data))[0]
-    picture = pillow.open(io.BytesIO(data)).convert("RGB")
-    picture = picture.resize((8, 6), pillow.Resampling.BILINEAR)
+    picture = PIL.Image.open(io.BytesIO(data)).convert("RGB")
+    picture = picture.resize((8, 6), PIL.Image.Resampling.BILINEAR)
     want = (np.asarray(picture, dtype=np.float64) / 255 - MEAN) / STD
     np.testing.assert_allclose(found.transpose(1, 2, 0), want, atol=1e-5)
 
@@ -125,8 +125,8 @@ def test_pixel_columns_are_resized_as_pillow_does(dtype: Any, size: tuple[int, i
     found = run(Image("photo", 6, 8, mean=MEAN, std=STD), schema, batch)
     pixels = (found[0].transpose(1, 2, 0) * STD + MEAN) * 255
     for channel in range(3):
-        plane = pillow.fromarray(picture[:, :, channel].astype(np.float32))
-        want = np.asarray(plane.resize((8, 6), pillow.Resampling.BILINEAR))
+        plane = PIL.Image.fromarray(picture[:, :, channel].astype(np.float32))
+        want = np.asarray(plane.resize((8, 6), PIL.Image.Resampling.BILINEAR))
         np.testing.assert_allclose(pixels[:, :, channel], want, atol=1e-3)
     alone = run(Image("photo", 6, 8, mean=MEAN, std=STD), schema, batch.slice(1, 2))
     assert alone.tobytes() == found[1:].tobytes()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from feature_tables import SCHEMA, made
 from hypothesis import HealthCheck, given, settings
@@ -113,7 +114,6 @@ def test_a_graph_of_texts_alone_leaves_no_rest() -> None:
 
 
 def test_a_text_that_a_whole_batch_decides_is_left_to_the_whole_batch() -> None:
-    onnx = pytest.importorskip("onnx")
     helper, string = onnx.helper, onnx.TensorProto.STRING
     nodes = [
         helper.make_node("Equal", ["city", "empty"], ["absent"]),

@@ -1,11 +1,10 @@
 import math
 
+import dp_accounting
 import pytest
 
 from drivetrain.train import Private
 from drivetrain.train.accountant import epsilon, noise_for, planned
-
-dp_accounting = pytest.importorskip("dp_accounting", reason="the extra 'privacy' is not installed")
 
 RUN = {"sampling": 0.05, "updates": 40, "delta": 1e-5}
 

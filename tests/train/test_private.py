@@ -27,8 +27,6 @@ from drivetrain.train.group import Alone
 from drivetrain.train.poisson import Poisson
 from drivetrain.train.secret import Secret
 
-pytest.importorskip("dp_accounting", reason="the extra 'privacy' is not installed")
-
 SMALL = MLP(hidden=(16,), dim=4)
 GUESSED = Private(clip_norm=1.0, delta=1e-5, noise_multiplier=1.0, seed_for_tests=1)
 PLAIN = Single(loss=BinaryCrossEntropy("y"), epochs=2, batch_size=64, lr=0.02)

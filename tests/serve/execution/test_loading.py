@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,6 @@ from drivetrain.core.site import Site
 from drivetrain.serve.execution.loading import Loader
 from drivetrain.serve.execution.weights import Weights
 from drivetrain.serve.server import Server, running
-
-needs_openvino = pytest.mark.skipif(
-    find_spec("openvino") is None, reason="openvino is not installed"
-)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +62,6 @@ def test_the_plain_cpu_is_the_default_and_measures_nothing(numbers, monkeypatch)
     assert asked == []
 
 
-@needs_openvino
 def test_an_asked_for_placement_is_used_and_told(numbers, serve):
     client = serve({"numbers": numbers.path}, placement="openvino")
     reply = client.post("/predict/numbers", {"rows": [{"x": [1, 2, 3, 4]}]})

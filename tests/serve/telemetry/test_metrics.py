@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from prometheus_client import parser
 
 from drivetrain.serve.telemetry.metrics import (
     RETIRED,
@@ -30,7 +31,6 @@ NAMES = {
 
 
 def parsed(text):
-    parser = pytest.importorskip("prometheus_client.parser", reason="prometheus_client is absent")
     return {family.name: family for family in parser.text_string_to_metric_families(text)}
 
 
@@ -112,7 +112,7 @@ def test_label_values_are_escaped():
 def test_promtool_finds_nothing_wrong(client):
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("promtool is not installed")
+        pytest.skip("promtool (the package `prometheus` of .ci/system-packages) is not installed")
     client.post("/predict/tiny", ROW)
     text = client.get("/metrics").body
     done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True)
