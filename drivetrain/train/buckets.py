@@ -51,7 +51,7 @@ class Buckets:
     def _send(self, bucket: "_Bucket") -> None:
         bucket.fill()
         with naming(self._group):
-            bucket.work = dist.all_reduce(bucket.flat, async_op=True)
+            bucket.work = dist.all_reduce(bucket.flat, group=self._group.channel, async_op=True)
         self._group.traffic.reduced(bucket.flat)
 
     settled = True
@@ -127,7 +127,7 @@ def start_equal(model: nn.Module, group: Group) -> None:
     """Let the parameters and buffers of rank 0 be those of all."""
     with naming(group):
         for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, group=group.channel, group_src=0)
             group.traffic.broadcast(tensor)
 
 
@@ -135,7 +135,7 @@ def share_buffers(buffers: Sequence[Tensor], group: Group) -> None:
     """Running means differ by what each process saw; those of rank 0 are kept."""
     with naming(group):
         for buffer in buffers:
-            dist.broadcast(buffer, src=0)
+            dist.broadcast(buffer, group=group.channel, group_src=0)
             group.traffic.broadcast(buffer)
 
 

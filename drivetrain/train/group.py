@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from drivetrain.core.seams import Run
+from drivetrain.core.seams import Run, Shard
 from drivetrain.core.world import World
 from drivetrain.train.traffic import Traffic
 
@@ -21,12 +21,20 @@ class Group(Protocol):
     Attributes:
         rank: of this process, from 0.
         size: how many there are.
+        shard: which part of each batch is this process's.
+        stream: of random numbers: processes of one number draw the same.
         traffic: what this process sent to the others.
+        channel: what carries their messages; None for what all processes of the job met by.
+        names: of this process and of the others, for errors.
     """
 
     rank: int
     size: int
+    shard: Shard
+    stream: int
     traffic: Traffic
+    channel: dist.ProcessGroup | None
+    names: tuple[str, str]
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum of the tensors that all give, in place; they have one shape and type.
@@ -50,8 +58,12 @@ class Alone:
 
     rank = 0
     size = 1
+    stream = 0
 
     def __init__(self) -> None:
+        self.channel: dist.ProcessGroup | None = None
+        self.names: tuple[str, str] = "rank 0 of 1", "nobody"
+        self.shard = Shard()
         self.traffic = Traffic()
 
     def sum(self, values: Tensor) -> Tensor:
@@ -74,19 +86,22 @@ class Processes:
     def __init__(self, world: World, channel: dist.ProcessGroup | None = None) -> None:
         self.rank = world.rank
         self.size = world.size
+        self.shard = Shard(world.rank, world.size)
+        self.stream = world.rank
         self.traffic = Traffic(world.size)
-        self._channel = channel
+        self.channel = channel
+        self.names: tuple[str, str] = f"rank {world.rank} of {world.size}", "the others"
 
     def sum(self, values: Tensor) -> Tensor:
         with naming(self):
-            dist.all_reduce(values, group=self._channel)
+            dist.all_reduce(values, group=self.channel)
         self.traffic.reduced(values)
         return values
 
     def gather(self, values: Tensor) -> list[Tensor]:
         found = [torch.empty_like(values) for _ in range(self.size)]
         with naming(self):
-            dist.all_gather(found, values.contiguous(), group=self._channel)
+            dist.all_gather(found, values.contiguous(), group=self.channel)
         self.traffic.gathered(values)
         return found
 
@@ -102,7 +117,7 @@ def naming(group: Group) -> Iterator[None]:
             raise
         raise _lost(group, error) from error
     finally:
-        group.traffic.waited += time.perf_counter() - begin
+        group.traffic.wait(time.perf_counter() - begin)
 
 
 @contextmanager
@@ -118,9 +133,11 @@ def noticing(group: Group) -> Iterator[None]:
 
 
 def _lost(group: Group, error: RuntimeError) -> ConnectionError:
+    me, others = group.names
+    who = "it" if others.startswith("rank ") else "one of them"
     return ConnectionError(
-        f"rank {group.rank} of {group.size} waited for the others in vain: one of them has "
-        f"ended or stands still ({str(error).splitlines()[0][:300]})."
+        f"{me} waited for {others} in vain: {who} has ended or stands still "
+        f"({str(error).splitlines()[0][:300]})."
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drivetrain.core.batch import Batch
 from drivetrain.core.metric import Emit
-from drivetrain.core.seams import Examples, Order, Shard
+from drivetrain.core.seams import Examples, Order
 from drivetrain.train.feed import Feed
 from drivetrain.train.group import Alone, Group
 from drivetrain.train.step import Step
@@ -98,7 +98,7 @@ class Loop:
         self.seed = seed
         self.group = group or Alone()
         self.drawn = drawn
-        self.shard = Shard(self.group.rank, self.group.size)
+        self.shard = self.group.shard
         self.emit = emit
         self.callbacks = callbacks
         self.position = Position()

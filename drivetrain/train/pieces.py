@@ -55,7 +55,10 @@ def writes(tensor: Tensor, rank: int) -> bool:
     """Whether this is the process that writes its piece, of those that hold an equal one."""
     if not shared(tensor):
         return rank == 0
-    place = tensor.device_mesh.get_coordinate()
+    mesh = tensor.device_mesh
+    if int(mesh.mesh.min()):  # another mesh, with the first process in it, holds the same
+        return False
+    place = mesh.get_coordinate()
     assert place is not None, "every process is part of the mesh"
     copied = [at for at, p in zip(place, tensor.placements, strict=True) if p.is_replicate()]
     return not any(copied)

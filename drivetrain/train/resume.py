@@ -172,9 +172,10 @@ def capture(loop: Loop, keeps: Mapping[str, Callback]) -> Checkpoint:
         for name, tensor in sorted(own.items()):  # all gather in one order, whatever was loaded
             for rank, of_rank in enumerate(loop.group.gather(tensor)):
                 tensors[f"exchange/{rank}/{name}"] = of_rank
+    streams = torch.cat(loop.group.gather(torch.tensor([loop.group.stream]))).tolist()
     for device, generator in generators(step.model):
-        for rank, state_of in enumerate(loop.group.gather(generator)):
-            tensors[f"{_GENERATOR}/{rank}/{device}"] = state_of
+        for stream, state_of in zip(streams, loop.group.gather(generator), strict=True):
+            tensors[f"{_GENERATOR}/{stream}/{device}"] = state_of
     return Checkpoint(state, tensors)
 
 
@@ -205,7 +206,7 @@ def restore(loop: Loop, checkpoint: Checkpoint, keeps: Mapping[str, Callback]) -
     loop.position = Position(**state["position"])
     step.done = state["step"]
     # A process that was not there goes on with the generators that its own seed gave it.
-    for device, generator in _read(tensors, f"{_GENERATOR}/{loop.group.rank}/").items():
+    for device, generator in _read(tensors, f"{_GENERATOR}/{loop.group.stream}/").items():
         if device == "cpu":
             torch.set_rng_state(generator)
         else:

@@ -152,7 +152,7 @@ class Single:
         with (
             heeding() as ending,
             self._together(source, run) as group,
-            repeatable(self.seed + group.rank, run.device, deterministic=self.deterministic),
+            repeatable(self.seed + group.stream, run.device, deterministic=self.deterministic),
         ):
             model = self._train(model.to(run.device).train(), source, run, group, ending)
             if self.prune is not None:
@@ -208,7 +208,7 @@ class Single:
         further = replace(self, prune=None, epochs=prune.epochs, lr=prune.lr or self.lr)
         lent = replace(run, directory=run.directory / "prune", emit=under("prune", run.emit))
         # Generators begin anew, whether the training before went on to its end or was read.
-        with repeatable(self.seed + group.rank, run.device, deterministic=self.deterministic):
+        with repeatable(self.seed + group.stream, run.device, deterministic=self.deterministic):
             smaller = further._train(smaller, source, lent, group, ending)
         return Reduced(smaller.eval(), model.eval(), "prune")
 

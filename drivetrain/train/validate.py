@@ -82,8 +82,8 @@ class Validate:
         """Each figure over the whole split; empty if the split is."""
         sums: dict[str, Tensor] = {}
         rows = 0
-        # Where there are fewer rows than processes each measures all of them.
-        shared = (loop.examples.rows("validate") or 0) >= loop.group.size > 1
+        # Where there are fewer rows than shards each process measures all of them.
+        shared = (loop.examples.rows("validate") or 0) >= loop.shard.count > 1
         shard = loop.shard if shared else Shard()
         size = max(loop.batch_size, self.least_rows) * shard.count
         with loop.step.evaluated():
@@ -98,7 +98,7 @@ class Validate:
                 for name, value in self.scores(outputs, targets).items():
                     part = value.detach().double() * len(batch)
                     sums[name] = sums[name] + part if name in sums else part
-        if shared:
+        if loop.group.size > 1:  # what all decide by is the same number in all
             sums, rows = _of_all(loop.group, sums, rows)
         return {f"validate/{name}": float(total) / rows for name, total in sums.items()}
 
@@ -113,7 +113,7 @@ class Validate:
 
 
 def _of_all(group: Group, sums: Mapping[str, Tensor], rows: int) -> tuple[dict[str, Tensor], int]:
-    """The sums and rows of all processes."""
+    """The sums and rows of all processes, as often as several measured the same rows."""
     *values, total = group.sum(
         torch.stack([*(value.cpu() for value in sums.values()), torch.tensor(rows).double()])
     )
