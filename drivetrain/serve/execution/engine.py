@@ -30,6 +30,8 @@ class Batching:
         queue_rows: rows that may wait for a run; a request that finds more is sent away.
         queue_bytes: what the requests of all models that wait or run may hold together, by an
             estimate from above; one that finds none is always taken.
+        queue_seconds: what the rows that wait may take by what was measured; later answers would
+            come to nobody. One that finds none waiting is always taken.
         inline_seconds: a run that is expected to take less happens on the loop's own thread; a
             hand-over to another costs about as much as it would hide. What decodes images is
             always handed over.
@@ -39,6 +41,7 @@ class Batching:
     rows: int = 256
     queue_rows: int = 8192
     queue_bytes: int = 256 << 20
+    queue_seconds: float = 5.0
     inline_seconds: float = 300e-6
     threads: int = 2
 
@@ -151,7 +154,7 @@ class _Lane:
         self.rows = 0
         self.scheduled = False
         self.running = False
-        self.full = False
+        self.shares = model.cost.pays and model.columns.stackable
         self.seconds = metrics.inference_seconds.of(model.name, model.version)
         self.sizes = metrics.batch_rows.of(model.name, model.version)
         self.tally = metrics.statistics.of(model.name, model.version)
@@ -181,8 +184,11 @@ class Engine:
         self._lanes: dict[Model, _Lane] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._away: dict[_Lane, float] = {}
+        self._full: set[_Lane] = set()
         self.held = 0
         """Bytes that the tasks hold which wait or run."""
+        self.on_full: Callable[[Model, str], object] = lambda model, why: None
+        """Told why a version takes no requests for now, and with "" that it takes them again."""
 
     def open(self, model: Model) -> None:
         """Take tasks for a version."""
@@ -192,7 +198,7 @@ class Engine:
 
     def close(self, model: Model) -> None:
         """Take no more tasks for a version; those that wait are still run."""
-        self._lanes.pop(model)
+        self._full.discard(self._lanes.pop(model))
         self._metrics.statistics.remove(model.name, model.version)
 
     def queued(self, name: str) -> float:
@@ -212,12 +218,8 @@ class Engine:
             OverloadedError: the queue was full and is not yet shorter by some requests.
         """
         lane = self._lanes.get(model)
-        if lane is None or not lane.full:
-            return
-        limits = self.batching
-        if lane.rows > _AGAIN * limits.queue_rows or self.held > _AGAIN * limits.queue_bytes:
-            raise OverloadedError(f"the queue is full: {lane.rows} rows wait.")
-        lane.full = False
+        if lane in self._full:
+            raise OverloadedError(self._crowd(lane, _AGAIN) or "the queue is full.")
 
     def submit(self, task: Task) -> None:
         """Queue a task for the next run.
@@ -226,12 +228,12 @@ class Engine:
             OverloadedError: the queue is full.
         """
         lane = self._lanes[task.model]
-        if lane.rows + task.rows > self.batching.queue_rows:
-            lane.full = True
-            raise OverloadedError(f"the queue is full: {lane.rows} rows wait.")
-        if self.held and self.held + task.holds > self.batching.queue_bytes:
-            lane.full = True
-            raise OverloadedError(f"the queue is full: requests hold {self.held} bytes.")
+        crowd = self._crowd(lane, 1.0, task.rows, task.holds)
+        if crowd:
+            if lane not in self._full and self._crowd(lane, _AGAIN):  # else it was but too large
+                self._full.add(lane)
+                self.on_full(task.model, crowd)
+            raise OverloadedError(crowd)
         task.queued = monotonic()
         self.held += task.holds
         lane.tasks.append(task)
@@ -239,6 +241,29 @@ class Engine:
         if not lane.scheduled and not lane.running:
             lane.scheduled = True
             self._loop.call_soon(self._turn, lane)
+
+    def _crowd(self, lane: _Lane, part: float, rows: int = 0, holds: int = 0) -> str:
+        """What there is too much of, for so many rows and bytes more, where a part of each limit
+        is allowed; empty if there is not."""
+        limits = self.batching
+        if lane.rows + rows > part * limits.queue_rows:
+            return f"the queue is full: {lane.rows} rows wait."
+        if self.held and self.held + holds > part * limits.queue_bytes:
+            return f"the queue is full: requests hold {self.held} bytes."
+        if lane.rows and self._wait(lane) > part * limits.queue_seconds:
+            return f"the queue is full: what waits takes {limits.queue_seconds:g} s."
+        return ""
+
+    def _wait(self, lane: _Lane) -> float:
+        """The time that the rows which wait are expected to take."""
+        runs = 1 + lane.rows // self.batching.rows if lane.shares else len(lane.tasks)
+        return lane.model.cost.seconds(lane.rows, runs)
+
+    def _reopen(self) -> None:
+        """Let those be asked again whose queue has room for some requests."""
+        for lane in [lane for lane in self._full if not self._crowd(lane, _AGAIN)]:
+            self._full.discard(lane)
+            self.on_full(lane.model, "")
 
     def stuck(self, seconds: float) -> str:
         """The alias whose run on a thread has taken longer than ``seconds``; empty if none has.
@@ -257,6 +282,8 @@ class Engine:
     def _turn(self, lane: _Lane) -> None:
         lane.scheduled = False
         batch, rows = self._take(lane)
+        if self._full:
+            self._reopen()
         if not batch:
             return
         cost = lane.model.cost
@@ -284,9 +311,7 @@ class Engine:
         batch: list[Task] = []
         rows = 0
         tasks, now = lane.tasks, monotonic()
-        limit = self.batching.rows
-        if not (lane.model.cost.pays and lane.model.columns.stackable):
-            limit = 1
+        limit = self.batching.rows if lane.shares else 1
         while tasks and (not batch or rows + tasks[0].rows <= limit):
             task = tasks.popleft()
             lane.rows -= task.rows
@@ -330,6 +355,8 @@ class Engine:
         if good:
             ended = monotonic()
             lane.tally.ran(good, answered, arrived, queued, run.begun, run.fed, run.inferred, ended)
+        if self._full:
+            self._reopen()
 
     def _fail(self, lane: _Lane, task: Task, error: Exception) -> None:
         lane.tally.failed(monotonic() - task.received)

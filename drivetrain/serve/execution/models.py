@@ -15,6 +15,7 @@ from drivetrain.core.bundle import Bundle, digest_of
 from drivetrain.core.errors import wrong
 from drivetrain.core.placement import OPENVINO
 from drivetrain.core.schema import MISSING_INT, Field
+from drivetrain.serve.execution.bound import Bound
 from drivetrain.serve.execution.columns import Columns, Values
 from drivetrain.serve.execution.loading import Loader
 
@@ -106,9 +107,9 @@ class Cost:
         self.pays = several < _PAYS * rows * one
         self.scale = 1.0
 
-    def seconds(self, rows: int) -> float:
-        """The expected time of a run."""
-        return self.scale * (self.fixed + self.per_row * rows)
+    def seconds(self, rows: int, runs: int = 1) -> float:
+        """The expected time of so many rows, in one run or several."""
+        return self.scale * (self.fixed * runs + self.per_row * rows)
 
     def seen(self, rows: int, seconds: float) -> None:
         """Learn from a run; one slow run moves the expectation by no more than a fifth."""
@@ -138,6 +139,10 @@ class Model:
         self.outputs = list(bundle.manifest.outputs.names)
         self._session = loader.session(bundle)
         self.columns = Columns(self.inputs, self._session.inputs)
+        outputs = bundle.manifest.outputs.fields
+        columns = self.columns
+        self.bound = Bound.of(self._session, columns.form, columns.plain, outputs)
+        """The quick way to run it; None if there is none."""
         self.cost = self._warm_up()
 
     @classmethod
