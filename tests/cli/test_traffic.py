@@ -3,15 +3,11 @@
 import http.client
 import json
 import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -203,32 +199,6 @@ class Load:
             thread.join()
 
 
-@contextmanager
-def served(store: Registry, feedback: Path) -> Iterator[str]:
-    """The command line's server with two workers; its address."""
-    settings = {
-        "store": store.root,
-        "serve.port": 0,
-        "serve.workers": 2,
-        "serve.feedback": feedback,
-    }
-    command = [sys.executable, "-m", "drivetrain.cli", "serve", "made"]
-    command += [f"--set={key}={value}" for key, value in settings.items()]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdout is not None
-    try:
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found
-        yield found[0]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def metrics(url: str) -> dict[str, float]:
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
         lines = reply.read().decode().splitlines()
@@ -238,7 +208,7 @@ def metrics(url: str) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_under_load_no_move_of_an_alias_fails_a_request_or_mixes_versions(
-    drive, store, digests, tmp_path
+    drive, store, digests, served, tmp_path
 ):
     factors = dict(zip((digest[:12] for digest in digests), (1.0, 2.0, 3.0), strict=True))
     first, second, third = factors
@@ -253,7 +223,14 @@ def test_under_load_no_move_of_an_alias_fails_a_request_or_mixes_versions(
                  if name.startswith("drivetrain_model_info")]  # fmt: skip
         return {dict(pairs)["version"]: dict(pairs)["role"] for pairs in found}
 
-    with served(store, tmp_path / "feedback") as url, Load(url, factors) as load:
+    settings = {
+        "store": store.root,
+        "serve.port": 0,
+        "serve.workers": 2,
+        "serve.feedback": tmp_path / "feedback",
+    }
+    options = [f"--set={key}={value}" for key, value in settings.items()]
+    with served("made", *options) as url, Load(url, factors) as load:
         load.settle(first)
         drive("canary", "made", digests[1], "--share", 0.2)
         load.settle(first, second)
