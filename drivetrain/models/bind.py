@@ -1,7 +1,7 @@
 """Makes a factory's module from the fitted features and feeds it by the names in its forward."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,48 +66,63 @@ class Bound(nn.Module):
         super().__init__()
         self.module = module
         self.features = features
-        self._plan = _plan(module, features)
-        """Parameter, position of its tensor, columns of it (None: all), whether a lone column."""
+        self._plan = plan(module.forward, features, f"{type(module).__name__}.forward")
 
     def forward(self, *tensors: Tensor) -> Any:
         """What the module answers to one tensor for each of ``features.tensors``."""
-        named: dict[str, Tensor] = {}
-        for name, position, columns, lone in self._plan:
-            tensor = tensors[position]
-            if lone is not None:
-                tensor = tensor[:, lone]
-            elif columns is not None:
-                tensor = tensor[:, columns]
-            named[name] = tensor
-        return self.module(**named)
+        return self.module(**arguments(self._plan, tensors))
 
 
 Plan = list[tuple[str, int, slice | None, int | None]]
+"""Parameter, position of its tensor, columns of it (None: all), or the one column that it is."""
 
 
-def _plan(module: nn.Module, features: FeatureSchema) -> Plan:
+def plan(call: Callable[..., Any], features: FeatureSchema, where: str) -> Plan:
+    """How the tensors of ``features.tensors`` become the arguments of ``call``, by their names.
+
+    Args:
+        call: of any framework.
+        features: the fitted features.
+        where: the name of ``call`` in errors.
+
+    Raises:
+        ValueError: a required parameter is no feature, or a feature enters no parameter.
+    """
     tensors = features.tensors.names
     allowed = [*tensors, *(f.name for f in features.features if f.name not in tensors)]
-    where = f"{type(module).__name__}.forward"
     plan: Plan = []
     rest = False
-    for name, parameter in inspect.signature(module.forward).parameters.items():
+    for name, parameter in inspect.signature(call).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             rest = True
         elif parameter.kind is parameter.VAR_POSITIONAL:
             continue
         elif name in allowed and parameter.kind is not parameter.POSITIONAL_ONLY:
-            plan.append(_argument(name, features))
+            plan.append(argument(name, features))
         elif parameter.default is parameter.empty:
             raise unknown("feature", name, [*BLOCKS, *allowed], where)
     if rest:
         named = {name for name, _, _, _ in plan}
         plan += [(name, i, None, None) for i, name in enumerate(tensors) if name not in named]
-    _check_all_enter(plan, features, where)
+    check_all_enter(plan, features, where)
     return plan
 
 
-def _argument(name: str, features: FeatureSchema) -> tuple[str, int, slice | None, int | None]:
+def arguments(plan: Plan, tensors: Sequence[Any]) -> dict[str, Any]:
+    """The tensors of ``features.tensors``, or columns of them, by the names of parameters."""
+    named: dict[str, Any] = {}
+    for name, position, columns, lone in plan:
+        tensor = tensors[position]
+        if lone is not None:
+            tensor = tensor[:, lone]
+        elif columns is not None:
+            tensor = tensor[:, columns]
+        named[name] = tensor
+    return named
+
+
+def argument(name: str, features: FeatureSchema) -> tuple[str, int, slice | None, int | None]:
+    """The entry of a plan for the tensor or the feature called ``name``."""
     tensors = features.tensors.names
     if name in tensors:
         return name, tensors.index(name), None, None
@@ -117,7 +132,12 @@ def _argument(name: str, features: FeatureSchema) -> tuple[str, int, slice | Non
     return name, tensors.index(feature.kind), columns, lone
 
 
-def _check_all_enter(plan: Plan, features: FeatureSchema, where: str) -> None:
+def check_all_enter(plan: Plan, features: FeatureSchema, where: str) -> None:
+    """Refuse a plan that leaves a feature out.
+
+    Raises:
+        ValueError: names the feature.
+    """
     whole = {name for name, _, columns, lone in plan if columns is None and lone is None}
     entered = {name for name, _, _, _ in plan}
     for feature in features.features:

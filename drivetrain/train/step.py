@@ -71,6 +71,7 @@ class Step:
     Attributes:
         done: updates so far.
         losses: the loss of each update since they were last read, on the model's device.
+        device: where the model is.
         scale: what the gradients of the update at hand are multiplied by after they were summed.
     """
 
@@ -103,11 +104,11 @@ class Step:
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.average = None if average is None else [p.detach().clone() for p in self.parameters]
         self.decay = average
-        device = self.parameters[0].device.type
+        self.device = self.parameters[0].device
         self._autocast = (
             nullcontext()
             if precision == "float32"
-            else torch.autocast(device, torch.bfloat16, cache_enabled=accumulate == 1)
+            else torch.autocast(self.device.type, torch.bfloat16, cache_enabled=accumulate == 1)
         )
         self._half = precision != "float32"
         self._forward = compiled(model) if compile else model
@@ -171,7 +172,7 @@ class Step:
             return False
         loss = self._loss
         if loss is None:  # of these batches no row was this process's
-            loss = torch.zeros((), device=self.parameters[0].device)
+            loss = torch.zeros((), device=self.device)
         self.scale = self.full / self._rows
         if self.exchange is not None:
             loss = self.exchange.finish(loss)

@@ -65,7 +65,7 @@ class Telemetry:
             yield "train/communication_bytes", traffic.sent
             yield "train/communication_bytes_per_second", (traffic.sent - self._sent) / seconds
             yield "train/communication_wait_share", (traffic.waited - self._waited) / seconds
-        yield from memory(loop.step.parameters[0].device)
+        yield from memory(loop.step.device)
 
 
 def memory(device: torch.device) -> Iterator[tuple[str, float]]:
