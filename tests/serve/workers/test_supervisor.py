@@ -8,17 +8,15 @@ import re
 import select
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from onnx import TensorProto, helper
+from several import Several, gone, point, wait_until
 
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import IR_VERSION, OPSET, Graph
@@ -29,96 +27,6 @@ from drivetrain.serve.workers.board import Board
 from drivetrain.serve.workers.supervisor import LOOK, Supervisor, _described
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers share a port on Linux")
-
-ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
-SERVE = """
-import json, sys
-from pathlib import Path
-from drivetrain.serve.execution.models import Artefact, Traffic
-from drivetrain.serve.server import Server
-alias = Path(sys.argv[1])
-def ask():
-    digest, path = json.loads(alias.read_text())
-    return Traffic(stable=Artefact(digest, Path(path)))
-server = Server({"tiny": ask}, port=0, workers=2, grace_seconds=5, **json.loads(sys.argv[2]))
-sys.exit(server.run(lambda: print(server.port, "onnxruntime" in sys.modules, flush=True)))
-"""
-
-
-def wait_until(condition, seconds=15.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-class Several:
-    """A supervisor in a process of its own."""
-
-    def __init__(self, alias, options):
-        self.alias = alias
-        self.child = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", SERVE, alias, json.dumps(options)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        line = self.child.stdout.readline().split()
-        self.port, self.loaded = (int(line[0]), line[1]) if line else (0, "")
-
-    @property
-    def workers(self):
-        path = Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
-
-    def connection(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-
-    def ask(self, method="POST", target="/predict/tiny", over=None):
-        connection = over or self.connection()
-        connection.request(method, target, json.dumps(ROW) if method == "POST" else None)
-        reply = connection.getresponse()
-        body = reply.read()
-        if over is None:
-            connection.close()
-        return reply.status, body
-
-    def metric(self, name):
-        """The sum of the series whose name and labels match."""
-        text = self.ask("GET", "/metrics")[1].decode()
-        lines = [line.rpartition(" ") for line in text.splitlines() if re.match(name, line)]
-        return sum(float(value) for _, _, value in lines)
-
-
-def point(alias, bundle):
-    temporary = alias.with_suffix(".new")
-    temporary.write_text(json.dumps([bundle.digest, str(bundle.path)]))
-    temporary.rename(alias)
-
-
-@pytest.fixture
-def several(tiny, tmp_path):
-    """Starts supervisors that end with the test."""
-    started = []
-
-    def start(**options):
-        alias = tmp_path / "alias"
-        point(alias, tiny)
-        started.append(Several(alias, options))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.child.kill()
-        one.child.communicate()
-
-
-def gone(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def test_workers_answer_side_by_side_and_the_supervisor_loads_no_model(several):
@@ -356,98 +264,6 @@ def test_several_workers_start_on_the_main_thread_only(tiny):
     server = Server({"tiny": tiny.path}, port=0, workers=2)
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="not the main one"):
         pool.submit(server.run).result()
-
-
-# -- under load ------------------------------------------------------------------------------------
-
-
-class Load:
-    """Clients that ask without a pause and try nothing twice."""
-
-    def __init__(self, server, clients=8, keep=True):
-        self.server = server
-        self.keep = keep
-        self.stop = threading.Event()
-        self.pool = ThreadPoolExecutor(clients)
-        self.results = [self.pool.submit(self.run) for _ in range(clients)]
-
-    def run(self):
-        good = bad = refused = 0
-        connection = self.server.connection()
-        while not self.stop.is_set():
-            try:
-                if connection.sock is None:
-                    connection.connect()
-            except OSError:
-                refused += 1
-                time.sleep(0.01)
-                continue
-            try:
-                connection.request("POST", "/predict/tiny", json.dumps(ROW))
-                reply = connection.getresponse()
-                body = reply.read()
-                good += reply.status == 200 and b"predictions" in body
-                bad += reply.status != 200
-                if reply.getheader("Connection") == "close" or not self.keep:
-                    connection.close()
-            except (OSError, http.client.HTTPException):
-                bad += 1
-                connection.close()
-        connection.close()
-        return good, bad, refused
-
-    def end(self):
-        self.stop.set()
-        found = [result.result(20) for result in self.results]
-        self.pool.shutdown()
-        return [sum(each) for each in zip(*found, strict=True)]
-
-
-@pytest.mark.slow
-def test_a_worker_killed_under_load_costs_what_it_had_in_hand_and_nothing_else(several):
-    server = several()
-    load = Load(server)
-    time.sleep(3.0)
-    os.kill(server.workers[0], signal.SIGKILL)
-    time.sleep(3.0)
-    good, bad, refused = load.end()
-    assert refused == 0
-    assert bad <= 8  # one client has one request in flight
-    assert good > 500
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("keep", [True, False])
-def test_a_worker_that_is_told_to_end_under_load_costs_no_accepted_request(several, keep):
-    server = several()
-    load = Load(server, keep=keep)
-    time.sleep(1.0)
-    victim = server.workers[0]
-    os.kill(victim, signal.SIGTERM)
-    wait_until(lambda: victim not in server.workers and len(server.workers) == 2)
-    time.sleep(0.5)
-    good, bad, refused = load.end()
-    assert refused == 0
-    assert bad == 0
-    assert good > 100
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("keep", [True, False])
-def test_sigterm_to_the_whole_group_twice_loses_no_accepted_request(several, keep):
-    server = several()
-    load = Load(server, keep=keep)
-    time.sleep(1.0)
-    workers = server.workers
-    for pid in (*workers, server.child.pid):  # as a platform does that signals every process
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    assert server.child.wait(10) == 0
-    good, bad, refused = load.end()
-    assert bad == 0
-    assert refused > 0
-    assert good > 100
-    assert all(map(gone, workers))
 
 
 @pytest.fixture
