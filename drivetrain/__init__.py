@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from drivetrain.features.numeric import Clip, Log, Missing, Raw, Scale
     from drivetrain.features.temporal import Cyclic
     from drivetrain.features.text import Text
+    from drivetrain.features.tokens import Tokens
     from drivetrain.pipeline import run
     from drivetrain.registry.registry import Registry
     from drivetrain.train.all_reduce import AllReduce
@@ -103,6 +104,7 @@ _HOME = {
     ),
     "features.temporal": ("Cyclic",),
     "features.text": ("Text",),
+    "features.tokens": ("Tokens",),
     "pipeline": ("run",),
     "registry.registry": ("Registry",),
     "train.all_reduce": ("AllReduce",),
