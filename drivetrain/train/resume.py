@@ -20,6 +20,8 @@ _Kind = TypeVar("_Kind")
 _GENERATOR = "generator"
 _AGREE_SECONDS = 0.5
 """About how long processes go on before they ask one another what is to be done."""
+_NAME_BYTES = 256
+"""Of a parameter's name that is told to others."""
 
 
 class Keep:
@@ -250,17 +252,27 @@ def generators(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 def check_finite(loop: Loop) -> None:
-    """Refuse weights that are no numbers; processes that hold pieces of them all do.
+    """Refuse weights that are no numbers; processes that hold parts of them all do.
 
     Raises:
         ArithmeticError: names the parameter, the step and the learning rate.
     """
-    names, parameters = zip(*loop.step.model.named_parameters(), strict=True)
-    broken = torch.tensor([not bool(piece(p).tensor.isfinite().all()) for p in parameters])
-    for at in loop.group.sum(broken.int()).nonzero().flatten().tolist():
+    broken = (
+        name
+        for name, p in loop.step.model.named_parameters()
+        if not bool(piece(p).tensor.isfinite().all())
+    )
+    # Who holds other weights than this process knows other names: the name is what is told.
+    told = next(broken, "").encode()[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
+    heard = loop.group.gather(torch.frombuffer(bytearray(told), dtype=torch.uint8))
+    for name in (
+        bytes(of_rank.tolist()).rstrip(b"\0").decode(errors="replace") for of_rank in heard
+    ):
+        if not name:
+            continue
         done = loop.step.done
         raise ArithmeticError(
-            f"the weights {names[at]!r} are not finite after step {done - 1}, epoch "
+            f"the weights {name!r} are not finite after step {done - 1}, epoch "
             f"{loop.position.epoch}, batch {loop.position.batch - 1}, with learning rate "
             f"{loop.step.rate(max(done - 1, 0)):g}: try a smaller train.lr, or "
             "train.clip_norm=1."

@@ -67,7 +67,9 @@ class Sharded(Several):
         # What the optimizer remembers is let go before the weights are put together.
         return whole(super()._train(model, source, run, group, ending), like, group)
 
-    def _checkpoints(self, run: Run, fingerprint: str, group: "Group") -> "Storage":
+    def _checkpoints(
+        self, model: "nn.Module", run: Run, fingerprint: str, group: "Group"
+    ) -> "Storage":
         from drivetrain.train.group import beside
         from drivetrain.train.sharded_checkpoint import ShardedCheckpoints
 

@@ -222,7 +222,13 @@ class Single:
 
         return Step
 
-    def _checkpoints(self, run: Run, fingerprint: str, group: "Group") -> "Storage":
+    def _shapes(self, model: "nn.Module") -> list[tuple[str, list[int]]]:
+        """The names and shapes of all weights, which tell one training from another."""
+        return [(name, list(t.shape)) for name, t in model.state_dict().items()]
+
+    def _checkpoints(
+        self, model: "nn.Module", run: Run, fingerprint: str, group: "Group"
+    ) -> "Storage":
         """Where checkpoints go."""
         from drivetrain.train.checkpoint import Checkpoints
 
@@ -262,13 +268,12 @@ class Single:
             lambda outputs, targets: {"loss": self.loss(outputs, targets)}
         )
         validate = Validate(scores, self.early_stopping, every=self.validate_every)
-        shapes = [(name, list(t.shape)) for name, t in model.state_dict().items()]
-        fingerprint = digest(self, shapes, rows, source.rows("validate"))
+        fingerprint = digest(self, self._shapes(model), rows, source.rows("validate"))
         first = self._first_callbacks(step, group)
         if protection is not None:
             first = (*first, protection.secret)
         keep = Keep(
-            Behind(self._checkpoints(run, fingerprint, group)),
+            Behind(self._checkpoints(model, run, fingerprint, group)),
             {"validate": validate, **{type(each).__name__.lower(): each for each in first}},
             seconds=self.checkpoint_seconds,
             steps=self.checkpoint_steps,

@@ -141,15 +141,26 @@ class Step:
         self._rows += rows if of_all is None else of_all
         last = self._batches == self.accumulate
         if rows:
-            part = self.loss(self.outputs(inputs), targets) * (rows / self.full)
-            held = part.detach()
-            self._loss = held if self._loss is None else self._loss + held
-            if last and self.exchange is not None:
-                self.exchange.begin(self._loss)
-            part.backward()
+            self._learn(inputs, targets, rows, last=last)
         else:
             self.go_along(inputs, targets)
         return self.flush() if last else False
+
+    def _learn(
+        self, inputs: Sequence[Tensor], targets: Mapping[str, Tensor], rows: int, *, last: bool
+    ) -> None:
+        """Add the gradients of some rows; ``last`` says whether an update follows."""
+        part = self.loss(self.outputs(inputs), targets) * (rows / self.full)
+        loss = self._add(part)
+        if last and self.exchange is not None:
+            self.exchange.begin(loss)
+        part.backward()
+
+    def _add(self, part: Tensor) -> Tensor:
+        """Count a part of the update's loss; its sum so far."""
+        held = part.detach()
+        self._loss = held if self._loss is None else self._loss + held
+        return self._loss
 
     def go_along(self, inputs: Sequence[Tensor], targets: Mapping[str, Tensor]) -> None:
         """Do what others need of a process that has no rows: nothing, where it holds the model.
@@ -165,6 +176,21 @@ class Step:
             return self._forward(*inputs)
         with self._autocast:
             return to_float(self._forward(*inputs))
+
+    def scored(
+        self,
+        scores: Callable[[Any, Mapping[str, Tensor]], Mapping[str, Tensor]],
+        inputs: Sequence[Tensor],
+        targets: Mapping[str, Tensor],
+    ) -> Mapping[str, Tensor]:
+        """What ``scores`` says of the model's outputs.
+
+        Args:
+            scores: means over some rows, by name.
+            inputs: in order.
+            targets: by name.
+        """
+        return scores(self.outputs(inputs), targets)
 
     def flush(self) -> bool:
         """Update with the batches that wait for one; whether there were any."""

@@ -93,9 +93,8 @@ class Validate:
                     loop.step.go_along(inputs, targets)
                     continue
                 loop.feed.check(batch)
-                outputs = loop.step.outputs(inputs)
                 rows += len(batch)
-                for name, value in self.scores(outputs, targets).items():
+                for name, value in loop.step.scored(self.scores, inputs, targets).items():
                     part = value.detach().double() * len(batch)
                     sums[name] = sums[name] + part if name in sums else part
         if loop.group.size > 1:  # what all decide by is the same number in all
