@@ -1,11 +1,8 @@
 """Processes on this machine, as many as the job's resources ask for."""
 
-import ctypes
-import os
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,11 +12,9 @@ from typing import Any
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.job import LOST, Job
+from drivetrain.launch.children import Children, say
 
 STEADY_SECONDS = 60.0
-_POLL_SECONDS = 0.05
-_LOSS_SECONDS = 3.0
-_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,15 +56,18 @@ class Local:
         left = self.restarts
         while True:
             began = time.monotonic()
-            with _Children(job, self.sizes) as children:
-                rank, status = self._wait(children)
-            if children.wanted is not None and (status in (0, LOST) or status < 0):
+            with _Signals(self.sizes) as signals:
+                environments = _environments(job, str(free_port()))
+                with Children(job.command, environments, self.grace) as children:
+                    signals.reach(children)
+                    rank, status = children.wait()
+            if signals.wanted is not None and (status in (0, LOST) or status < 0):
                 if status == 0:  # they were done before they heard of it
                     return 0
-                job = replace(job, resources=replace(job.resources, processes=children.wanted))
-                _say(f"{children.wanted} processes go on from the last checkpoint")
+                job = replace(job, resources=replace(job.resources, processes=signals.wanted))
+                say(f"{signals.wanted} processes go on from the last checkpoint")
                 continue
-            if children.passed or (status >= 0 and status != LOST):
+            if signals.passed or (status >= 0 and status != LOST):
                 return status if status >= 0 else 128 - status
             if time.monotonic() - began >= STEADY_SECONDS:
                 left = self.restarts
@@ -77,124 +75,66 @@ class Local:
                 return status if status >= 0 else 128 - status
             left -= 1
             how = f"was ended by signal {-status}" if status < 0 else "lost the others"
-            _say(
+            say(
                 f"rank {rank} {how}; all {job.resources.processes} start anew from the last "
                 f"checkpoint ({left} restarts left)"
             )
 
-    def _wait(self, children: "_Children") -> tuple[int, int]:
-        """Wait for the end of all; the rank and status of the one that failed, or ``(0, 0)``."""
-        processes = children.processes
-        while not any(process.poll() for process in processes):
-            if all(process.returncode == 0 for process in processes):
-                return 0, 0
-            time.sleep(_POLL_SECONDS)
-        # Those that lose their company end by themselves; whose fault it was is told by them.
-        end = time.monotonic() + min(_LOSS_SECONDS, self.grace)
-        while time.monotonic() < end and any(process.poll() is None for process in processes):
-            time.sleep(_POLL_SECONDS)
-        ended = {rank: process.poll() for rank, process in enumerate(processes)}
-        self._end([process for process in processes if process.returncode is None])
-        failed = {rank: status for rank, status in ended.items() if status}
-        return min(failed.items(), key=lambda item: _fault(item[1]))
 
-    def _end(self, processes: list["subprocess.Popen[bytes]"]) -> None:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            try:
-                process.wait(timeout=self.grace)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-class _Children:
-    """The processes of one start, and the signals that are passed on to them.
+class _Signals:
+    """What reaches the launcher during one start, and is passed on to its processes.
 
     Attributes:
-        processes: by rank.
         passed: the job was asked to end.
         wanted: how many processes there shall be instead; None for as many.
     """
 
-    def __init__(self, job: Job, sizes: Callable[[], int] | None) -> None:
-        self.processes: list[subprocess.Popen[bytes]] = []
+    def __init__(self, sizes: Callable[[], int] | None) -> None:
         self.passed = False
         self.wanted: int | None = None
-        self._job = job
         self._sizes = sizes
+        self._children: Children | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "_Children":
+    def __enter__(self) -> "_Signals":
         # The handlers come first: a signal between two starts must reach those that run.
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._pass_on)
         if self._sizes is not None:
             self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._resize)
-        for environment in _environments(self._job, str(_free_port())):
-            process = subprocess.Popen(
-                self._job.command,
-                env={**os.environ, **environment},
-                preexec_fn=_end_with(os.getpid()),
-            )
-            self.processes.append(process)
-        if self.passed:
-            self._send(signal.SIGTERM)
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, action in self._before.items():
             signal.signal(number, action)
 
+    def reach(self, children: Children) -> None:
+        """Pass on what comes from now on, and what came while they were started."""
+        self._children = children
+        if self.passed or self.wanted is not None:
+            children.send(signal.SIGTERM)
+
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.passed = True
-        self._send(number)
+        if self._children is not None:
+            self._children.send(number)
 
     def _resize(self, number: int, frame: FrameType | None) -> None:
         assert self._sizes is not None
+        now = 0 if self._children is None else len(self._children.processes)
         try:
             size = self._sizes()
         except (ValueError, OSError) as error:
-            _say(f"the number of processes stays {len(self.processes)}: {error}")
+            say(f"the number of processes stays {now}: {error}")
             return
-        if size != len(self.processes) and size > 0:
+        if size != now and size > 0:
             self.wanted = size
-            self._send(signal.SIGTERM)
-
-    def _send(self, number: int) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(number)
+            if self._children is not None:
+                self._children.send(signal.SIGTERM)
 
 
-def _end_with(parent: int) -> Callable[[], None] | None:
-    """What lets a child be told when its parent ends, however that comes."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)
-
-    def ask() -> None:
-        libc.prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before the kernel was asked
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return ask
-
-
-def _say(text: str) -> None:
-    print(f"drivetrain: {text}", file=sys.stderr, flush=True)
-
-
-def _fault(status: int) -> int:
-    """Errors of their own first, then those that were killed, then those that lost the others;
-    some libraries abort when they do."""
-    if status in (LOST, -signal.SIGABRT):
-        return 2
-    return int(status < 0)
-
-
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

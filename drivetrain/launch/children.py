@@ -1,0 +1,153 @@
+"""Processes of one job on this machine: how they are started, watched, judged and ended."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+
+from drivetrain.core.job import LOST
+
+LOSS_SECONDS = 3.0
+"""How long after one has failed the others have to fail of it by themselves."""
+POLL_SECONDS = 0.05
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+class Children:
+    """The processes of one start; at the end of the block none of them is left.
+
+    Args:
+        command: of each.
+        environments: what each finds beside this process's own environment.
+        grace: seconds between asking processes to end and ending them.
+
+    Attributes:
+        processes: in the order of ``environments``.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environments: Sequence[Mapping[str, str]],
+        grace: float = 10.0,
+    ) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.grace = grace
+        self._command = command
+        self._environments = environments
+        self._asked: set[int] = set()
+        self._failed: float | None = None
+
+    def __enter__(self) -> "Children":
+        try:
+            for environment in self._environments:
+                process = subprocess.Popen(
+                    self._command,
+                    env={**os.environ, **environment},
+                    preexec_fn=_end_with(os.getpid()),
+                )
+                self.processes.append(process)
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    def send(self, number: int) -> None:
+        """Pass a signal on to those that run."""
+        for place, process in enumerate(self.processes):
+            if process.poll() is None:
+                self._asked.add(place)
+                process.send_signal(number)
+
+    def outcome(self) -> tuple[int, int] | None:
+        """The place and status of the one that failed, ``(0, 0)`` if all ended well; None while
+        that is not known. When it is known, none of them runs.
+
+        Those that lose their company end by themselves; whose fault it was is told by them.
+        """
+        statuses = [process.poll() for process in self.processes]
+        if all(status == 0 for status in statuses):
+            return 0, 0
+        if not any(statuses):
+            return None
+        now = time.monotonic()
+        if self._failed is None:
+            self._failed = now
+        if None in statuses and now < self._failed + min(LOSS_SECONDS, self.grace):
+            return None
+        found = self.fault()
+        self.end()
+        return found
+
+    def wait(self) -> tuple[int, int]:
+        """As :meth:`outcome`, when it is known."""
+        while True:
+            found = self.outcome()
+            if found is not None:
+                return found
+            time.sleep(POLL_SECONDS)
+
+    def fault(self) -> tuple[int, int]:
+        """The place and status of the one that failed, of those that have ended.
+
+        Errors of their own come first, then those that were killed, then those that lost the others
+        (some libraries abort when they do), and last whoever ended as it was asked to.
+        """
+
+        def order(item: tuple[int, int]) -> int:
+            place, status = item
+            if place in self._asked and -status in (signal.SIGTERM, signal.SIGINT):
+                return 3
+            if status in (LOST, -signal.SIGABRT):
+                return 2
+            return int(status < 0)
+
+        ended = ((place, process.poll()) for place, process in enumerate(self.processes))
+        return min(((at, status) for at, status in ended if status), key=order, default=(0, 0))
+
+    def end(self, grace: float | None = None) -> None:
+        """Ask those that run to end, and end those that do not.
+
+        Args:
+            grace: seconds that they have all together; None for this one's own.
+        """
+        running = [process for process in self.processes if process.poll() is None]
+        self.send(signal.SIGTERM)
+        last = time.monotonic() + (self.grace if grace is None else grace)
+        for process in running:
+            try:
+                process.wait(timeout=max(last - time.monotonic(), 0.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _end_with(parent: int) -> Callable[[], None] | None:
+    """What lets a child be told when its parent ends, however that comes."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+
+    def ask() -> None:
+        libc.prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before the kernel was asked
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return ask
+
+
+def say(text: str) -> None:
+    """Tell whoever watches this process."""
+    print(f"drivetrain: {text}", file=sys.stderr, flush=True)

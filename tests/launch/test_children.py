@@ -1,0 +1,67 @@
+"""Processes on this machine: whose fault an end was, and that none is left."""
+
+import signal
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from drivetrain.core.job import LOST
+from drivetrain.launch.children import Children
+
+
+def children(code: str, *roles: str, grace: float = 20.0) -> Children:
+    command = (sys.executable, "-c", textwrap.dedent(code))
+    return Children(command, [{"ROLE": role} for role in roles], grace)
+
+
+ROLES = """
+    import os, pathlib, signal, sys, time
+    role = os.environ["ROLE"]
+    if role.isdigit():
+        sys.exit(int(role))
+    if role.startswith("-"):
+        os.kill(os.getpid(), int(role[1:]))
+    if role == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if role.startswith("/"):
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+        pathlib.Path(role).write_text("heeds")
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("roles", "expected"),
+    [
+        (("0", "0"), (0, 0)),
+        (("75", "-9", "75"), (1, -9)),
+        (("-9", "75", "2"), (2, 2)),
+        (("-6", "-9"), (1, -9)),  # a library aborted over the loss of the other
+        (("75", "waits"), (0, LOST)),  # whoever we ended is not to blame
+    ],
+)
+def test_the_fault_is_that_of_the_one_that_the_others_lost(
+    roles: tuple[str, ...], expected: tuple[int, int]
+) -> None:
+    with children(ROLES, *roles) as started:
+        assert started.wait() == expected
+        assert all(process.returncode is not None for process in started.processes)
+
+
+def test_one_that_ended_as_it_was_asked_to_is_blamed_last(tmp_path: Path) -> None:
+    heeding = tmp_path / "heeding"
+    with children(ROLES, "waits", str(heeding)) as started:
+        while not heeding.exists():
+            assert started.outcome() is None
+        started.send(signal.SIGTERM)
+        assert started.wait() == (1, LOST)
+        assert started.processes[0].returncode == -signal.SIGTERM
+
+
+def test_none_is_left_behind_a_block_that_fails() -> None:
+    started = children(ROLES, "waits", "deaf", grace=0.2)
+    with pytest.raises(KeyError), started:
+        raise KeyError
+    assert {process.returncode for process in started.processes} <= {-15, -9}
