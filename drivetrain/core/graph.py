@@ -321,6 +321,30 @@ class Session:
         """Run over arrays that are already as the graph takes them: the hot path."""
         return self._session.run(outputs, feeds)
 
+    @property
+    def bindable(self) -> bool:
+        """Whether :meth:`bind` is to be had: the graph runs where numpy's memory is."""
+        return self.placement == "cpu"
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Any:
+        """What :meth:`run_bound` takes: a run that reads and writes these arrays' own memory.
+
+        Args:
+            inputs: contiguous arrays of the graph's types; whoever holds the result holds them.
+            outputs: the same, of the shapes that the run gives.
+        """
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            place = (array.dtype, array.shape, array.ctypes.data)
+            binding.bind_input(name, "cpu", 0, *place)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return binding._iobinding
+
+    def run_bound(self, binding: Any) -> None:
+        """Run over what is bound, once at a time; the binding says where the outputs go."""
+        self._session._sess.run_with_iobinding(binding, None)
+
     def assignment(self) -> dict[str, list[str]]:
         """The operators that each execution provider took; recorded only if the options of the
         session say ``session.record_ep_graph_assignment_info``."""

@@ -1,5 +1,6 @@
 """A bundle's raw columns on their way from JSON values to the arrays that its graph takes."""
 
+import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -20,6 +21,8 @@ from drivetrain.core.batch import (
 from drivetrain.core.errors import unknown
 from drivetrain.core.pixels import Unfit, pixels
 from drivetrain.core.schema import MISSING_INT, Field, Schema
+from drivetrain.serve.execution.packed import CODES, Form, Packed
+from drivetrain.serve.native import compiled
 
 Values = list[Any] | Array
 """One column of a request: checked values, None for what is missing, or the array itself."""
@@ -33,10 +36,6 @@ _JSON_TYPE: Mapping[str, Any] = {
     "float64": float | None,
     "timestamp": _INT64 | str | None,
 }
-
-
-_PACK = {"int64": "q", "timestamp": "q", "float32": "f", "float64": "d"}
-"""How ``struct`` writes the values of a column, many at once, into an array's memory."""
 
 
 class UnfitError(ValueError):
@@ -105,11 +104,31 @@ class Columns:
         self._shaped = [i for i, field in enumerate(self.fields) if field.shape]
         packed: dict[str, list[int]] = {}
         for i, field in enumerate(self.fields):
-            if field.dtype in _PACK and not field.shape:
-                packed.setdefault(_PACK[field.dtype], []).append(i)
+            if field.dtype in CODES and not field.shape:
+                packed.setdefault(CODES[field.dtype], []).append(i)
         self._packed = list(packed.items())
         of_group = {i for group in packed.values() for i in group}
         self._single = [i for i in range(len(self.fields)) if i not in of_group]
+        self.form = None if self._bytes else Form.of(self.fields)
+        """Where the columns lie in one piece of memory; None if they cannot."""
+        self._reader = _reader(self.form, inputs.names)
+
+    @property
+    def plain(self) -> Sequence[tuple[str, int]]:
+        """The graph's inputs that are columns as they are, each with the column's number."""
+        return self._plain
+
+    def read(self, body: bytes | bytearray, key: bytes, most: int) -> Packed | None:
+        """The columns in the JSON of a row, or of at most so many rows in a list under ``key``.
+
+        Returns:
+            None where the compiled part is not there, or finds anything but numbers and nulls
+            under the names of the columns: then the others read it, or say what is wrong.
+        """
+        if self._reader is None:
+            return None
+        found = self._reader.rows(body, key, most)
+        return None if found is None else Packed(self.form, *found)  # pyright: ignore[reportArgumentType]
 
     def of_rows(self, rows: Sequence[msgspec.Struct]) -> Sequence[Values]:
         """The columns of decoded rows.
@@ -158,6 +177,41 @@ class Columns:
                     )
         return merged
 
+    def fill(self, requests: Sequence[Sequence[Values]], memory: memoryview, rows: int) -> None:
+        """Write the columns of several requests, one request after the other, as the form says.
+
+        Args:
+            requests: theirs.
+            memory: gets ``form.row`` bytes for each row.
+            rows: of all of them together.
+        """
+        form = self.form
+        assert form is not None, "whoever has memory for it has asked"
+        kinds = {type(request) for request in requests}
+        if kinds == {Packed}:
+            if self._reader is not None:
+                self._reader.gather([request.data for request in requests], memory, rows)  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                _gather(form, requests, memory, rows)  # pyright: ignore[reportArgumentType]
+        elif kinds == {Rows}:
+            self._fill_rows(list(chain.from_iterable([r.rows for r in requests])), memory)  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            for number, array in enumerate(self.arrays(requests)):
+                form.column(memory, number, rows)[:] = array
+
+    def _fill_rows(self, rows: list[tuple[Any, ...]], memory: memoryview) -> None:
+        form = self.form
+        assert form is not None
+        columns = list(zip(*rows, strict=True))
+        for code, group in form.groups:
+            values = chain.from_iterable([columns[i] for i in group])
+            start = form.before[group[0]] * len(rows)
+            try:
+                struct.pack_into(f"{len(group) * len(rows)}{code}", memory, start, *values)
+            except (struct.error, OverflowError):  # a missing value, or one beyond float32
+                for i, array in self._one_by_one(columns, group):
+                    form.column(memory, i, len(rows))[:] = array
+
     def _of_rows(self, rows: list[tuple[Any, ...]]) -> list[Array]:
         """The same of requests that are all rows, where columns of one type are written at once.
 
@@ -186,6 +240,13 @@ class Columns:
         with np.errstate(over="ignore"):  # beyond float32 is infinite, and infinite is missing
             for i in group:
                 yield i, self._to_array[i](list(columns[i]))
+
+    def array(self, number: int, values: Values) -> Array:
+        """The values of one column as an array ``[rows, …]``."""
+        if type(values) is not list:
+            return values  # pyright: ignore[reportReturnType]
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and infinite is missing
+            return self._to_array[number](values)
 
     def feeds(self, arrays: Sequence[Array], unfit: list[Unfit] | None = None) -> dict[str, Array]:
         """What the graph takes, out of the columns' arrays.
@@ -222,6 +283,51 @@ def _row_type(inputs: Schema) -> type[msgspec.Struct]:
         forbid_unknown_fields=True,
         gc=False,
     )
+
+
+def _reader(form: Form | None, names: Sequence[str]) -> Any:
+    """What reads JSON straight into the form, None where there is no such."""
+    texts = tuple(name.encode() for name in names)
+    if compiled is None or form is None or any(json.dumps(n)[1:-1] != n for n in names):
+        return None
+    return compiled.Reader(texts, form.codes, tuple(form.before))
+
+
+def _gather(form: Form, requests: Sequence[Packed], memory: memoryview, rows: int) -> None:
+    """Join requests that are packed alike, column by column."""
+    if len(requests) == 1:
+        memory[: form.row * rows] = requests[0].data
+        return
+    for code, group in form.groups:
+        block = form.block(memory, code, group, rows)
+        start = 0
+        for request in requests:
+            stop = start + request.rows
+            block[:, start:stop] = form.block(request.data, code, group, request.rows)
+            start = stop
+
+
+class Arrays(Sequence[Array]):
+    """The columns of one request as arrays, each made only when somebody looks.
+
+    Args:
+        columns: of the bundle.
+        values: the columns of the request, which nobody changes any more.
+    """
+
+    __slots__ = ("_columns", "_values")
+
+    def __init__(self, columns: Columns, values: Sequence[Values]) -> None:
+        self._columns = columns
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self._values)))]
+        return self._columns.array(index, self._values[index])
 
 
 def _to_array(field: Field) -> Callable[[list[Any]], Array]:

@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,10 @@ import numpy as np
 
 from drivetrain.core.batch import Array
 from drivetrain.core.pixels import Unfit
-from drivetrain.serve.execution.columns import UnfitError, Values
+from drivetrain.serve.execution.bound import MOST_ROWS
+from drivetrain.serve.execution.columns import Arrays, UnfitError, Values
 from drivetrain.serve.execution.models import Model
+from drivetrain.serve.execution.packed import Packed
 from drivetrain.serve.telemetry.metrics import Histogram, Metrics, Reading
 
 
@@ -54,6 +56,8 @@ _TEXT_BYTES = 4
 shape takes no more than that for each byte of its JSON, and one for each of its binary data."""
 
 
+_FEW = 64
+"""Values that are counted one by one sooner than by numpy."""
 _AGAIN = 7 / 8
 """A queue that was full takes requests again when it is no longer than this part of its limit."""
 
@@ -333,6 +337,8 @@ class Engine:
         lane.model.cost.seen(rows, run.seconds)
         lane.seconds.observe(run.seconds)
         lane.sizes.observe(rows)
+        for number, histogram in lane.predictions if run.outputs else ():
+            observe(histogram, run.outputs[number])
         good = answered = 0
         arrived = queued = 0.0
         for task, outcome in zip(batch, run.outcomes, strict=True):
@@ -342,7 +348,7 @@ class Engine:
                 self._fail(lane, task, outcome)
                 continue
             try:
-                for number, histogram in lane.predictions:
+                for number, histogram in () if run.outputs else lane.predictions:
                     observe(histogram, outcome[1][number])
                 task.done(*outcome)
             except Exception as error:  # one answer that cannot be written must not take others
@@ -374,32 +380,47 @@ class Run(NamedTuple):
         inferred: everything was computed.
         seconds: what the batch took, without what was run again alone.
         rows: of all its tasks.
+        outputs: of all its tasks together, if they all were answered from one run.
     """
 
-    outcomes: list[Outcome]
+    outcomes: Sequence[Outcome]
     begun: float
     fed: float
     inferred: float
     seconds: float
     rows: int
+    outputs: Sequence[Array] = ()
 
 
-def _compute(model: Model, batch: list[Task], begins: Callable[[], object] = lambda: None) -> Run:
+def _compute(model: Model, batch: list[Task], begins: Callable[[], object] | None = None) -> Run:
     """Run a batch; only the offender fails.
 
     A task with a value that cannot be fed is known before the run. One that the graph refuses is
     not: then each runs alone. ``begins`` is called before every run.
     """
-    begins()
+    if begins is not None:
+        begins()
     begun = fed = monotonic()
-    rows = sum(task.rows for task in batch)
+    rows = sum([task.rows for task in batch])
+    bound = model.bound
+    inputs: Sequence[Array] | None = None
+    refused: Mapping[int, UnfitError] = {}
     try:
-        inputs = model.columns.arrays([task.columns for task in batch])
-        unfit: list[Unfit] = []
-        feeds = model.columns.feeds(inputs, unfit)
-        fed = monotonic()
-        refused = _refused(batch, unfit)
-        outputs = model.infer(feeds) if len(refused) < len(batch) else []
+        requests = [task.columns for task in batch]
+        if bound is not None and rows <= MOST_ROWS and bound.lock.acquire(blocking=False):
+            try:
+                model.columns.fill(requests, bound.memory, rows)
+                fed = monotonic()
+                outputs = bound.run(rows)
+            finally:
+                bound.lock.release()
+        else:
+            inputs = model.columns.arrays(requests)
+            unfit: list[Unfit] = []
+            feeds = model.columns.feeds(inputs, unfit)
+            fed = monotonic()
+            refused = _refused(batch, unfit)
+            outputs = model.infer(feeds) if len(refused) < len(batch) else []
     except Exception as error:
         seconds = monotonic() - begun
         alone = len(batch) == 1
@@ -408,16 +429,22 @@ def _compute(model: Model, batch: list[Task], begins: Callable[[], object] = lam
         )
         return Run(outcomes, begun, fed, monotonic(), seconds, rows)
     inferred = monotonic()
-    if len(batch) == 1 and not refused:
-        return Run([(inputs, outputs)], begun, fed, inferred, inferred - begun, rows)
     outcomes = []
     start = 0
-    for number, task in enumerate(batch):
+    for task in batch:
         stop = start + task.rows
-        part = (Part(inputs, start, stop), [a[start:stop] for a in outputs])
-        outcomes.append(refused.get(number, part))
+        if inputs is not None:
+            given = Part(inputs, start, stop)
+        elif type(task.columns) is Packed:
+            given = task.columns
+        else:
+            given = Arrays(model.columns, task.columns)
+        outcomes.append((given, [array[start:stop] for array in outputs]))
         start = stop
-    return Run(outcomes, begun, fed, inferred, inferred - begun, rows)
+    for number, error in refused.items():
+        outcomes[number] = error
+    whole = () if refused else outputs
+    return Run(outcomes, begun, fed, inferred, inferred - begun, rows, whole)
 
 
 def _refused(batch: list[Task], unfit: Sequence[Unfit]) -> dict[int, UnfitError]:
@@ -432,8 +459,9 @@ def _refused(batch: list[Task], unfit: Sequence[Unfit]) -> dict[int, UnfitError]
     return refused
 
 
-def _alone(model: Model, task: Task, begins: Callable[[], object]) -> Outcome:
-    begins()
+def _alone(model: Model, task: Task, begins: Callable[[], object] | None) -> Outcome:
+    if begins is not None:
+        begins()
     try:
         return model.run([task.columns])
     except Exception as error:
@@ -442,10 +470,13 @@ def _alone(model: Model, task: Task, begins: Callable[[], object]) -> Outcome:
 
 def observe(histogram: Histogram, array: Array) -> None:
     """Count the finite values of an array."""
-    if array.size <= 32:
+    if array.size <= _FEW:
+        bounds, counts, total = histogram.bounds, histogram.counts, 0.0
         for value in array.reshape(-1).tolist():
             if value - value == 0.0:  # neither NaN nor infinite: such a sum would be lost
-                histogram.observe(value)
+                counts[bisect_left(bounds, value)] += 1
+                total += value
+        histogram.sum += total
         return
     values = array.reshape(-1).astype(np.float64)
     values = values[np.isfinite(values)]

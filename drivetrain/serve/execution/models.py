@@ -1,5 +1,6 @@
 """What is served: a verified bundle, loaded and warmed up, under the alias that clients name."""
 
+import logging
 import math
 import re
 import time
@@ -18,6 +19,8 @@ from drivetrain.core.schema import MISSING_INT, Field
 from drivetrain.serve.execution.bound import Bound
 from drivetrain.serve.execution.columns import Columns, Values
 from drivetrain.serve.execution.loading import Loader
+
+log = logging.getLogger("drivetrain.serve")
 
 VERSION_DIGITS = 12
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -188,7 +191,7 @@ class Model:
             spent = 0.0
             for attempt in range(10):
                 started = time.perf_counter()
-                _, outputs = self.run(batch)
+                outputs = self._quick(batch, rows) if attempt else self.run(batch)[1]
                 seconds = time.perf_counter() - started
                 times[rows], spent = min(times[rows], seconds), spent + seconds
                 if attempt == 0:
@@ -197,6 +200,18 @@ class Model:
                     break
         steady = not any(name.endswith(PIXELS_SUFFIX) for name, _ in self._session.inputs)
         return Cost(times[1], times[_WARM_ROWS], _WARM_ROWS, steady)
+
+    def _quick(self, batch: Sequence[Sequence[Values]], rows: int) -> list[Array]:
+        """The outputs as the engine gets them; if the graph's do not lie as the manifest has
+        them, nothing can be bound."""
+        if self.bound is not None:
+            try:
+                self.columns.fill(batch, self.bound.memory, rows)
+                return self.bound.run(rows)
+            except Exception as error:
+                log.debug("version %s runs unbound: %s", self.version, error)
+                self.bound = None
+        return self.run(batch)[1]
 
     def _check_outputs(self, outputs: Sequence[Array], rows: int) -> None:
         for field, array in zip(self.bundle.manifest.outputs, outputs, strict=True):

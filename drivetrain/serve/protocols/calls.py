@@ -281,6 +281,8 @@ class Route:
         """What the version is to its alias now."""
         self.echo: Echo | None = None
         """Is told of each answer."""
+        self.most_rows = service.engine.batching.queue_rows
+        """In one request."""
         self._tally = service.metrics.statistics.of(model.name, model.version)
 
     def decode(self, exchange: Exchange) -> Call:
@@ -315,9 +317,8 @@ class Route:
         Raises:
             ValueError: it has more, or none.
         """
-        limit = self.service.engine.batching.queue_rows
-        if not 1 <= rows <= limit:
-            raise wrong("rows", rows, f"1 to {limit} in one request")
+        if not 1 <= rows <= self.most_rows:
+            raise wrong("rows", rows, f"1 to {self.most_rows} in one request")
 
     def refuse(self, exchange: Exchange, status: int, message: str, extra: bytes = b"") -> None:
         """Answer an error before anything was computed."""

@@ -1,5 +1,6 @@
 """Where the tensors of a binary V2 request lie: read of its JSON once, for all that repeat it."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ import numpy as np
 
 from drivetrain.core.schema import Field
 from drivetrain.serve.execution.columns import Values
+from drivetrain.serve.execution.packed import Form, Packed
 from drivetrain.serve.protocols.tensors import WIRE
 
 _CACHED = 32
@@ -33,6 +35,7 @@ class Layout:
             byte, and the positions of their columns.
         outputs: of each output its position, and whether it is binary.
         timeout: seconds, None if it says none.
+        form: as which the bytes lie just as a graph reads them; None if they do not.
     """
 
     rows: int
@@ -40,6 +43,7 @@ class Layout:
     blocks: tuple[tuple[str, str, int, tuple[int, ...]], ...]
     outputs: list[tuple[int, Any]]
     timeout: float | None
+    form: Form | None = None
 
     @classmethod
     def of(
@@ -49,6 +53,7 @@ class Layout:
         rows: int,
         outputs: list[tuple[int, Any]],
         timeout: float | None,
+        form: Form | None = None,
     ) -> "Layout | None":
         """The layout of a checked request, None if not all its inputs are binary numbers."""
         blocks: list[tuple[str, str, int, tuple[int, ...]]] = []
@@ -65,10 +70,15 @@ class Layout:
                 numbers = (*before, number)
             blocks.append((wire, field.numpy, first, numbers))
             start += parameters["binary_data_size"]
-        return cls(rows, start, tuple(blocks), outputs, timeout)
+        found = [number for *_, numbers in blocks for number in numbers]
+        lies = form is not None and found == [n for _, group in form.groups for n in group]
+        as_read = form if lies and sys.byteorder == "little" else None
+        return cls(rows, start, tuple(blocks), outputs, timeout, as_read)
 
-    def columns(self, binary: memoryview) -> list[Values]:
+    def columns(self, binary: memoryview) -> Sequence[Values]:
         """The columns in ``size`` bytes; they are views."""
+        if self.form is not None:
+            return Packed(self.form, binary, self.rows)
         found: dict[int, Values] = {}
         for wire, dtype, start, numbers in self.blocks:
             flat = np.frombuffer(binary, wire, self.rows * len(numbers), start)

@@ -41,6 +41,9 @@ class RowsRoute(Route):
 
     def decode(self, exchange: Exchange) -> Call:
         body, columns = exchange.body, self.model.columns
+        packed = columns.read(body, b"rows", self.most_rows)
+        if packed is not None:
+            return Call(self, exchange, packed, packed.rows, timeout=header_timeout(exchange))
         found: Sequence[Values]
         try:
             many = _MANY.match(body)

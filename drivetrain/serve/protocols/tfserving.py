@@ -58,6 +58,10 @@ class PredictRoute(Route):
         found: Sequence[Values]
         body, columns = exchange.body, self.model.columns
         by_rows = True
+        packed = columns.read(body, b"instances", self.most_rows) if _ROWS.match(body) else None
+        if packed is not None:
+            timeout = header_timeout(exchange)
+            return Call(self, exchange, packed, packed.rows, timeout=timeout, options=by_rows)
         try:
             if self._decode is None or not _ROWS.match(body):
                 raise ValueError

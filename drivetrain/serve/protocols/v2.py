@@ -178,7 +178,8 @@ class InferRoute(Route):
         if any(isinstance(binary, Place) for _, binary in asked.outputs):
             return None
         timeout = parameter_timeout(request.parameters or {})
-        return Layout.of(request.inputs, self._inputs, rows, asked.outputs, timeout)
+        form = self.model.columns.form
+        return Layout.of(request.inputs, self._inputs, rows, asked.outputs, timeout, form)
 
     def _columns(
         self, exchange: Exchange, inputs: list[_Input], binary: memoryview

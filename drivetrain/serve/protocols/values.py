@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.batch import Array
+from drivetrain.serve.native import compiled
 
 _pack = struct.Struct("f").pack
 
@@ -44,7 +45,7 @@ def _bool_text(value: bool) -> str:
 
 
 _TEXT: dict[str, Callable[[Any], str]] = {
-    "f": float32_text,
+    "f": float32_text if compiled is None else compiled.float32_text,
     "d": float64_text,
     "e": float64_text,
     "?": _bool_text,

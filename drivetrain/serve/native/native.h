@@ -1,0 +1,43 @@
+/* What the files of drivetrain.serve.native.compiled share. */
+
+#ifndef DRIVETRAIN_NATIVE_H
+#define DRIVETRAIN_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <stdint.h>
+
+/* What is read of a text: from `at` on, never at or behind `end`. */
+typedef struct {
+    const char *at, *end;
+} Text;
+
+/* A cell holds one value until its column's type is written. */
+typedef union {
+    int64_t whole;
+    double real;
+} Cell;
+
+/* Skip white space as JSON has it. */
+void skip_space(Text *text);
+
+/* Skip it, and say whether `expected` comes next, which is then taken. */
+int take(Text *text, char expected);
+
+/* Take the string that comes next, if it has no escapes; gives where it lies. */
+int take_string(Text *text, const char **start, Py_ssize_t *size);
+
+/* Take the value of a column of type `code` (q, d or f): a number or null. */
+int take_value(Text *text, char code, Cell *cell);
+
+/* Write a value in the type of its column. */
+void put(char *memory, char code, Cell cell);
+
+/* The bytes of a value of a column of type `code`. */
+Py_ssize_t size_of(char code);
+
+extern PyType_Spec reader_spec;
+PyObject *float32_text(PyObject *module, PyObject *value);
+
+#endif
