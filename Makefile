@@ -40,8 +40,8 @@ bench-setup: $(VENV)/.bench $(PEERS) ## install the peers that the benchmarks co
 	@sh .ci/install-system-packages bench-packages
 
 bench: bench-setup ## print the figures, peer and project in one run
-	$(BIN)/python bench/main_path.py --quick --json
-	$(BIN)/python bench/serving.py --quick --json
+	@failed=0; for figures in main_path serving training telemetry placement weights; do \
+	    $(BIN)/python bench/$$figures.py --quick --json || failed=1; done; exit $$failed
 
 clean: ## forget the environment and all that runs kept
 	rm -rf $(VENV) .drivetrain

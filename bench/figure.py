@@ -1,9 +1,14 @@
 """A figure, how it is printed, and how two sides are timed in turn."""
 
 import argparse
+import importlib
+import importlib.util
 import json
+import os
 import statistics
+import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TypedDict
 
@@ -76,3 +81,29 @@ def show(measured: Figure, as_json: bool) -> None:
         f"goal {measured['goal']:g}, beside {measured['peer']}",
         flush=True,
     )
+
+
+def show_all(about: str | None, modules: Sequence[str]) -> int:
+    """Print the figures of several scripts; the exit status.
+
+    One that does not run must not hide the figures of the others.
+
+    Args:
+        about: what ``--help`` says.
+        modules: names in this folder, each with ``figures(quick)``.
+    """
+    # As the command line has it: threads that spin while they wait would measure the neighbours.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    options, failed = words(about, modules), 0
+    for name in options.only or modules:
+        if importlib.util.find_spec(f"bench.{name}") is None:
+            print(f"bench/{name}.py is not here: its figures are absent", file=sys.stderr)
+            continue
+        try:
+            for measured in importlib.import_module(f"bench.{name}").figures(options.quick):
+                show(measured, options.json)
+        except Exception:
+            failed += 1
+            print(f"bench/{name}.py could not be measured:", file=sys.stderr)
+            traceback.print_exc()
+    return 1 if failed else 0

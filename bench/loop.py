@@ -1,11 +1,21 @@
-"""The training loop beside a raw PyTorch loop and beside Lightning, on batches in memory.
+"""The training loop beside a raw PyTorch loop, Lightning and Accelerate, on rows in memory.
 
     python bench/loop.py --quick --json
 
-All three train the same model from the same weights, with the same fused AdamW, over the same
-made batches in the same order, on one thread. The raw loop calls the module directly and logs
-nothing; Lightning runs without logger, checkpoints and progress bar. Ours runs as it comes: the
-whole of ``Single.fit``, with metrics, progress, checks and checkpoints.
+All train the same model from the same weights, on one thread. Ours runs as it comes: the whole of
+``Single.fit``, with metrics, progress, checks and checkpoints. Peers log, print and keep nothing.
+
+``loop_vs_raw_torch``: the loop as one writes it by hand, with the same fused AdamW, over slices of
+the same tensors in the same order.
+
+``loop_vs_lightning`` and ``loop_vs_accelerate``: each as its documentation has it, a ``DataLoader``
+with ``shuffle=True`` over a ``TensorDataset``, and ``torch.optim.AdamW`` as it comes; ours shuffles
+rows too. Most of the difference is the ``DataLoader``, which fetches rows one by one, and the
+optimizer: both are part of what a user gets.
+
+``loop_vs_…_same_batches``: the peers are handed our batches, in their order, and fused AdamW. That
+is the frameworks' own cost alone, for whoever tunes them so far. No loop can be faster there than
+the raw one by more than what that wastes: ``raw_vs_…_same_batches`` is that floor.
 """
 
 import logging
@@ -13,77 +23,79 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import DataLoader, TensorDataset
 
 from bench.figure import Figure, figure, show, speed_ratios, words
-from drivetrain.core.batch import Batch
-from drivetrain.core.schema import FeatureField, FeatureSchema, Field, Schema
-from drivetrain.core.seams import Order, Run, Shard, Source, Split
+from bench.made import InMemory, clicks
+from drivetrain.core.seams import Run
 from drivetrain.models import MLP
 from drivetrain.models.bind import Bound, build
 from drivetrain.train import BinaryCrossEntropy, Single
 
 BATCH = 512
 HIDDEN = (128, 64)
-DENSE = 13
-INDEX = (7, 24, 3, 16, 105, 4_000, 50, 200, 1_000, 12)
 EPOCHS = 4
 
-
-class Made:
-    """Made examples: click-like rows, all in memory, in their own order."""
-
-    def __init__(self, rows: int) -> None:
-        generator = np.random.default_rng(0)
-        self.features = FeatureSchema(
-            (
-                FeatureField(name="numbers", kind="dense", width=DENSE),
-                *(
-                    FeatureField(name=f"category_{i}", kind="index", cardinality=size)
-                    for i, size in enumerate(INDEX)
-                ),
-            )
-        )
-        self.targets = Schema((Field("y", "int64"),))
-        dense = generator.normal(size=(rows, DENSE)).astype(np.float32)
-        index = np.stack([generator.integers(0, size, rows) for size in INDEX], 1)
-        label = (dense[:, 0] + index[:, 0] % 2 > generator.normal(size=rows)).astype(np.int64)
-        self.columns = {"dense": dense, "index": index, "y": label}
-
-    @property
-    def events(self) -> Source:
-        raise AssertionError("these examples have no events")
-
-    def rows(self, split: Split) -> int | None:
-        return len(self.columns["y"]) if split == "train" else 0
-
-    def batches(
-        self,
-        split: Split,
-        shard: Shard = Shard(),
-        *,
-        size: int,
-        order: Order | None = None,
-        start: int = 0,
-    ) -> Iterator[Batch]:
-        whole = Batch(self.columns)
-        for first in range(start, self.rows(split) or 0, size):
-            yield whole.slice(first, first + size)
+Tensors = tuple[Tensor, ...]
+Batches = Callable[[], Iterable[Tensors]]
+"""What an epoch goes through."""
+Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+Fit = Callable[[Bound], None]
 
 
-def raw(model: Bound, tensors: tuple[Tensor, Tensor, Tensor]) -> None:
+def fused(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """AdamW with one kernel for all."""
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, fused=True)
+
+
+def default(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """AdamW as it comes."""
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+def slices(tensors: Tensors) -> Iterable[Tensors]:
+    """Batches as views, one behind another."""
+
+    class Slices:
+        def __iter__(self) -> Iterator[Tensors]:
+            for first in range(0, len(tensors[-1]), BATCH):
+                yield tuple(tensor[first : first + BATCH] for tensor in tensors)
+
+        def __len__(self) -> int:
+            return -(-len(tensors[-1]) // BATCH)
+
+    return Slices()
+
+
+def loader(tensors: Tensors) -> Iterable[Tensors]:
+    """Batches as PyTorch's tutorials make them."""
+    return DataLoader(TensorDataset(*tensors), batch_size=BATCH, shuffle=True)
+
+
+def ours(model: Bound, examples: InMemory) -> None:
+    """The whole of ``Single.fit``."""
+    directory = Path(tempfile.mkdtemp())
+    try:
+        strategy = Single(loss=BinaryCrossEntropy("y"), epochs=EPOCHS, batch_size=BATCH)
+        strategy.fit(model, examples, Run(directory=directory))
+    finally:
+        shutil.rmtree(directory)
+
+
+def raw(model: Bound, tensors: Tensors) -> None:
     """The loop as one writes it by hand."""
     module, (dense, index, label) = model.module.train(), tensors
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+    optimizer = fused(module.parameters())
     for _ in range(EPOCHS):
         for first in range(0, len(label), BATCH):
             rows = slice(first, first + BATCH)
@@ -94,18 +106,8 @@ def raw(model: Bound, tensors: tuple[Tensor, Tensor, Tensor]) -> None:
             optimizer.step()
 
 
-def ours(model: Bound, examples: Made) -> None:
-    """The whole of ``Single.fit``."""
-    directory = Path(tempfile.mkdtemp())
-    try:
-        strategy = Single(loss=BinaryCrossEntropy("y"), epochs=EPOCHS, batch_size=BATCH)
-        strategy.fit(model, examples, Run(directory=directory))
-    finally:
-        shutil.rmtree(directory)
-
-
-def lightning(tensors: tuple[Tensor, Tensor, Tensor]) -> Callable[[Bound], None]:
-    """Lightning's loop, with all that can be switched off switched off."""
+def lightning(batches: Iterable[Tensors], optimizer: Optimizer) -> Fit:
+    """Lightning's loop, with all that writes or prints switched off."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import lightning as L
@@ -117,21 +119,13 @@ def lightning(tensors: tuple[Tensor, Tensor, Tensor]) -> Callable[[Bound], None]
             super().__init__()
             self.model = model.module
 
-        def training_step(self, batch: tuple[Tensor, Tensor, Tensor], number: int) -> Tensor:
+        def training_step(self, batch: Tensors, number: int) -> Tensor:
             dense, index, label = batch
             logits = self.model(dense=dense, index=index)
             return binary_cross_entropy_with_logits(logits, label.float())
 
         def configure_optimizers(self) -> Any:
-            return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
-
-    class Batches:
-        def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-            for first in range(0, len(tensors[2]), BATCH):
-                yield tuple(tensor[first : first + BATCH] for tensor in tensors)
-
-        def __len__(self) -> int:
-            return -(-len(tensors[2]) // BATCH)
+            return optimizer(self.parameters())
 
     def fit(model: Bound) -> None:
         with warnings.catch_warnings():
@@ -143,9 +137,37 @@ def lightning(tensors: tuple[Tensor, Tensor, Tensor]) -> Callable[[Bound], None]
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
-            ).fit(Module(model), Batches())
+            ).fit(Module(model), batches)
 
     return fit
+
+
+def accelerate(batches: Iterable[Tensors], optimizer: Optimizer) -> Fit:
+    """A loop through Accelerate, as its quick tour has it."""
+    from accelerate import Accelerator
+
+    def fit(model: Bound) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            accelerator = Accelerator(cpu=True)
+            inner: Any = model.module.train()
+            module, stepper = accelerator.prepare(inner, optimizer(inner.parameters()))
+            given = accelerator.prepare(batches) if isinstance(batches, DataLoader) else batches
+            for _ in range(EPOCHS):
+                for dense, index, label in given:
+                    stepper.zero_grad()
+                    logits = module(dense=dense, index=index)
+                    loss = binary_cross_entropy_with_logits(logits, label.float())
+                    accelerator.backward(loss)
+                    stepper.step()
+
+    return fit
+
+
+PEERS: dict[str, Callable[[Iterable[Tensors], Optimizer], Fit]] = {
+    "lightning": lightning,
+    "accelerate": accelerate,
+}
 
 
 def figures(quick: bool) -> Iterator[Figure]:
@@ -153,34 +175,56 @@ def figures(quick: bool) -> Iterator[Figure]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield from _figures(quick)
+        yield from _beside_raw(quick)
+        for name, peer in PEERS.items():
+            yield from _beside(name, peer, quick)
     finally:
         torch.set_num_threads(threads)
 
 
-def _figures(quick: bool) -> Iterator[Figure]:
-    examples = Made((192 if quick else 512) * BATCH)
-    rounds = 15 if quick else 25
-    tensors = tuple(torch.from_numpy(examples.columns[n]) for n in ("dense", "index", "y"))
-    assert len(tensors) == 3
-
-    def model() -> Bound:
-        return build(MLP(hidden=HIDDEN), examples.features, seed=0)
-
-    _same_weights(model(), model(), examples, tensors)
-    ratios = speed_ratios(lambda: ours(model(), examples), lambda: raw(model(), tensors), rounds)
+def _beside_raw(quick: bool) -> Iterator[Figure]:
+    examples = clicks((192 if quick else 512) * BATCH)
+    tensors, rounds = _tensors(examples), 15 if quick else 25
+    _same_weights(_model(examples), _model(examples), examples, tensors)
+    ratios = speed_ratios(
+        lambda: ours(_model(examples), examples), lambda: raw(_model(examples), tensors), rounds
+    )
     peer = f"raw PyTorch {torch.__version__} loop, fused AdamW"
     yield figure("loop_vs_raw_torch", ratios, peer, 0.97)
-    fit = lightning(tensors)
-    ratios = speed_ratios(lambda: ours(model(), examples), lambda: fit(model()), rounds)
-    from lightning import __version__ as version
-
-    yield figure("loop_vs_lightning", ratios, f"Lightning {version}, fused AdamW", 1.2)
 
 
-def _same_weights(
-    one: Bound, two: Bound, examples: Made, tensors: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def _beside(name: str, peer: Any, quick: bool) -> Iterator[Figure]:
+    """As its users have it, then with our batches and optimizer."""
+    label = f"{name.title()} {version(name)}"
+    examples = clicks(48 * BATCH, shuffled=True)
+    fit = peer(loader(_tensors(examples)), default)
+    rounds = 5 if quick else 11
+    ratios = speed_ratios(
+        lambda: ours(_model(examples), examples), lambda: fit(_model(examples)), rounds
+    )
+    yield figure(f"loop_vs_{name}", ratios, f"{label}, DataLoader, AdamW as they come", 1.5)
+    examples = clicks((96 if quick else 256) * BATCH)
+    tensors = _tensors(examples)
+    tuned = peer(slices(tensors), fused)
+    sides = {
+        "loop": lambda: ours(_model(examples), examples),
+        "raw": lambda: raw(_model(examples), tensors),
+    }
+    for side, work in sides.items():
+        ratios = speed_ratios(work, lambda: tuned(_model(examples)), 9 if quick else 15)
+        goal = 1.5 if side == "loop" else 1.0
+        yield figure(f"{side}_vs_{name}_same_batches", ratios, f"{label}, fused AdamW", goal)
+
+
+def _model(examples: InMemory) -> Bound:
+    return build(MLP(hidden=HIDDEN), examples.features, seed=0)
+
+
+def _tensors(examples: InMemory) -> Tensors:
+    return tuple(torch.from_numpy(examples.columns[n]) for n in ("dense", "index", "y"))
+
+
+def _same_weights(one: Bound, two: Bound, examples: InMemory, tensors: Tensors) -> None:
     """Both loops end with the same weights, to rounding: they did the same work."""
     ours(one, examples)
     raw(two, tensors)

@@ -1,11 +1,15 @@
-"""Made data: seeded, flights-like Parquet of any number of rows, written without holding it."""
+"""Made data: flights-like Parquet of any number of rows, and examples that are held in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from drivetrain.core.batch import Array, Batch
+from drivetrain.core.schema import FeatureField, FeatureSchema, Field, Schema
+from drivetrain.core.seams import Order, Shard, Source, Split
 
 NUMERIC = ("distance", "seats", "temperature", "humidity", "wind_speed", "pressure")
 TEXT = {"origin": 3, "carrier": 16, "dest": 105, "tail": 4_000, "route": 50_000}
@@ -73,3 +77,87 @@ def _table(random: np.random.Generator, n: int, vocabularies: dict[str, pa.Array
     logit = (numbers["wind_speed"][0] - 10) / 5 + (codes % 7 - 3) / 3 - 1
     columns["late"] = pa.array((random.random(n) < 1 / (1 + np.exp(-logit))).astype(np.int64))
     return pa.table({name: columns[name] for name in _SCHEMA.names}).cast(_SCHEMA)
+
+
+# -- examples --------------------------------------------------------------------------------------
+
+
+class InMemory:
+    """The :class:`drivetrain.core.seams.Examples` of made columns, with a target ``y`` (int64).
+
+    Args:
+        features: what the columns are.
+        splits: the columns of each split.
+        shuffled: rows come in a new order each epoch, gathered; else as they lie, as views.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSchema,
+        splits: Mapping[Split, Mapping[str, Array]],
+        *,
+        shuffled: bool = False,
+    ) -> None:
+        self.features = features
+        self.targets = Schema((Field("y", "int64"),))
+        self.splits = splits
+        self.shuffled = shuffled
+
+    @property
+    def columns(self) -> Mapping[str, Array]:
+        """Those of the training rows."""
+        return self.splits["train"]
+
+    @property
+    def events(self) -> Source:
+        """Nobody asks for it."""
+        raise AssertionError("these examples have no events")
+
+    def rows(self, split: Split) -> int | None:
+        """How many rows a split has."""
+        return len(self.splits[split]["y"]) if split in self.splits else 0
+
+    def batches(
+        self,
+        split: Split,
+        shard: Shard = Shard(),
+        *,
+        size: int,
+        order: Order | None = None,
+        start: int = 0,
+    ) -> Iterator[Batch]:
+        """Batches of ``size`` rows, which the shards share."""
+        rows = self.rows(split) or 0
+        if not rows:
+            return
+        whole, places = Batch(self.splits[split]), None
+        if self.shuffled and order is not None:
+            places = np.random.default_rng((order.seed, order.epoch)).permutation(rows)
+        for first in range(start, rows, size):
+            count = min(size, rows - first)
+            low = first + count * shard.index // shard.count
+            high = first + count * (shard.index + 1) // shard.count
+            yield whole.slice(low, high) if places is None else whole.take(places[low:high])
+
+
+CATEGORIES = (7, 24, 3, 16, 105, 4_000, 50, 200, 1_000, 12)
+NUMBERS = 13
+
+
+def clicks(rows: int, *, shuffled: bool = False) -> InMemory:
+    """Click-like rows: 13 numbers, ten categories, and a label that depends on both."""
+    generator = np.random.default_rng(0)
+    features = FeatureSchema(
+        (
+            FeatureField(name="numbers", kind="dense", width=NUMBERS),
+            *(
+                FeatureField(name=f"category_{i}", kind="index", cardinality=size)
+                for i, size in enumerate(CATEGORIES)
+            ),
+        )
+    )
+    dense = generator.normal(size=(rows, NUMBERS)).astype(np.float32)
+    index = np.stack([generator.integers(0, size, rows) for size in CATEGORIES], 1)
+    label = (dense[:, 0] + index[:, 0] % 2 > generator.normal(size=rows)).astype(np.int64)
+    columns = {"dense": dense, "index": index, "y": label}
+    return InMemory(features, {"train": columns}, shuffled=shuffled)

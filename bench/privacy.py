@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bench.figure import Figure, figure, show, words
-from drivetrain.core.batch import Array, Batch
-from drivetrain.core.schema import FeatureField, FeatureSchema, Field, Schema
-from drivetrain.core.seams import Order, Run, Shard, Source, Split
+from bench.made import InMemory
+from drivetrain.core.schema import FeatureField, FeatureSchema
+from drivetrain.core.seams import Run
 from drivetrain.models.bind import build
 from drivetrain.train import CrossEntropy, Private, Single
 
@@ -76,42 +76,15 @@ class Convolutions(nn.Module):
         return self.layers(x)
 
 
-class Made:
-    """Made rows in memory, each with a number."""
-
-    def __init__(self, rows: int, shape: tuple[int, ...]) -> None:
-        generator = np.random.default_rng(0)
-        field = FeatureField(name="x", kind="tensor", shape=shape)
-        self.features = FeatureSchema((field,))
-        self.targets = Schema((Field("y", "int64"),))
-        x = generator.normal(size=(rows, *shape)).astype(np.float32)
-        self.columns = {"x": x, "y": generator.integers(0, CLASSES, rows)}
-
-    @property
-    def events(self) -> Source:
-        raise AssertionError("these examples have no events")
-
-    def rows(self, split: Split) -> int | None:
-        return len(self.columns["y"]) if split == "train" else 0
-
-    def take(self, split: Split, rows: Array) -> Batch:
-        return Batch({name: column[rows] for name, column in self.columns.items()})
-
-    def batches(
-        self,
-        split: Split,
-        shard: Shard = Shard(),
-        *,
-        size: int,
-        order: Order | None = None,
-        start: int = 0,
-    ) -> Iterator[Batch]:
-        whole = Batch(self.columns)
-        for first in range(start, self.rows(split) or 0, size):
-            yield whole.slice(first, first + size)
+def made(rows: int, shape: tuple[int, ...]) -> InMemory:
+    """Noise, each row with the number of a class."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(rows, *shape)).astype(np.float32)
+    features = FeatureSchema((FeatureField(name="x", kind="tensor", shape=shape),))
+    return InMemory(features, {"train": {"x": x, "y": generator.integers(0, CLASSES, rows)}})
 
 
-def ours(model: Callable[[], nn.Module], examples: Made) -> float:
+def ours(model: Callable[[], nn.Module], examples: InMemory) -> float:
     """CPU seconds of ``Single.fit``."""
     private = Private(clip_norm=CLIP, delta=1e-6, noise_multiplier=NOISE)
     loss = CrossEntropy("y")
@@ -126,7 +99,7 @@ def ours(model: Callable[[], nn.Module], examples: Made) -> float:
         shutil.rmtree(directory)
 
 
-def opacus(model: Callable[[], nn.Module], examples: Made, mode: str) -> float:
+def opacus(model: Callable[[], nn.Module], examples: InMemory, mode: str) -> float:
     """CPU seconds of a loop as opacus's documentation has it."""
     from opacus import PrivacyEngine
 
@@ -162,14 +135,18 @@ def figures(quick: bool) -> Iterator[Figure]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # opacus warns of its own defaults
-            for name, model in (("mlp", Perceptron), ("cnn", Convolutions)):
-                yield _beside_opacus(name, model, quick)
+            models = (("mlp", Perceptron), ("cnn", Convolutions))
+            measured = [_beside_opacus(name, model, quick) for name, model in models]
     finally:
         torch.set_num_threads(threads)
+    yield from measured
+    # One word for both models: the worse of the two.
+    least = min(measured, key=lambda each: each["value"])
+    yield Figure({**least, "figure": "dp_vs_opacus"})
 
 
 def _beside_opacus(name: str, model: Any, quick: bool) -> Figure:
-    examples = Made((32 if quick else 128) * BATCH, model.shape)
+    examples = made((32 if quick else 128) * BATCH, model.shape)
     ours(model, examples)  # the accountant's answer is kept from here on
     warm = {mode: opacus(model, examples, mode) for mode in MODES}
     best = min(warm, key=lambda mode: warm[mode])
@@ -182,16 +159,7 @@ def _beside_opacus(name: str, model: Any, quick: bool) -> Figure:
     return figure(f"dp_vs_opacus_{name}", ratios, f"opacus {version('opacus')}, {best}", 1.0)
 
 
-def main() -> None:
-    """Print the figures."""
-    given = words(__doc__)
-    measured = list(figures(given.quick))
-    for each in measured:
-        show(each, given.json)
-    # One word for both models: the worse of the two.
-    least = min(measured, key=lambda each: each["value"])
-    show(Figure({**least, "figure": "dp_vs_opacus"}), given.json)
-
-
 if __name__ == "__main__":
-    main()
+    options = words(__doc__)
+    for measured in figures(options.quick):
+        show(measured, options.json)

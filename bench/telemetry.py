@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from bench.figure import Figure, figure, show, words
-from bench.loop import BATCH, HIDDEN, Made
+from bench.loop import BATCH, HIDDEN
+from bench.made import InMemory, clicks
 from drivetrain.core.batch import Batch
 from drivetrain.core.metric import Emit, Metric, fan_out, silent
 from drivetrain.core.seams import Run
@@ -45,7 +46,7 @@ from drivetrain.watch.queued import Queued
 GOAL = 1.02
 
 
-def train(examples: Made, epochs: int, emit: Emit) -> None:
+def train(examples: InMemory, epochs: int, emit: Emit) -> None:
     """One whole training, from the same weights each time."""
     folder = Path(tempfile.mkdtemp())
     try:
@@ -56,7 +57,7 @@ def train(examples: Made, epochs: int, emit: Emit) -> None:
         shutil.rmtree(folder)
 
 
-def plainly(examples: Made, epochs: int) -> None:
+def plainly(examples: InMemory, epochs: int) -> None:
     """The same training, with nobody who listens and nothing to hear."""
 
     def arriving(loop: Loop, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -96,7 +97,7 @@ def seconds(work: Callable[[], None], listeners: Iterable[Queued] = ()) -> tuple
 
 
 def shares(
-    examples: Made, epochs: int, rounds: int, emit: Emit, listeners: Iterable[Queued]
+    examples: InMemory, epochs: int, rounds: int, emit: Emit, listeners: Iterable[Queued]
 ) -> list[float]:
     """All CPU seconds of heard trainings over those that are not telemetry's."""
     clocks = [  # those of the listeners and of their writers: nobody else has a thread yet
@@ -126,7 +127,7 @@ def shares(
 def figures(quick: bool) -> Iterator[Figure]:
     """``telemetry_overhead`` and ``telemetry_overhead_wall``: less is better."""
     torch.set_num_threads(1)
-    examples = Made(192 * BATCH)
+    examples = clicks(192 * BATCH)
     rounds, epochs = (5, 4) if quick else (15, 12)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

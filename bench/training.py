@@ -1,146 +1,20 @@
-"""Trainings in two processes: beside raw DDP on one machine, and over a link of 100 Mbit/s.
+"""Every figure of training, peer and project in one run.
 
     python bench/training.py --quick --json
 
-The link joins two network namespaces (Linux, root, `ip` and `tc`); without them its figures are
-absent. Sides take turns within a round, and a ratio is of updates a second in the same round.
-Losses are on held-out made rows after equally many updates.
+prints one JSON object a line: figure, value, low, high, peer, goal. A ratio `x_vs_y` is speed over
+speed, higher is better. A figure that could not be measured is absent; why is on standard error.
+Each part is a script of its own, whose first lines say what is compared with what.
 """
 
-import contextlib
-import json
-import os
-import shutil
-import socket
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.figure import Figure, figure, show, words
+from bench.figure import show_all
 
-WORKER = Path(__file__).with_name("training_worker.py")
-RATE = "100mbit"
-_SECONDS = 600
-
-
-def figures(quick: bool) -> Iterator[Figure]:
-    """All that this machine can measure."""
-    yield from _beside_ddp(quick)
-    if os.geteuid() or not (shutil.which("ip") and shutil.which("tc")):
-        print("no figures of a slow link: it needs root, ip and tc", file=sys.stderr)
-        return
-    with link() as places:
-        yield from _over(places, quick)
-
-
-def _beside_ddp(quick: bool) -> Iterator[Figure]:
-    here = ([], [])
-    steps, rounds = (200, 5) if quick else (400, 9)
-    ratios: list[float] = []
-    for number in range(rounds):
-        order = ("plain", "ddp") if number % 2 else ("ddp", "plain")
-        found = {kind: run(kind, steps, here, "127.0.0.1")["rate"] for kind in order}
-        ratios.append(found["plain"] / found["ddp"])
-    yield figure("allreduce_vs_ddp", ratios, "raw PyTorch DDP, 2 processes, gloo", 0.97)
-
-
-def _over(places: Sequence[Sequence[str]], quick: bool) -> Iterator[Figure]:
-    steps = {"plain": 100, "fp16": 100, "powersgd": 100, "topk": 100, "diloco": 100}
-    rates: dict[str, list[float]] = {kind: [] for kind in steps}
-    losses: dict[str, float] = {}
-    for _ in range(2 if quick else 4):
-        for kind, count in steps.items():
-            found = run(kind, count, places, "10.99.77.1")
-            rates[kind].append(found["rate"])
-            losses[kind] = found["loss"]
-    goals = {"fp16": 1.8, "powersgd": 8.0, "topk": 2.0, "diloco": 6.0}
-    for kind, goal in goals.items():
-        ratios = [a / b for a, b in zip(rates[kind], rates["plain"], strict=True)]
-        yield figure(f"{kind}_vs_plain_100mbit", ratios, "AllReduce without compression", goal)
-        ratio = losses[kind] / losses["plain"]
-        yield figure(f"{kind}_loss_over_plain", [ratio], "AllReduce without compression", 1.01)
-
-
-def run(kind: str, steps: int, places: Sequence[Sequence[str]], address: str) -> dict[str, float]:
-    """What rank 0 of a training says.
-
-    Args:
-        kind: which strategy.
-        steps: updates.
-        places: for each rank the words in front of its command.
-        address: where rank 0 is.
-
-    Raises:
-        RuntimeError: a process failed.
-    """
-    port = _free_port()
-    processes = [
-        subprocess.Popen(
-            [*place, sys.executable, str(WORKER), kind, str(steps)],
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "RANK": str(rank),
-                "WORLD_SIZE": str(len(places)),
-                "MASTER_ADDR": address,
-                "MASTER_PORT": str(port),
-                **({"GLOO_SOCKET_IFNAME": f"bench{rank}"} if place else {}),
-            },
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank, place in enumerate(places)
-    ]
-    try:
-        outputs = [process.communicate(timeout=_SECONDS)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    if any(process.returncode for process in processes):
-        raise RuntimeError(f"{kind}: a process ended with {[p.returncode for p in processes]}")
-    return json.loads(outputs[0].splitlines()[-1])
-
-
-@contextlib.contextmanager
-def link() -> Iterator[tuple[list[str], list[str]]]:
-    """Two network namespaces that a link of :data:`RATE` joins; what runs a command in each."""
-    names = [f"drivetrain-bench-{os.getpid()}-{rank}" for rank in (0, 1)]
-    try:
-        for name in names:
-            _do("ip", "netns", "add", name)
-        _do(
-            *("ip", "link", "add", "bench0", "netns", names[0], "type", "veth"),
-            *("peer", "name", "bench1", "netns", names[1]),
-        )
-        for rank, name in enumerate(names):
-            there, device = ("ip", "-n", name), f"bench{rank}"
-            _do(*there, "addr", "add", f"10.99.77.{rank + 1}/24", "dev", device)
-            _do(*there, "link", "set", "lo", "up")
-            _do(*there, "link", "set", device, "up")
-            # Segments as a network card would send them, or a burst would be one huge packet.
-            _do("ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", device, "root", "tbf",
-                "rate", RATE, "burst", "64kb", "latency", "50ms")  # fmt: skip
-        yield tuple(["ip", "netns", "exec", name] for name in names)  # pyright: ignore[reportReturnType]
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-
-
-def _do(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
+MODULES = ("loop", "data_loop", "distributed", "parameter_server", "kills", "privacy")
 
 if __name__ == "__main__":
-    options = words(__doc__)
-    for measured in figures(options.quick):
-        show(measured, options.json)
+    sys.exit(show_all(__doc__, MODULES))

@@ -1,6 +1,7 @@
-"""One process of a training that `bench/training.py` times: KIND STEPS, its place by environment.
+"""One process of a training that `bench/distributed.py` times: KIND STEPS [STEPS AN EPOCH].
 
-It prints one line of JSON: updates a second after a warm-up, and the loss on held-out rows.
+Its place is in the environment. It prints one line of JSON: updates a second after a warm-up, and
+the loss on held-out rows.
 """
 
 import json
@@ -20,13 +21,23 @@ import torch.distributed as dist
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
+from bench.made import InMemory
 from drivetrain.core.batch import Batch
-from drivetrain.core.schema import FeatureField, FeatureSchema, Field, Schema
-from drivetrain.core.seams import Order, Run, Shard, Source, Split
+from drivetrain.core.schema import FeatureField, FeatureSchema
+from drivetrain.core.seams import Run, Shard, Split
 from drivetrain.core.world import World
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
-from drivetrain.train import FP16, AllReduce, BinaryCrossEntropy, DiLoCo, PowerSGD, TopK
+from drivetrain.train import (
+    FP16,
+    AllReduce,
+    BinaryCrossEntropy,
+    Constant,
+    Cosine,
+    DiLoCo,
+    PowerSGD,
+    TopK,
+)
 
 BATCH = 512
 WIDTH = 200
@@ -35,62 +46,49 @@ WARM = 5
 LR = 1e-3
 
 
-class Made:
-    """Made rows in memory, whose label a network of this kind can learn; batches have an order."""
+class Timed(InMemory):
+    """Rows whose label a network of this kind can learn; the batches say when they were taken.
 
-    def __init__(self, steps: int) -> None:
+    Args:
+        steps: updates in all.
+        again: updates an epoch; the rows are those of one.
+    """
+
+    def __init__(self, steps: int, again: int | None = None) -> None:
         generator = np.random.default_rng(0)
-        self.features = FeatureSchema((FeatureField(name="x", kind="dense", width=WIDTH),))
-        self.targets = Schema((Field("y", "int64"),))
         way = generator.normal(size=(WIDTH, 8)).astype(np.float32) / np.sqrt(WIDTH)
-        self.tables = {
-            split: self._made(rows, way, generator)
-            for split, rows in (("train", steps * BATCH), ("test", 8192))
-        }
+        self.epochs = steps // (again or steps)
+        rows = (again or steps) * BATCH
+        made = {"train": _made(rows, way, generator), "test": _made(8192, way, generator)}
+        features = FeatureSchema((FeatureField(name="x", kind="dense", width=WIDTH),))
+        super().__init__(features, {"train": made["train"]}, shuffled=self.epochs > 1)
+        self.test = made["test"]
         self.began = self.ended = 0.0
         self.taken = 0
 
-    @staticmethod
-    def _made(rows: int, way: Any, generator: np.random.Generator) -> dict[str, Any]:
-        dense = generator.normal(size=(rows, WIDTH)).astype(np.float32)
-        score = np.abs(dense @ way).sum(1) - 8 * np.sqrt(2 / np.pi)
-        label = (score + 0.3 * generator.normal(size=rows) > 0).astype(np.int64)
-        return {"dense": dense, "y": label}
-
-    @property
-    def events(self) -> Source:
-        raise AssertionError("these examples have no events")
-
-    def rows(self, split: Split) -> int | None:
-        return len(self.tables[split]["y"]) if split in self.tables else 0
-
-    def batches(
-        self,
-        split: Split,
-        shard: Shard = Shard(),
-        *,
-        size: int,
-        order: Order | None = None,
-        start: int = 0,
-    ) -> Iterator[Batch]:
-        if split != "train":
-            return
-        share = size // shard.count
-        whole = Batch(self.tables[split])
-        for first in range(start, self.rows(split) or 0, size):
+    def batches(self, split: Split, *arguments: Any, **options: Any) -> Iterator[Batch]:
+        """As they come, with the time taken down."""
+        for batch in super().batches(split, *arguments, **options):
             if self.taken == WARM:
                 self.began = time.perf_counter()
             self.taken += 1
-            low = first + shard.index * share
-            yield whole.slice(low, low + share)
+            yield batch
         self.ended = time.perf_counter()
 
     @property
     def rate(self) -> float:
+        """Updates a second, after the first few."""
         return (self.taken - WARM) / (self.ended - self.began)
 
 
-def ddp(examples: Made, world: World) -> Any:
+def _made(rows: int, way: Any, generator: np.random.Generator) -> dict[str, Any]:
+    dense = generator.normal(size=(rows, WIDTH)).astype(np.float32)
+    score = np.abs(dense @ way).sum(1) - 8 * np.sqrt(2 / np.pi)
+    label = (score + 0.3 * generator.normal(size=rows) > 0).astype(np.int64)
+    return {"dense": dense, "y": label}
+
+
+def ddp(examples: Timed, world: World) -> Any:
     """PyTorch's own way, as its documentation writes it."""
     model = build(MLP(hidden=HIDDEN), examples.features, seed=0).module.train()
     dist.init_process_group(
@@ -113,10 +111,15 @@ def ddp(examples: Made, world: World) -> Any:
     return model.eval()
 
 
-def ours(kind: str, examples: Made, world: World) -> Any:
-    """A strategy as a user declares it; checkpoints are off, as the peer writes none."""
+def ours(kind: str, examples: Timed, world: World) -> Any:
+    """A strategy as a user declares it; checkpoints are off, as the peer writes none.
+
+    Over several epochs the learning rate goes down to nothing, so that a training comes to an end.
+    """
     options: dict[str, Any] = {
         "loss": BinaryCrossEntropy("y"),
+        "epochs": examples.epochs,
+        "schedule": Cosine() if examples.epochs > 1 else Constant(),
         "batch_size": BATCH,
         "lr": LR,
         "checkpoint_seconds": None,
@@ -137,10 +140,10 @@ def ours(kind: str, examples: Made, world: World) -> Any:
 
 def main() -> None:
     torch.set_num_threads(1)
-    kind, steps = sys.argv[1], int(sys.argv[2])
-    world, examples = World.of(), Made(steps)
+    kind, steps, *again = sys.argv[1], *map(int, sys.argv[2:])
+    world, examples = World.of(), Timed(steps, *again)
     module = ddp(examples, world) if kind == "ddp" else ours(kind, examples, world)
-    test = examples.tables["test"]
+    test = examples.test
     with torch.no_grad():
         logits = module(dense=torch.from_numpy(test["dense"]))
         loss = binary_cross_entropy_with_logits(logits, torch.from_numpy(test["y"]).float())
