@@ -5,9 +5,13 @@ from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 
-_SILENCE: Mapping[str, tuple[str, str]] = {"onnxruntime": ("ORT_DISABLE_TELEMETRY", "1")}
-"""What must stand in the environment before a package is imported, or it would tell its makers
-over the network of its use. What stands there already stays: to be told of is the user's to say."""
+_SILENCE: Mapping[str, tuple[str, str]] = {
+    "onnxruntime": ("ORT_DISABLE_TELEMETRY", "1"),
+    "transformers": ("HF_HUB_OFFLINE", "1"),
+}
+"""What must stand in the environment before a package is imported, or it would ask its makers
+over the network, or tell them of its use. What stands there already stays: that is the user's to
+say."""
 
 
 def need(module: str, extra: str) -> ModuleType:

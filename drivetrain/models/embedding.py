@@ -116,7 +116,7 @@ class Inputs(nn.Module):
             None passes the numbers on.
         dropout: the share of values dropped in training.
         field_dropout: the share of whole embeddings dropped in training.
-        skip: tensor features that come in another way.
+        skip: bags and tensor features that come in another way.
 
     Attributes:
         width: the length of the vector.
@@ -139,7 +139,7 @@ class Inputs(nn.Module):
         self.numeric = numeric if self.dense else None
         tables = [
             Tables(features, width, columns, bags, field_dropout)
-            for width, columns, bags in _groups(features, dim, dims or {})
+            for width, columns, bags in _groups(features, dim, dims or {}, skip)
         ]
         self.tables = nn.ModuleList(tables)
         self.flat = [f.name for f in features.of("tensor") if f.name not in skip]
@@ -162,10 +162,11 @@ class Inputs(nn.Module):
 
 
 def _groups(
-    features: FeatureSchema, dim: int, dims: Mapping[str, int]
+    features: FeatureSchema, dim: int, dims: Mapping[str, int], skip: Sequence[str]
 ) -> list[tuple[int, list[int], list[str]]]:
     """The columns of ``index`` and the bags that share a width: one table for each width."""
-    embedded = [*features.of("index"), *features.of("bag")]
+    bags = [bag for bag in features.of("bag") if bag.name not in skip]
+    embedded = [*features.of("index"), *bags]
     for name in dims:
         if name not in {feature.name for feature in embedded}:
             raise unknown("index or bag feature", name, [f.name for f in embedded], "dims")

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import FeatureSchema
+from drivetrain.models.weights import weights_digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -238,6 +240,59 @@ class ConvNet:
         from drivetrain.models.conv_net import ConvNetModule
 
         return ConvNetModule(features, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace:
+    """An encoder of Hugging Face Transformers over a text's tokens, with a head for logits.
+
+    Nothing is fetched: weights are a directory on this machine, read as safetensors, and code
+    that lies beside them is not run. It needs the extra ``huggingface``.
+
+    Attributes:
+        weights: a directory with ``config.json`` and ``model.safetensors``; what they hold is
+            declared, not where they lie. None draws initial weights for ``config``.
+        config: by name what is to be as said: without weights a whole configuration, such as
+            ``{"model_type": "bert", "hidden_size": 128}``, with weights what differs from theirs.
+        tokens: the :class:`Tokens` feature that the encoder reads; by default the only bag.
+        pooling: ``mean`` of the tokens' vectors, or the ``first`` one, that of ``[CLS]``.
+        frozen: train the head only.
+        attention: ``sdpa``, torch's fused kernels, or ``eager``.
+        dim: the width of an embedding of the other features, which join the pooled vector.
+        dropout: the share of what the head takes that is dropped in training.
+        outputs: 1 answers ``[rows]``, more answer ``[rows, outputs]``.
+    """
+
+    weights: str | Path | None = field(default=None, metadata={"as": weights_digest})
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tokens: str = ""
+    pooling: Literal["mean", "first"] = "mean"
+    frozen: bool = False
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    dim: int = 8
+    dropout: float = 0.1
+    outputs: int = 1
+
+    def __post_init__(self) -> None:
+        _positive(self, "dim", "outputs")
+        _share(self, "dropout")
+        if self.weights is None and "model_type" not in self.config:
+            raise wrong("HuggingFace.config", dict(self.config), "a model_type, or weights")
+        if self.pooling not in ("mean", "first"):
+            raise unknown("HuggingFace.pooling", self.pooling, ("mean", "first"))
+        if self.attention not in ("sdpa", "eager"):
+            raise unknown("HuggingFace.attention", self.attention, ("sdpa", "eager"))
+
+    def __call__(self, features: FeatureSchema) -> "nn.Module":
+        """The module for these features.
+
+        Raises:
+            ImportError: transformers is not installed.
+            ValueError: no such weights or type of model, or none that fits the tokens.
+        """
+        from drivetrain.models.hugging_face import HuggingFaceModule
+
+        return HuggingFaceModule(features, self)
 
 
 # -- what a declaration may hold -------------------------------------------------------------------
