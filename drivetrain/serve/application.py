@@ -1,15 +1,14 @@
-"""Which request goes where: the table of targets, the token, health, metadata, docs, metrics."""
+"""Which request goes where: the table of targets, health, metadata, docs, metrics."""
 
 import asyncio
-import hmac
 import json
 import re
-from collections.abc import Callable
-from time import monotonic
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
 from drivetrain.core.errors import unknown
+from drivetrain.serve.entrance import Entrance
 from drivetrain.serve.execution.config import model_config
 from drivetrain.serve.execution.models import Model, Release
 from drivetrain.serve.execution.statistics import model_statistics
@@ -21,12 +20,9 @@ from drivetrain.serve.protocols.openapi import PAGE_HEADERS, document, page
 from drivetrain.serve.protocols.rows import RowsRoute
 from drivetrain.serve.protocols.tfserving import PredictRoute, status
 from drivetrain.serve.protocols.v2 import InferRoute, model_metadata, server_metadata
-from drivetrain.serve.telemetry.access import entry
 from drivetrain.serve.telemetry.metrics import CONTENT_TYPE
-from drivetrain.serve.telemetry.spans import Request
 from drivetrain.serve.transport.coding import inflate
 from drivetrain.serve.transport.exchange import Exchange, RefusedError
-from drivetrain.serve.transport.grpc import GrpcStatus
 from drivetrain.serve.transport.grpc_stream import GrpcStream
 from drivetrain.serve.versions.shadow import Shadow
 from drivetrain.serve.versions.split import Split
@@ -34,12 +30,8 @@ from drivetrain.serve.workers.repository import Repository
 from drivetrain.serve.workers.shared_memory import SharedMemory
 
 HTML = b"text/html; charset=utf-8"
-_NO_TOKEN = "header 'authorization': found no valid token, allowed: Bearer TOKEN."
-_NO_PAGE = (
-    "header 'origin': found a web page's, allowed: none where whoever reaches the port may manage."
-)
 _LIVE, _READY = "/v2/health/live", "/v2/health/ready"
-_OPEN = frozenset({_LIVE, _READY}) | OPEN_METHODS
+_OPEN = frozenset(target.encode() for target in (_LIVE, _READY, *OPEN_METHODS))
 """Targets that need no token: a platform's health checks carry none, and they say nothing else."""
 _MODEL = re.compile(r"/(?:v[12]/models|predict)/([^/:]+)(?:/versions/([^/:]+))?(?:[/:][a-z]+)?")
 
@@ -61,7 +53,8 @@ class Application:
         self._ready = False
         self.streams: dict[bytes, Callable[[GrpcStream], None]] = {}
         self._service = service
-        self._token = None if token is None else token.encode()
+        self._with_token = token is not None
+        self.entrance = Entrance(service, token, _OPEN)
         self._other = Series(service, "", "", "other")
         self._routes: dict[str, dict[Model, dict[str, Route]]] = {}
         self._answers: dict[str, dict[tuple[str, str], Answer]] = {}
@@ -102,7 +95,7 @@ class Application:
         for target, answer in self._grpc.unary.items():
             self._fixed[target] = {b"POST": answer}
         for target, opened in self._grpc.streams.items():
-            self.stream(target, opened)
+            self.streams[target.encode()] = opened
         self._table: dict[bytes, Methods] = {}
         self._fill()
 
@@ -148,6 +141,7 @@ class Application:
             targets[f"{v1}:predict"] = {b"POST": self.route(PredictRoute.name, name, version)}
         targets[f"/predict/{name}"] = {b"POST": self.route(RowsRoute.name, name)}
         self._of_model[name] = targets
+        self._hang(release, targets)
         self._fill()
         self._grpc.readiness_changed()
 
@@ -161,6 +155,7 @@ class Application:
         shadow = self._shadows.pop(name, None)
         if shadow is not None:
             shadow.close()
+        self.entrance.hang(name, {})
         self._fill()
         self._grpc.readiness_changed()
 
@@ -189,6 +184,16 @@ class Application:
         ]
         metrics = self._service.metrics
         return model_statistics(versions, metrics.statistics.numbers(), metrics.others())
+
+    def _hang(self, release: Release, targets: Mapping[str, Methods]) -> None:
+        """Put gates before what is asked for predictions; of shared ones the stable is asked."""
+        routes: dict[bytes, Route] = {}
+        for target, methods in targets.items():
+            answer = methods.get(b"POST")
+            route = answer.stable if isinstance(answer, Split) else answer
+            if isinstance(route, Route):
+                routes[target.encode()] = route
+        self.entrance.hang(release.name, routes)
 
     def _telling(self, name: str = "", version: str = "") -> Answer:
         def answer(exchange: Exchange) -> object:
@@ -264,25 +269,30 @@ class Application:
     def __call__(self, exchange: Exchange) -> None:
         """Answer a request now, or queue it for the next run of its model."""
         methods = self._table.get(exchange.target)
-        path = ""
+        answer = None if methods is None else methods.get(exchange.method)
+        if answer is None:
+            answer = self._found(exchange)
+        if answer is not None and (
+            b"content-encoding" not in exchange.headers or self._inflated(exchange)
+        ):
+            answer(exchange)
+
+    def _found(self, exchange: Exchange) -> Answer | None:
+        """Who answers a target that is written in an unusual way, or None: the client is told."""
+        path = unquote(exchange.target.partition(b"?")[0].decode("latin-1"))
+        methods = self._table.get(path.encode())
+        if methods is None and self.management is not None:
+            methods = self.management.find(path)
         if methods is None:
-            path = unquote(exchange.target.partition(b"?")[0].decode("latin-1"))
-            methods = self._table.get(path.encode())
-            if methods is None and self.management is not None:
-                methods = self.management.find(path)
-        if self._token is not None and not self._allowed(exchange):
-            self._other.refuse(exchange, 401, _NO_TOKEN, b"WWW-Authenticate: Bearer\r\n")
-        elif exchange.managed and self._token is None and _of_a_page(exchange):
-            self._other.refuse(exchange, 403, _NO_PAGE)
-        elif methods is None:
             self._other.refuse(exchange, exchange.missing, self._nearest(path))
         elif exchange.method not in methods:
             found = exchange.method.decode("latin-1")
             allowed = ", ".join(sorted(method.decode() for method in methods))
             message = f"method: found {found}, allowed: {allowed} at this target."
             self._other.refuse(exchange, 405, message, f"Allow: {allowed}\r\n".encode())
-        elif b"content-encoding" not in exchange.headers or self._inflated(exchange):
-            methods[exchange.method](exchange)
+        else:
+            return methods[exchange.method]
+        return None
 
     def _inflated(self, exchange: Exchange) -> bool:
         """Take the compression off a body, if there is one; whether that could be done."""
@@ -294,39 +304,6 @@ class Application:
             self._other.refuse(exchange, error.status, str(error))
             return False
         return True
-
-    def stream(self, target: str, opened: Callable[[GrpcStream], None]) -> None:
-        """Let a streaming method of gRPC be answered.
-
-        Args:
-            target: ``/package.Service/Method``.
-            opened: gets each call, if it brings the token.
-        """
-
-        def admit(stream: GrpcStream) -> None:
-            if self._token is None or self._allowed(stream):
-                opened(stream)
-            else:
-                self.count_refusal(401, stream.client)
-                stream.finish(GrpcStatus.UNAUTHENTICATED, _NO_TOKEN)
-
-        self.streams[target.encode()] = admit
-
-    def count_refusal(self, status: int, client: str) -> None:
-        """Count and log a request that broke off before it was one."""
-        self._service.metrics.requests.of("", "", "http", str(status)).value += 1
-        if self._service.access is not None:
-            now = monotonic()
-            request = Request(*("", "", "", "", "http"), status, 0, "", now, now, None, client)
-            self._service.access(entry(request, None))
-
-    def _allowed(self, exchange: Exchange | GrpcStream) -> bool:
-        if exchange.target.decode("latin-1") in _OPEN:
-            return True
-        assert self._token is not None
-        # RFC 9110 §11.4: the scheme in any case, then one or more spaces.
-        scheme, _, found = exchange.headers.get(b"authorization", b"").partition(b" ")
-        return hmac.compare_digest(found.lstrip(b" "), self._token) and scheme.lower() == b"bearer"
 
     def _nearest(self, path: str) -> str:
         match = _MODEL.fullmatch(path)
@@ -345,7 +322,7 @@ class Application:
         return document(
             [release.stable for release in self.releases.values()],
             version,
-            token=self._token is not None,
+            token=self._with_token,
             loadable=names if managed else (),
         )
 
@@ -358,16 +335,6 @@ class Application:
         series = Series(self._service, name, version, route)
         body = json.dumps(data).encode()
         return lambda exchange: series.answer(exchange, 200, body)
-
-
-def _of_a_page(exchange: Exchange) -> bool:
-    """Whether a browser asks for a page to change something.
-
-    Any page that somebody opens beside a server may post to its loopback address, and by DNS
-    rebinding read the answer too. Browsers say whose page it is with every POST (Fetch §3.1), and
-    clients that are no browsers say nothing.
-    """
-    return exchange.method != b"GET" and b"origin" in exchange.headers
 
 
 def _reading(answer: Answer) -> Methods:

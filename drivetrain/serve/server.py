@@ -273,7 +273,9 @@ class Server:
             for part in (memory, repository):
                 await part.begin()
                 stack.callback(part.end)
-            http = Http(application, self._limits, application.count_refusal, application.streams)
+            entrance = application.entrance
+            told = (entrance.refused, application.streams, entrance.judge, entrance.gates)
+            http = Http(application, self._limits, *told)
             stack.callback(http.abort)
             doors = Doors(http, {} if self._tls is None else self._tls.options, seat)
             await doors.open(listener)

@@ -19,7 +19,10 @@ import h11
 
 from drivetrain.serve.transport.exchange import Exchange
 from drivetrain.serve.transport.http import Http, HttpLimits
-from drivetrain.serve.transport.http1 import Connection, Http1Exchange
+from drivetrain.serve.transport.http1 import Connection
+from drivetrain.serve.transport.http1_answer import Http1Exchange
+from drivetrain.serve.transport.http1_request import RequestReader
+from drivetrain.serve.transport.repeated import RepeatedHead
 
 LIMITS = {"body_bytes": 200, "buffered_bytes": 500, "header_bytes": 400}
 PLAN_BYTES = 4
@@ -148,7 +151,8 @@ class Wire(asyncio.Transport):
 
 @dataclass(frozen=True)
 class Taken:
-    """A request as a parser took it; of the headers those that frame it or name its host."""
+    """A request as a parser took it; of the headers those that are told of and frame it or name
+    its host. The length is not told: the body has it."""
 
     method: bytes
     target: bytes
@@ -156,7 +160,7 @@ class Taken:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-_COMPARED = (b"content-length", b"host", b"transfer-encoding")
+_COMPARED = (b"host", b"transfer-encoding")
 
 
 @dataclass
@@ -363,7 +367,7 @@ def main(arguments: list[str], run: Callable[[bytes], None] = check) -> None:
         words.write_text("".join(f'"{word}"\n' for word in WORDS))
         given = any(not argument.startswith("-") for argument in arguments[1:])
         more = [] if given else [f"-dict={words}", "-max_len=1024", str(corpus)]
-        for kind in (Connection, Http1Exchange, Http):
+        for kind in (Connection, RequestReader, RepeatedHead, Http1Exchange, Http):
             for value in vars(kind).values():
                 if isinstance(value, FunctionType):
                     atheris.instrument_func(value)  # so that it sees which branches are taken

@@ -189,7 +189,7 @@ class Server:
         self.http = Http(
             self._asked,
             HttpLimits(**LIMITS),
-            lambda status, client: self.refusals.append(status),
+            lambda status, *_: self.refusals.append(status),
             {b"/s": self._opened},
         )
         self.connection, self.wire = Connection(self.http), Wire()

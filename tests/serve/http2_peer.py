@@ -92,7 +92,7 @@ class Peer:
         self._application = application
         self._read = 0
         self._decoder = Decoder()
-        self.http = Http(self._take, limits, lambda status, client: self.refusals.append(status))
+        self.http = Http(self._take, limits, lambda status, *_: self.refusals.append(status))
         self.connection: Connection = self.do(lambda: Connection(self.http))
         self.do(lambda: self.connection.connection_made(self.wire))
 

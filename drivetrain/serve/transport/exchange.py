@@ -15,12 +15,23 @@ NOT_MANAGED = (
 """The end of an error for who would manage where that is not allowed."""
 
 
-class RefusedError(Exception):
-    """A request that is answered with an error and, where it breaks the framing, a close."""
+RETRY = b"Retry-After: 1\r\n"
+"""When a client that was sent away should ask again."""
 
-    def __init__(self, status: int, message: str) -> None:
+
+class RefusedError(Exception):
+    """A request that is answered with an error and, where it breaks the framing, a close.
+
+    Args:
+        status: of HTTP.
+        message: what was found and what is allowed.
+        extra: further header lines, each with its CRLF; of 503 :data:`RETRY` unless given.
+    """
+
+    def __init__(self, status: int, message: str, extra: bytes = b"") -> None:
         super().__init__(message)
         self.status = status
+        self.extra = extra or (RETRY if status == 503 else b"")
 
 
 class Exchange(ABC):

@@ -154,7 +154,7 @@ class GrpcStream(Stream):
         """Give the call to the application."""
         self.ended = end
         if self.head.refusal is not None:
-            self.refuse(*self.head.refusal)
+            self.refuse(self.head.refusal)
             return
         self._guarded(opened, self)
         self._deliver()
@@ -171,14 +171,15 @@ class GrpcStream(Stream):
         try:
             self.hold(len(chunk))
         except RefusedError as error:
-            self.refuse(error.status, str(error))
+            self.refuse(error)
             return
         self._deliver()
 
-    def refuse(self, status: int, message: str) -> None:
+    def refuse(self, error: RefusedError) -> None:
         assert self.connection is not None
-        self.connection.http.refused(status, self.client)
-        self._break_off(of_http(status), message, b"Retry-After: 1\r\n" if status == 503 else b"")
+        told = self.connection.http.refused
+        told(error.status, self.client, self.head.method, self.head.target)
+        self._break_off(of_http(error.status), str(error), error.extra)
 
     def _break_off(self, status: int, message: str, extra: bytes = b"") -> None:
         """End a call that its application has not ended."""
@@ -234,7 +235,7 @@ class GrpcStream(Stream):
                 self._regrant()
                 self._tell_end()
         except RefusedError as error:
-            self.refuse(error.status, str(error))
+            self.refuse(error)
         finally:
             self._delivering = False
 

@@ -4,8 +4,8 @@ A head depends on its fields alone, so that one is read once for all requests th
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from drivetrain.serve.transport.coding import check_coding
 from drivetrain.serve.transport.exchange import RefusedError
@@ -66,7 +66,7 @@ class Head:
         continues: whether the client waits for 100 (Continue) before it sends the content.
         grpc: whether it is a call of gRPC.
         timeout: seconds that a gRPC client waits; None is for ever.
-        refusal: status and message, if the head alone makes the request refused.
+        refusal: why the head alone makes the request refused; None if it does not.
         plain: whether nothing is to be done before the content comes.
     """
 
@@ -77,7 +77,7 @@ class Head:
     continues: bool = False
     grpc: bool = False
     timeout: float | None = None
-    refusal: tuple[int, str] | None = None
+    refusal: RefusedError | None = None
     plain: bool = False
 
 
@@ -85,7 +85,7 @@ TOO_LARGE = Head(
     method=b"",
     target=b"",
     headers={},
-    refusal=(431, "headers: found more bytes than SETTINGS_MAX_HEADER_LIST_SIZE."),
+    refusal=RefusedError(431, "headers: found more bytes than SETTINGS_MAX_HEADER_LIST_SIZE."),
 )
 """What stands for fields that were too many to keep."""
 
@@ -98,7 +98,7 @@ def read_head(fields: Fields) -> Head:
     """
     pseudo: dict[bytes, bytes] = {}
     headers: dict[bytes, bytes] = {}
-    refusal: tuple[int, str] | None = None
+    refusal: RefusedError | None = None
     regular = False
     for name, value in fields:
         if name[:1] == b":":
@@ -112,10 +112,11 @@ def read_head(fields: Fields) -> Head:
             if name in _MANY and name in headers:
                 value = headers[name] + b"," + value
             elif name in headers:
-                refusal = (400, f"header {name.decode()!r}: found twice, allowed: once.")
+                found = f"header {name.decode()!r}: found twice, allowed: once."
+                refusal = RefusedError(400, found)
             headers[name] = value
     if len(fields) > _HEADER_COUNT:
-        refusal = (431, f"headers: found more than {_HEADER_COUNT} lines.")
+        refusal = RefusedError(431, f"headers: found more than {_HEADER_COUNT} lines.")
     _check_pseudo(pseudo, headers)
     return _head(pseudo, headers, refusal)
 
@@ -156,7 +157,7 @@ def _check_pseudo(pseudo: dict[bytes, bytes], headers: dict[bytes, bytes]) -> No
 
 
 def _head(
-    pseudo: dict[bytes, bytes], headers: dict[bytes, bytes], refusal: tuple[int, str] | None
+    pseudo: dict[bytes, bytes], headers: dict[bytes, bytes], refusal: RefusedError | None
 ) -> Head:
     length = headers.get(b"content-length")
     if length is not None and not (length.isdigit() and len(length) < 20):
@@ -168,18 +169,18 @@ def _head(
     if grpc and b"grpc-timeout" in headers:
         timeout = _timeout(headers[b"grpc-timeout"])
         if timeout is None:
-            refusal = refusal or (
+            refusal = refusal or RefusedError(
                 400,
                 "header 'grpc-timeout': found no time, allowed: up to 8 digits and H, M, S, m, "
                 "u or n.",
             )
     if call is not None and not grpc:
-        refusal = refusal or (
+        refusal = refusal or RefusedError(
             415, "header 'content-type': found gRPC with other messages, allowed: "
             "application/grpc and application/grpc+proto."
         )  # fmt: skip
     if len(target) > _TARGET_BYTES:
-        refusal = (414, f"request target: found more than {_TARGET_BYTES} bytes.")
+        refusal = RefusedError(414, f"request target: found more than {_TARGET_BYTES} bytes.")
     expect = headers.get(b"expect", b"").lower()
     refusal = refusal or _refusal(pseudo[b":method"], headers, grpc)
     return Head(
@@ -195,20 +196,20 @@ def _head(
     )
 
 
-def _refusal(method: bytes, headers: dict[bytes, bytes], grpc: bool) -> tuple[int, str] | None:
+def _refusal(method: bytes, headers: dict[bytes, bytes], grpc: bool) -> RefusedError | None:
     if method == b"CONNECT":
-        return 405, "method: found CONNECT; this is no proxy."
+        return RefusedError(405, "method: found CONNECT; this is no proxy.")
     coding = headers.get(b"content-encoding", b"identity")
     if grpc and coding.lower() != b"identity":  # its messages are compressed one by one
-        return 415, "header 'content-encoding': found one, allowed: grpc-encoding."
+        return RefusedError(415, "header 'content-encoding': found one, allowed: grpc-encoding.")
     try:
         check_coding("content-encoding", coding)
     except RefusedError as error:
-        return error.status, str(error)
+        return RefusedError(error.status, str(error))  # for good, and so without its frames
     expect = headers.get(b"expect", b"100-continue")
     if expect.lower() != b"100-continue":
         found = expect.decode("latin-1")
-        return 417, f"header 'expect': found {found!r}, allowed: 100-continue."
+        return RefusedError(417, f"header 'expect': found {found!r}, allowed: 100-continue.")
     return None
 
 
@@ -225,12 +226,19 @@ class Heads:
 
     Args:
         most: the bytes that the fields of a request may come to (RFC 9113 §6.5.2).
+        judge: asked whether a request of this method, target and these headers is answered with
+            an error, whatever its content.
     """
 
-    __slots__ = ("_decoder", "_generation", "_known", "_most")
+    __slots__ = ("_decoder", "_generation", "_judge", "_known", "_most")
 
-    def __init__(self, most: int) -> None:
+    def __init__(
+        self,
+        most: int,
+        judge: Callable[[bytes, bytes, Mapping[bytes, bytes]], RefusedError | None],
+    ) -> None:
         self._most = most
+        self._judge = judge
         self._decoder = Decoder()
         self._generation = 0
         self._known: dict[bytes, Head] = {}
@@ -254,6 +262,9 @@ class Heads:
         if fields is None:
             return TOO_LARGE
         head = read_head(fields)
+        judged = self._judge(head.method, head.target, head.headers)
+        if judged is not None:
+            head = replace(head, refusal=judged, plain=False)
         if decoder.generation == self._generation and len(block) <= _CACHED_BYTES:
             if len(self._known) >= _CACHED:
                 self._known.clear()

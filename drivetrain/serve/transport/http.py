@@ -7,7 +7,8 @@ from email.utils import formatdate
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
-from drivetrain.serve.transport.exchange import Exchange
+from drivetrain.serve.transport.exchange import Exchange, RefusedError
+from drivetrain.serve.transport.gates import Gates
 
 if TYPE_CHECKING:
     from drivetrain.serve.transport.grpc_stream import GrpcStream
@@ -42,6 +43,17 @@ class HttpLimits:
     header_seconds: float = 10.0
     body_seconds: float = 10.0
     idle_seconds: float = 75.0
+
+
+Judge = Callable[[bytes, bytes, Mapping[bytes, bytes], bool], RefusedError | None]
+
+
+class Refused(Protocol):
+    """Is told of each request that never became one."""
+
+    def __call__(
+        self, status: int, client: str, method: bytes = b"", target: bytes = b""
+    ) -> None: ...
 
 
 class Peer(Protocol):
@@ -88,19 +100,28 @@ class Http:
     Args:
         application: gets each whole request and sees to it that it is answered.
         limits: what a client may take.
-        refused: told the status and the client of each request that never became one.
+        refused: told the status and the client of each request that never became one, and its
+            method and target as far as they are known.
         streams: for each target of gRPC that streams, who gets its calls. It may change at any
             time.
+        judge: asked about the head of each request before a byte of its content is kept: method,
+            target, headers, and whether it came in where managing is allowed; gives the error
+            that it is answered with, or None. A connection remembers what it said of a head.
+        gates: the targets that take no requests for a while.
     """
 
     def __init__(
         self,
         application: Callable[[Exchange], None],
         limits: HttpLimits,
-        refused: Callable[[int, str], None] = lambda status, client: None,
+        refused: Refused = lambda status, client, method=b"", target=b"": None,
         streams: "Mapping[bytes, Callable[[GrpcStream], None]] | None" = None,
+        judge: Judge = lambda method, target, headers, managed: None,
+        gates: Gates | None = None,
     ) -> None:
         self.application = application
+        self.judge = judge
+        self.gates = gates or Gates()
         self.streams = {} if streams is None else streams
         self.refused = refused
         self.limits = limits
@@ -117,6 +138,7 @@ class Http:
         for connection in list(self.connections):
             if connection.deadline < now or connection.write_deadline < now:
                 connection.expire()
+        self.gates.tick()
 
     def admit(self, connection: Peer) -> bool:
         """Take a new connection, if need be in the place of the longest idle one."""
@@ -141,6 +163,7 @@ class Http:
     def drain(self) -> None:
         """Take what is under way, and tell the clients to go elsewhere."""
         self.draining = True
+        self.gates.let_all_in()
         for connection in list(self.connections):
             connection.drain()
 

@@ -73,7 +73,10 @@ class Connection(asyncio.Protocol):
         self.resized = False
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader(self, http.limits.header_bytes)
-        self._heads = Heads(http.limits.header_bytes)
+        self._heads = Heads(
+            http.limits.header_bytes,
+            lambda method, target, headers: http.judge(method, target, headers, managed),
+        )
         self._last = 0
         self._received = 0
         self._heard = self._idle_since = monotonic()
@@ -190,7 +193,10 @@ class Connection(asyncio.Protocol):
             call.begin(http.streams[head.target], end)
             return
         request = streams[number] = Request(self, number, head, self._heard)
-        if end or not head.plain:
+        closed = http.gates.closed
+        if closed and head.refusal is None and head.target in closed:
+            request.turn_away(closed[head.target], end)
+        elif end or not head.plain:
             request.begin(end)
 
     def _take_trailers(self, number: int, block: bytes, end: bool) -> None:

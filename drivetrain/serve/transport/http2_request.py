@@ -12,6 +12,7 @@ from drivetrain.serve.transport.frames import (
     StreamFaultError,
     frame,
 )
+from drivetrain.serve.transport.gates import Gate
 from drivetrain.serve.transport.grpc import GrpcExchange
 from drivetrain.serve.transport.head import Head
 from drivetrain.serve.transport.hpack import encode, line_fields, name_prefix, plain_string
@@ -52,9 +53,9 @@ class Request(Stream):
         self.ended = end
         most = connection.http.limits.body_bytes
         if head.refusal is not None:
-            self.refuse(*head.refusal)
+            self.refuse(head.refusal)
         elif head.length is not None and head.length > most + 5 * head.grpc:
-            self.refuse(413, f"body: found {head.length} bytes, allowed: {most}.")
+            self.refuse(RefusedError(413, f"body: found {head.length} bytes, allowed: {most}."))
         elif end:
             if head.length:
                 raise StreamFaultError(PROTOCOL_ERROR)
@@ -78,7 +79,7 @@ class Request(Stream):
             self.hold(len(chunk))
             self._check(content, end)
         except RefusedError as error:
-            self.refuse(error.status, str(error))
+            self.refuse(error)
             return
         if end:
             self.ended = True
@@ -109,8 +110,8 @@ class Request(Stream):
             else:
                 exchange.body = content
         except RefusedError as error:
-            http.refused(error.status, exchange.client)
-            exchange.refuse(error.status, str(error))
+            http.refused(error.status, exchange.client, exchange.method, exchange.target)
+            exchange.refuse(error.status, str(error), error.extra)
             return
         try:
             http.application(exchange)
@@ -124,17 +125,29 @@ class Request(Stream):
         self.exchange = exchange = kind(self)
         return exchange
 
-    def refuse(self, status: int, message: str) -> None:
+    def refuse(self, error: RefusedError) -> None:
         assert self.connection is not None
-        self.connection.http.refused(status, self.client)
-        extra = b"Retry-After: 1\r\n" if status == 503 else b""
-        self._exchange().refuse(status, message, extra)
+        told = self.connection.http.refused
+        told(error.status, self.client, self.head.method, self.head.target)
+        self._exchange().refuse(error.status, str(error), error.extra)
+
+    def turn_away(self, gate: Gate, end: bool) -> None:
+        """Answer a request whose target takes none for now.
+
+        Args:
+            gate: the target's.
+            end: whether there is no content.
+        """
+        assert self.connection is not None
+        self.ended = end
+        gate.tell(self.connection.transport)
+        self._exchange().refuse(503, str(gate.error), gate.error.extra)
 
     def overdue(self, now: float, seconds: float) -> None:
         super().overdue(now, seconds)
         late = not self.ended and self.opened + seconds < now
         if late and not self._answered and self.connection is not None:
-            self.refuse(408, f"body: found no end within {seconds:g} s.")
+            self.refuse(RefusedError(408, f"body: found no end within {seconds:g} s."))
 
     def gone(self) -> None:
         exchange, self.exchange = self.exchange, None

@@ -7,6 +7,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECAS
 _DIGITS = 9
 _HEAD_BYTES = 2048
 _FRAMING = (b"transfer-encoding", b"expect", b"upgrade")
+"""What beside the length may frame the content, or be asked before it."""
 
 
 class RepeatedHead:
@@ -18,10 +19,11 @@ class RepeatedHead:
 
     Attributes:
         method: such as ``b"POST"``.
-        target: path and query as they were sent.
+        target: path and query.
+        headers: those that mean something to the server, less the length.
     """
 
-    __slots__ = ("_before", "_behind", "_headers", "method", "target")
+    __slots__ = ("_before", "_behind", "headers", "method", "target")
 
     def __init__(
         self,
@@ -33,20 +35,24 @@ class RepeatedHead:
     ) -> None:
         self._before = before
         self._behind = behind
-        self._headers = headers
         self.method = method
         self.target = target
+        self.headers = headers
 
     @classmethod
     def of(
-        cls, data: bytes, method: bytes, target: bytes, headers: Mapping[bytes, bytes]
+        cls,
+        data: bytes,
+        length: bytes | None,
+        method: bytes,
+        target: bytes,
+        headers: Mapping[bytes, bytes],
     ) -> "RepeatedHead | None":
         """The head of ``data``, which the parser read as one whole request and nothing beside.
 
         Returns:
             None where anything but the length frames the content.
         """
-        length = headers.get(b"content-length")
         if length is None or any(name in headers for name in _FRAMING):
             return None
         start = len(data) - int(length)
@@ -58,18 +64,13 @@ class RepeatedHead:
         before, behind = data[: found[0].start(1)], data[found[0].end(1) : start]
         return cls(before, behind, method, target, headers)
 
-    def content(self, data: bytes) -> bytes | None:
-        """The content of ``data`` if it is one whole request with this head, else None."""
+    def end(self, data: bytes) -> int:
+        """Where the content begins if ``data`` is one whole request with this head, else -1."""
         if not data.startswith(self._before):
-            return None
+            return -1
         at = len(self._before)
         end = data.find(b"\r", at, at + _DIGITS + 1)
         if end < 0 or not data.startswith(self._behind, end):
-            return None
+            return -1
         start = end + len(self._behind)
-        size = len(data) - start
-        return data[start:] if data[at:end] == b"%d" % size else None
-
-    def headers(self, content: bytes) -> dict[bytes, bytes]:
-        """The headers of a request with this content."""
-        return {**self._headers, b"content-length": b"%d" % len(content)}
+        return start if data[at:end] == b"%d" % (len(data) - start) else -1

@@ -97,7 +97,7 @@ class Stream:
         """
         raise AssertionError("a kind of stream takes its content")
 
-    def refuse(self, status: int, message: str) -> None:
+    def refuse(self, error: RefusedError) -> None:
         """Answer an error of HTTP's in the form of the stream's protocol."""
         raise AssertionError("a kind of stream says how it refuses")
 

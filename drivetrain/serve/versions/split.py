@@ -21,7 +21,7 @@ class Split:
         share: 0 to 1.
     """
 
-    __slots__ = ("_at", "_canary", "_share", "_stable")
+    __slots__ = ("_at", "_canary", "_share", "stable")
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Split:
         canary: Callable[[Exchange], object],
         share: float,
     ) -> None:
-        self._stable = stable
+        self.stable = stable
         self._canary = canary
         self._share = share
         self._at = 0.0
@@ -41,4 +41,4 @@ class Split:
             self._at = at = (self._at + _GOLDEN) % 1.0
         else:
             at = crc32(name) / 2**32
-        (self._canary if at < self._share else self._stable)(exchange)
+        (self._canary if at < self._share else self.stable)(exchange)

@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from waiting import wait_until
 
 from drivetrain.core.site import ServeSite, Site
 from drivetrain.serve.server import Server, running
@@ -141,13 +142,6 @@ def ask(client, context, method="POST", target="/predict/tiny", body=ROW):
         return reply.status, reply.read()
     finally:
         over.close()
-
-
-def wait_until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 # -- who is let in ---------------------------------------------------------------------------------

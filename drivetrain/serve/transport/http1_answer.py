@@ -1,0 +1,74 @@
+"""A request of an HTTP/1.1 connection and the place of its answer, and that answer's bytes."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from drivetrain.serve.transport.exchange import JSON, Exchange, address
+
+if TYPE_CHECKING:
+    from drivetrain.serve.transport.http1 import Connection
+
+
+class Http1Exchange(Exchange):
+    """A request of an HTTP/1.1 connection; answers go out in the order of the requests."""
+
+    __slots__ = ("_answer", "_connection", "held", "keep")
+
+    def __init__(
+        self,
+        connection: "Connection",
+        method: bytes,
+        target: bytes,
+        headers: Mapping[bytes, bytes],
+    ) -> None:
+        super().__init__(method, target, headers, connection.managed)
+        self._connection = connection
+        self._answer: tuple[int, bytes, bytes, bytes] | None = None
+        self.held = 0
+        """Bytes that it came in, however many its body is made of them."""
+        self.keep = True
+
+    def respond(
+        self, status: int, body: bytes = b"", kind: bytes = JSON, extra: bytes = b""
+    ) -> None:
+        assert self._answer is None, "an exchange has one answer"
+        self._answer = (status, body, kind, extra)
+        self.on_gone = None  # it refers to who answers, and that to this: no work for the collector
+        self._connection.flush()
+
+    @property
+    def client(self) -> str:
+        return address(self._connection.transport)
+
+    @property
+    def answered(self) -> bool:
+        return self._answer is not None
+
+    def wire(self, date: bytes, last: bool) -> bytes:
+        """The answer as it goes out.
+
+        Args:
+            date: the header line that says when.
+            last: whether the connection closes behind it.
+        """
+        assert self._answer is not None
+        status, body, kind, extra = self._answer
+        if status == 100:
+            return b"HTTP/1.1 100 Continue\r\n\r\n"
+        return b"%b%bContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
+            _STATUS_LINES[status],
+            date,
+            kind,
+            len(body),
+            b"Connection: close\r\n" if last else b"",
+            extra,
+            b"" if self.method == b"HEAD" else body,
+        )
+
+
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
+
+
+_STATUS_LINES = {status.value: _status_line(status) for status in HTTPStatus}
