@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
@@ -22,13 +21,6 @@ def ask():
 server = Server({"tiny": ask}, port=0, workers=2, grace_seconds=5, **json.loads(sys.argv[2]))
 sys.exit(server.run(lambda: print(server.port, "onnxruntime" in sys.modules, flush=True)))
 """
-
-
-def wait_until(condition, seconds=15.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 class Several:

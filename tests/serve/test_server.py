@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from drivetrain.serve.execution.models import Artefact, Traffic, pinned
 from drivetrain.serve.server import Server
@@ -35,13 +36,6 @@ class Alias:
     def __call__(self):
         self.asked += 1
         return Traffic(stable=Artefact(self.bundle.digest, self.bundle.path))
-
-
-def wait_until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def test_an_alias_that_moves_under_load_fails_no_request_and_mixes_no_versions(

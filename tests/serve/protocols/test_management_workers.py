@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,13 +30,6 @@ from drivetrain.serve.server import Server
 server = Server({"tiny": Path(sys.argv[1])}, port=0, management_port=0, workers=2, grace_seconds=5)
 sys.exit(server.run(lambda: print(server.port, server.management_port, flush=True)))
 """
-
-
-def wait_until(condition, seconds=15.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 class Managed:

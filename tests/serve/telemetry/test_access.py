@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_until
 
 from drivetrain.serve.telemetry.access import AccessLog
 from drivetrain.serve.telemetry.metrics import Counter
@@ -18,13 +19,6 @@ from drivetrain.serve.telemetry.metrics import Counter
 
 def entry(number=0, target="/v2", request_id=""):
     return {"number": number, "target": target, "request_id": request_id}
-
-
-def wait_until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def test_every_entry_is_a_line_in_order():

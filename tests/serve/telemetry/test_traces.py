@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_service
+from waiting import wait_until
 
 from drivetrain.serve.telemetry.metrics import Counter
 from drivetrain.serve.telemetry.spans import Context, Request, Timing
@@ -18,13 +19,6 @@ from drivetrain.serve.telemetry.traces import Traces, Tracing, parent
 
 ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-
-
-def wait_until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 class Collector:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_until
 
 from drivetrain.core.schema import Field, Schema
 from drivetrain.serve.execution.engine import Batching
@@ -87,18 +88,11 @@ def asked(service, shadow_model, stable=None):
         loop.close()
 
 
-def until(condition):
-    deadline = time.monotonic() + 10
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert condition()
-
-
 def test_what_was_answered_is_asked_and_compared_and_recorded_as_a_shadow():
     service = Service()
     with asked(service, Toy("2", add=0.25)) as ask:
         ask(0.5, 0.125, request="one")
-        until(lambda: service.outcomes() == {"answered": 1, "failed": 0, "dropped": 0})
+        wait_until(lambda: service.outcomes() == {"answered": 1, "failed": 0, "dropped": 0})
     histogram = service.metrics.shadow_difference.of("toy", "2", "1", "late")
     assert (sum(histogram.counts), histogram.sum) == (2, 0.5)
     said = service.metrics.prediction.of("toy", "2", "late")
@@ -118,7 +112,7 @@ def test_a_request_that_fails_the_shadow_fails_alone():
         for x in (1, 2, -3, 4):
             ask(x)
         gate.set()
-        until(lambda: service.outcomes() == {"answered": 3, "failed": 1, "dropped": 0})
+        wait_until(lambda: service.outcomes() == {"answered": 3, "failed": 1, "dropped": 0})
     histogram = service.metrics.shadow_difference.of("toy", "2", "1", "late")
     assert (sum(histogram.counts), histogram.sum) == (3, 0.0)
 
@@ -131,7 +125,7 @@ def test_what_waits_runs_together_up_to_the_rows_of_a_run():
             ask(1.0)
         time.sleep(0.05)
         gate.set()
-        until(lambda: service.outcomes()["answered"] == 21)
+        wait_until(lambda: service.outcomes()["answered"] == 21)
     assert max(model.runs) == 8
     assert len(model.runs) <= 5
 
@@ -141,7 +135,7 @@ def test_beyond_its_queue_it_drops_and_counts_and_at_its_end_drops_the_rest():
     with asked(service, Toy("2", gate=gate)) as ask:
         for _ in range(10):
             ask(*[1.0] * 1024)  # four fill the queue, or five, when one runs already
-        until(lambda: service.outcomes()["dropped"] in (5, 6))
+        wait_until(lambda: service.outcomes()["dropped"] in (5, 6))
         gate.set()
     assert sum(service.outcomes().values()) == 10
     assert service.outcomes()["failed"] == 0
@@ -156,14 +150,14 @@ def test_while_a_whole_run_of_rows_waits_for_an_answer_it_does_not_begin():
         time.sleep(0.2)
         assert model.runs == []
         service.engine.waiting = 8
-        until(lambda: service.outcomes()["answered"] == 1)
+        wait_until(lambda: service.outcomes()["answered"] == 1)
 
 
 def test_columns_that_it_does_not_know_are_left_out():
     service, model = Service(), Toy("2", inputs=(X,))
     with asked(service, model, stable=Toy("1", inputs=(NAME, X))) as ask:
         ask(1.0)
-        until(lambda: service.outcomes()["answered"] == 1)
+        wait_until(lambda: service.outcomes()["answered"] == 1)
 
 
 def test_a_column_that_requests_do_not_bring_is_named():
@@ -178,7 +172,7 @@ def test_outputs_that_only_one_of_them_gives_are_not_compared():
     service = Service()
     with asked(service, Toy("2", outputs=(Field("late", "float64"),))) as ask:
         ask(1.0)
-        until(lambda: service.outcomes()["answered"] == 1)
+        wait_until(lambda: service.outcomes()["answered"] == 1)
     assert service.metrics.shadow_difference.numbers() == {}
 
 

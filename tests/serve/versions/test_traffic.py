@@ -5,6 +5,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
+from waiting import wait_until
 
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.schema import Field, Schema
@@ -47,13 +48,6 @@ def answers(client, count=200):
     return {told: (late, n) for (told, late), n in found.items()}
 
 
-def until(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
-
-
 def test_a_canary_answers_its_share_and_the_metrics_tell_the_two_apart(serve, bundles):
     stable, canary, _ = bundles
     client = serve({"tiny": Told(stable=stable, canary=canary, share=0.2)})
@@ -84,7 +78,7 @@ def test_a_shadow_hears_of_every_answer_and_gives_none(serve, bundles, tmp_path)
     assert set(found) == {version(stable), version(canary)}
     name = f'model="tiny",version="{version(shadow)}"'
     outcome = f'drivetrain_shadow_requests_total{{{name},outcome="%s"}}'
-    until(lambda: client.metric(outcome % "answered") == 50)
+    wait_until(lambda: client.metric(outcome % "answered") == 50)
     assert client.metric(outcome % "dropped") == client.metric(outcome % "failed") == 0
     mine = float(shadow.predict([ROW])["late"][0])
     for against, (late, count) in found.items():
@@ -95,7 +89,7 @@ def test_a_shadow_hears_of_every_answer_and_gives_none(serve, bundles, tmp_path)
     assert client.metric(f'drivetrain_prediction_count{{{name},output="late"}}') == 50
     client.server.stop()
     room = tmp_path / "_shadow" / "tiny"
-    until(lambda: list(room.glob("*/*.parquet")))
+    wait_until(lambda: list(room.glob("*/*.parquet")))
     rows = [r for file in room.glob("*/*.parquet") for r in pq.read_table(file).to_pylist()]
     assert {row["version"] for row in rows} == {version(shadow)}
     served = list(tmp_path.glob("tiny/*/*.parquet"))
@@ -118,7 +112,7 @@ def test_a_shadow_that_needs_another_column_is_refused_and_the_others_serve(
     told = Told(stable=stable)
     client = serve({"tiny": told}, reload_seconds=0.05)
     told.now = {"stable": stable, "shadow": shadow}
-    until(lambda: "column 'extra' of the shadow" in caplog.text)
+    wait_until(lambda: "column 'extra' of the shadow" in caplog.text)
     assert client.metric('drivetrain_reload_failures_total{model="tiny"}') == 1
     assert set(answers(client, 5)) == {version(stable)}
     time.sleep(0.2)
@@ -131,9 +125,9 @@ def test_a_canary_comes_is_promoted_and_goes_while_the_server_runs(serve, bundle
     client = serve({"tiny": told}, reload_seconds=0.02)
     assert set(answers(client, 20)) == {version(first)}
     told.now = {"stable": first, "canary": second, "share": 0.5}
-    until(lambda: len(answers(client, 20)) == 2)
+    wait_until(lambda: len(answers(client, 20)) == 2)
     told.now = {"stable": second}
-    until(lambda: set(answers(client, 20)) == {version(second)})
+    wait_until(lambda: set(answers(client, 20)) == {version(second)})
     lines = client.get("/metrics").body.decode().splitlines()
     info = [line for line in lines if line.startswith("drivetrain_model_info")]
     assert len(info) == 1

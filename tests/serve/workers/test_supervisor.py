@@ -16,7 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 from onnx import TensorProto, helper
-from several import Several, gone, point, wait_until
+from several import Several, gone, point
+from waiting import wait_until
 
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import IR_VERSION, OPSET, Graph
