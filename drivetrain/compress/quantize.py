@@ -1,8 +1,8 @@
-"""Static int8 quantization of a graph's matrix products, calibrated on raw rows."""
+"""Int8 quantization of a graph's matrix products: calibrated on raw rows, or as rows come."""
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from drivetrain.core.batch import Batch
     from drivetrain.core.graph import Graph
 
-SCHEMES = ("int8",)
+SCHEMES = ("int8", "int8-dynamic")
 OPERATORS = ("Conv", "Gemm", "MatMul")
 RANGES = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 CHUNK = 256  # rows that run at once while calibrating: what bounds the memory
@@ -39,13 +39,18 @@ class Quantize:
     What matrix products answer stays float unless the next product reads it: eight bits for
     the logits themselves would leave 256 different predictions, and ties that a ranking feels.
 
+    ``int8-dynamic`` learns nothing beforehand: each product takes the range of what it reads, every
+    time. It costs small models less accuracy, and is fast for few rows; but the range is that of
+    all rows of a batch, so what one row is answered depends, by a little, on those beside it.
+    Convolutions stay float: ONNX Runtime has no fast kernel for them in this form.
+
     Attributes:
-        scheme: ``int8``.
-        calibration_rows: how many rows are run to learn the ranges, from the first on.
+        scheme: ``int8`` or ``int8-dynamic``.
+        calibration_rows: how many rows are run to learn the ranges of ``int8``, from the first on.
         operators: which operators are quantized, of ``MatMul``, ``Gemm`` and ``Conv``.
         per_channel: a scale for each output channel of the weights, which helps where channels
             differ much.
-        ranges: ``minmax`` takes the range seen; ``percentile`` cuts the outermost 0.001 % and
+        ranges: of ``int8``: ``minmax`` takes the range seen; ``percentile`` cuts the outermost 0.001 % and
             ``entropy`` what costs least information; these two hold all that the nodes give for
             all calibration rows in memory.
         exclude: patterns of node names that stay float, such as ``"*/head*"``.
@@ -70,6 +75,9 @@ class Quantize:
         for operator in self.operators:
             if operator not in OPERATORS:
                 raise unknown("operator", operator, OPERATORS, "Quantize")
+        if self.scheme == "int8-dynamic" and self.ranges != "minmax":
+            allowed = "minmax, for int8-dynamic learns no ranges"
+            raise wrong("Quantize.ranges", self.ranges, allowed)
 
     @property
     def name(self) -> str:
@@ -82,14 +90,48 @@ class Quantize:
         Raises:
             ValueError: nothing in the graph can be quantized, or there are no calibration rows.
         """
-        import numpy as np
-
         from drivetrain.core.graph import Graph
+
+        folded = optimized(graph, "basic").proto  # so that weights are constants, biases fused
+        if self.scheme == "int8-dynamic":
+            model = self._dynamic(folded)
+        else:
+            model = self._static(folded, graph, calibration)
+            _check_scales(model)
+        restore_ends(model, graph.proto)
+        return Graph.from_proto(model)
+
+    def _dynamic(self, folded: "onnx.ModelProto") -> "onnx.ModelProto":
+        """The graph with products whose ranges are taken as rows come."""
+        onnx = need("onnx", "train")
+        quantization = need("onnxruntime.quantization", "train")
+        operators = [operator for operator in self.operators if operator != "Conv"]
+        nodes = self._candidates(folded, operators)
+        with tempfile.TemporaryDirectory(prefix="drivetrain-") as directory:
+            path = Path(directory) / "model.onnx"
+            quantization.quantize_dynamic(
+                folded,
+                path,
+                op_types_to_quantize=["MatMul"],
+                # The library first makes a MatMul of each Gemm, and names it so.
+                nodes_to_quantize=[*nodes, *(f"{name}_MatMul" for name in nodes)],
+                per_channel=self.per_channel,
+                weight_type=quantization.QuantType.QInt8,
+            )
+            return onnx.load_model(path)
+
+    def _static(
+        self,
+        folded: "onnx.ModelProto",
+        graph: "Graph",
+        calibration: Callable[[], Iterable["Batch"]],
+    ) -> "onnx.ModelProto":
+        """The graph with ranges learnt by running it over calibration rows."""
+        import numpy as np
 
         onnx = need("onnx", "train")
         quantization = need("onnxruntime.quantization", "train")
-        folded = optimized(graph, "basic").proto  # so that weights are constants, biases fused
-        nodes = self._candidates(folded)
+        nodes = self._candidates(folded, self.operators)
         entry = folded.metadata_props.add()  # else the library warns that nobody prepared it
         entry.key, entry.value = "onnx.quant.pre_process", "onnxruntime.quant"
         with (
@@ -111,25 +153,22 @@ class Quantize:
                 calibrate_method=getattr(quantization.CalibrationMethod, RANGES[self.ranges]),
                 extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
             )
-            model = onnx.load_model(path)
-        _check_scales(model)
-        restore_ends(model, graph.proto)
-        return Graph.from_proto(model)
+            return onnx.load_model(path)
 
-    def _candidates(self, model: "onnx.ModelProto") -> list[str]:
+    def _candidates(self, model: "onnx.ModelProto", operators: Sequence[str]) -> list[str]:
         """The names of the nodes to quantize; a node without a name gets one."""
         weights = {tensor.name for tensor in model.graph.initializer}
         weights -= {value.name for value in model.graph.input}
         found: list[str] = []
         for number, node in enumerate(model.graph.node):
             node.name = node.name or f"{node.op_type}_{number}"
-            fits = node.op_type in self.operators and node.input[1] in weights
+            fits = node.op_type in operators and node.input[1] in weights
             if fits and not any(fnmatchcase(node.name, pattern) for pattern in self.exclude):
                 found.append(node.name)
         if not found:
             present = ", ".join(sorted({node.op_type for node in model.graph.node}))
             raise ValueError(
-                f"Quantize: found no {', '.join(self.operators)} with constant weights that is "
+                f"Quantize: found no {' or '.join(operators)} with constant weights that is "
                 f"not excluded, among the operators {present}; a graph that Optimize('extended') "
                 "fused has none any more."
             )

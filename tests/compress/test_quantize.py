@@ -175,3 +175,44 @@ def test_a_range_that_is_no_number_is_refused(convolutional: Graph, images: Rows
 def test_a_mistyped_option_suggests_the_nearest(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Quantize(**options)
+
+
+@pytest.fixture(scope="module")
+def dynamic(tabular: Graph) -> Graph:
+    return Quantize("int8-dynamic")(tabular, list)
+
+
+def test_dynamic_ranges_need_no_rows_and_stay_as_near_as_learnt_ones(
+    tabular: Graph, dynamic: Graph, small: Graph, rows: Rows
+):
+    assert (dynamic.inputs, dynamic.outputs) == (tabular.inputs, tabular.outputs)
+    assert "DynamicQuantizeLinear" in operators(dynamic)
+    assert len(dynamic.model) < 0.6 * len(tabular.model)
+    batch = rows(2000, seed=7)
+    exact, near, learnt = (g.run(batch)["probability"] for g in (tabular, dynamic, small))
+    assert np.abs(exact - near).max() < 0.02
+    assert np.abs(exact - near).mean() < 1.5 * np.abs(exact - learnt).mean()
+
+
+def test_dynamic_products_with_a_bias_are_quantized_and_excluded_by_their_name(
+    tabular: Graph, rows: Rows
+):
+    fused = Optimize("basic")(tabular, list)  # where MatMul and Add have become Gemm
+    names = [n.name for n in fused.proto.graph.node if n.op_type in ("Gemm", "MatMul")]
+    whole, part = (
+        Quantize("int8-dynamic", exclude=exclude)(fused, list) for exclude in ((), (names[0],))
+    )
+    count = [operators(graph).count("MatMulInteger") for graph in (whole, part)]
+    assert count == [len(names), len(names) - 1]
+    assert (
+        np.abs(whole.run(rows(50))["probability"] - fused.run(rows(50))["probability"]).max() < 0.02
+    )
+
+
+def test_dynamic_leaves_convolutions_float_and_says_so_where_there_is_nothing_else(
+    convolutional: Graph,
+):
+    with pytest.raises(ValueError, match="found no MatMul or Gemm with .*Conv"):
+        Quantize("int8-dynamic")(convolutional, list)
+    with pytest.raises(ValueError, match="learns no ranges"):
+        Quantize("int8-dynamic", ranges="entropy")
