@@ -8,10 +8,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from drivetrain.train.group import Group, naming
+from drivetrain.train.pieces import of_pieces, piece, shared
 
 
-class Buckets:
-    """The :class:`drivetrain.train.step.Exchange` of data parallel training.
+class Sums:
+    """Sums the gradients of some parameters over a group while backward goes on.
 
     Backward finishes the gradients of the last layers first. So parameters are put in buckets from
     the last to the first, and a bucket is sent as soon as the gradients in it are complete.
@@ -20,16 +21,15 @@ class Buckets:
     VLDB 2020.
 
     Args:
-        model: on its device; the parameters and buffers of rank 0 become those of all.
-        group: the processes.
+        parameters: at least one; of those that are in pieces, this process's piece is summed.
+        group: the processes, which all hold the same.
         bucket_bytes: a bucket is closed when it holds so much.
     """
 
-    def __init__(self, model: nn.Module, group: Group, bucket_bytes: int = 25 << 20) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], group: Group, bucket_bytes: int = 25 << 20
+    ) -> None:
         self._group = group
-        self._buffers = [b for b in model.buffers() if b.is_floating_point()]
-        start_equal(model, group)
-        parameters = [p for p in model.parameters() if p.requires_grad]
         self._buckets = [
             _Bucket(members, with_loss=number == 0)
             for number, members in enumerate(_divided(parameters, bucket_bytes))
@@ -54,8 +54,6 @@ class Buckets:
             bucket.work = dist.all_reduce(bucket.flat, group=self._group.channel, async_op=True)
         self._group.traffic.reduced(bucket.flat)
 
-    settled = True
-
     def begin(self, loss: Tensor) -> None:
         """The last backward before an update comes."""
         self._buckets[0].loss.copy_(loss)
@@ -74,8 +72,30 @@ class Buckets:
             with naming(self._group):
                 bucket.work.wait()
             bucket.give()
-        share_buffers(self._buffers, self._group)
         return self._buckets[0].loss.clone()
+
+
+class Buckets(Sums):
+    """The :class:`drivetrain.train.step.Exchange` of data parallel training.
+
+    Args:
+        model: on its device; the parameters and buffers of rank 0 become those of all.
+        group: the processes.
+        bucket_bytes: a bucket is closed when it holds so much.
+    """
+
+    def __init__(self, model: nn.Module, group: Group, bucket_bytes: int = 25 << 20) -> None:
+        self._buffers = [b for b in model.buffers() if b.is_floating_point()]
+        start_equal(model, group)
+        super().__init__([p for p in model.parameters() if p.requires_grad], group, bucket_bytes)
+
+    settled = True
+
+    def finish(self, loss: Tensor) -> Tensor:
+        """Put the sums in the place of the gradients; the sum of the losses."""
+        total = super().finish(loss)
+        share_buffers(self._buffers, self._group)
+        return total
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Nothing: what is summed is used up."""
@@ -90,11 +110,12 @@ class _Bucket:
 
     def __init__(self, parameters: Sequence[nn.Parameter], *, with_loss: bool) -> None:
         self.parameters = parameters
-        first = parameters[0]
-        sizes = [p.numel() for p in parameters]
+        held = [piece(p).tensor for p in parameters]
+        first = held[0]
+        sizes = [tensor.numel() for tensor in held]
         self.flat = torch.zeros(sum(sizes) + with_loss, dtype=first.dtype, device=first.device)
         parts = self.flat.split([*sizes, *([1] if with_loss else [])])
-        self.views = [part.view_as(p) for part, p in zip(parts, parameters, strict=False)]
+        self.views = [part.view_as(p) for part, p in zip(parts, held, strict=False)]
         self.loss = parts[-1].view(()) if with_loss else torch.zeros(())
         self.missing = len(parameters)
         self.work: Any = None
@@ -102,7 +123,7 @@ class _Bucket:
     def fill(self) -> None:
         """Copy the gradients in; a parameter without one takes part with zeros."""
         found = [
-            (view, p.grad)
+            (view, piece(p.grad).tensor if shared(p.grad) else p.grad)
             for view, p in zip(self.views, self.parameters, strict=True)
             if p.grad is not None and p.grad is not view
         ]
@@ -117,7 +138,7 @@ class _Bucket:
     def give(self) -> None:
         """Let the parameters' gradients be the sums."""
         for view, parameter in zip(self.views, self.parameters, strict=True):
-            parameter.grad = view
+            parameter.grad = of_pieces(view, parameter) if shared(parameter) else view
         self.missing = len(self.parameters)
         self.work = None
 
@@ -149,5 +170,5 @@ def _divided(parameters: Sequence[nn.Parameter], size: int) -> list[list[nn.Para
             buckets.append([])
             held = 0
         buckets[-1].append(parameter)
-        held += parameter.numel() * parameter.element_size()
+        held += piece(parameter).tensor.nbytes
     return buckets

@@ -8,7 +8,7 @@ from torch import nn
 
 from drivetrain.core.errors import unknown
 from drivetrain.models.layers import MemberLinear
-from drivetrain.train.pieces import shared
+from drivetrain.train.pieces import alike, shared
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -71,7 +71,7 @@ def make(
 def groups_by_decay(
     model: nn.Module, weight_decay: float, embedding_decay: float
 ) -> list[dict[str, Any]]:
-    """Parameter groups, one for each different weight decay."""
+    """Parameter groups, one for each different weight decay; one kernel takes what lies alike."""
     embeddings: set[int] = set()
     adapters: set[int] = set()
     for module in model.modules():
@@ -79,15 +79,15 @@ def groups_by_decay(
             embeddings.update(id(p) for p in module.parameters(recurse=False))
         elif isinstance(module, MemberLinear):
             adapters.update(id(p) for p in module.parameters(recurse=False))
-    groups: dict[float, list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
+    groups: dict[tuple[float, int], list[nn.Parameter]] = {}
+    learned = [p for p in model.parameters() if p.requires_grad]
+    layouts = {at: layout for layout, places in enumerate(alike(learned)) for at in places}
+    for at, parameter in enumerate(learned):
         if id(parameter) in embeddings:
             decay = embedding_decay
         elif parameter.dim() < 2 or id(parameter) in adapters:
             decay = 0.0
         else:
             decay = weight_decay
-        groups.setdefault(decay, []).append(parameter)
-    return [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
+        groups.setdefault((decay, layouts[at]), []).append(parameter)
+    return [{"params": group, "weight_decay": decay} for (decay, _), group in groups.items()]

@@ -51,6 +51,14 @@ def piece(tensor: Tensor) -> Piece:
     return Piece(tensor.to_local().detach(), shape, offsets)
 
 
+def alike(tensors: Iterable[Tensor]) -> list[list[int]]:
+    """The places of tensors that one operation may take together: those that lie alike."""
+    found: dict[object, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        found.setdefault(tensor.device_mesh if shared(tensor) else None, []).append(place)
+    return list(found.values())
+
+
 def writes(tensor: Tensor, rank: int) -> bool:
     """Whether this is the process that writes its piece, of those that hold an equal one."""
     if not shared(tensor):

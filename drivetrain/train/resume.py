@@ -15,6 +15,7 @@ from drivetrain.train.checkpoint import Checkpoint
 from drivetrain.train.ending import Ending
 from drivetrain.train.loop import Callback, Loop, Position
 from drivetrain.train.pieces import Stored, laid, piece
+from drivetrain.train.step import Step
 
 _Kind = TypeVar("_Kind")
 _GENERATOR = "generator"
@@ -156,7 +157,9 @@ def capture(loop: Loop, keeps: Mapping[str, Callback]) -> Checkpoint:
     state: dict[str, Any] = {"step": step.done, "position": asdict(loop.position)}
     tensors: dict[str, Tensor] = {f"model/{name}": t for name, t in unique(step.model)}
     state["optimizer"] = {}
-    for number, slots in step.optimizer.state_dict()["state"].items():
+    numbers = _numbers(step)
+    for place, slots in step.optimizer.state_dict()["state"].items():
+        number = numbers[place]
         state["optimizer"][str(number)] = {}
         for name, value in slots.items():
             if isinstance(value, Tensor):
@@ -185,11 +188,11 @@ def restore(loop: Loop, checkpoint: Checkpoint, keeps: Mapping[str, Callback]) -
     """Put the loop where :func:`capture` found it."""
     step, state, tensors = loop.step, checkpoint.state, checkpoint.tensors
     load_weights(step.model, below(tensors, "model/"))
-    parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
-    slots: dict[int, dict[str, Any]] = {int(n): dict(s) for n, s in state["optimizer"].items()}
+    places = {number: place for place, number in enumerate(_numbers(step))}
+    slots = {places[int(number)]: dict(held) for number, held in state["optimizer"].items()}
     for key, tensor in below(tensors, "optimizer/").items():
         number, _, name = key.partition("/")
-        slots[int(number)][name] = laid(tensor, parameters[int(number)])
+        slots[places[int(number)]][name] = laid(tensor, step.parameters[int(number)])
     groups = step.optimizer.state_dict()["param_groups"]
     step.optimizer.load_state_dict({"state": slots, "param_groups": groups})
     for number, average in enumerate(step.average or ()):
@@ -213,6 +216,12 @@ def restore(loop: Loop, checkpoint: Checkpoint, keeps: Mapping[str, Callback]) -
             torch.set_rng_state(generator)
         else:
             torch.cuda.set_rng_state(generator, step.parameters[0].device)
+
+
+def _numbers(step: Step) -> list[int]:
+    """Which of the step's parameters the optimizer's are: how weights lie changes its order."""
+    numbers = {id(parameter): number for number, parameter in enumerate(step.parameters)}
+    return [numbers[id(p)] for group in step.optimizer.param_groups for p in group["params"]]
 
 
 def below(tensors: Mapping[str, _Kind], prefix: str) -> dict[str, _Kind]:

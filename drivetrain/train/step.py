@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from drivetrain.train.device import compiled
+from drivetrain.train.pieces import alike
 
 
 class Exchange(Protocol):
@@ -104,6 +105,7 @@ class Step:
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.average = None if average is None else [p.detach().clone() for p in self.parameters]
         self.decay = average
+        self._alike = alike(self.parameters)
         self.device = self.parameters[0].device
         self._autocast = (
             nullcontext()
@@ -224,7 +226,10 @@ class Step:
         if self.average is not None:
             assert self.decay is not None
             decay = min(self.decay, (1 + self.done) / (10 + self.done))
-            get_ema_multi_avg_fn(decay)(self.average, self.parameters, None)
+            for places in self._alike:
+                averages = [self.average[place] for place in places]
+                parameters = [self.parameters[place] for place in places]
+                get_ema_multi_avg_fn(decay)(averages, parameters, None)
         self.done += 1
 
     def _clip(self, most: float) -> None:

@@ -1,0 +1,364 @@
+"""A model whose layers are cut over processes, and the sums of its gradients: DTensor."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.utils._pytree import tree_leaves
+
+from drivetrain.train.attention import closed
+from drivetrain.train.buckets import Sums, share_buffers
+from drivetrain.train.group import Group, naming
+from drivetrain.train.mesh import Mesh
+from drivetrain.train.pieces import clip, piece, shared
+from drivetrain.train.step import Step
+from drivetrain.train.tensor_plan import Plan
+
+TOLERANCE = 1e-3
+"""How far the cut model may be from the whole one, relative to the largest number of a tensor."""
+
+
+def is_cut(parameter: Tensor) -> bool:
+    """Whether this process holds a part of it and another the rest."""
+    return shared(parameter) and not all(p.is_replicate() for p in parameter.placements)
+
+
+# -- cutting -----------------------------------------------------------------------------------
+
+
+def cut(model: nn.Module, plan: Plan, mesh: Mesh, devices: DeviceMesh) -> None:
+    """Cut the layers of a model, in place; all processes have equal weights.
+
+    Args:
+        model: on its device.
+        plan: how.
+        mesh: the processes.
+        devices: those that hold a copy together, as torch's mesh of one dimension.
+    """
+    for name, style in plan.styles.items():
+        module = model.get_submodule(name)
+        chosen = _style(module, style) if isinstance(style, str) else style
+        # Who holds the whole takes its part of it: nothing needs to be sent.
+        parallelize_module(module, devices, chosen, src_data_rank=None)
+    for pair in plan.pairs:
+        if pair.draws:
+            own = _OwnDraws(mesh.model, next(model.parameters()).device)
+            model.get_submodule(pair.columns[0]).register_forward_hook(own.begin)
+            model.get_submodule(pair.row).register_forward_pre_hook(own.end, prepend=True)
+
+
+def _style(module: nn.Module, style: str) -> ParallelStyle:
+    if style == "row":
+        table = isinstance(module, nn.Embedding)
+        return RowwiseParallel(input_layouts=Replicate()) if table else RowwiseParallel()
+    return ColwiseParallel(output_layouts=Replicate() if style == "gathered" else None)
+
+
+class _OwnDraws:
+    """Draws that differ between the processes of a copy, from one step of a model to another.
+
+    They are seeded from what all draw alike, so there is nothing more for a checkpoint to keep.
+    """
+
+    def __init__(self, group: Group, device: torch.device) -> None:
+        self._group = group
+        self._cuda = device if device.type == "cuda" else None
+        self._held: list[Tensor] = []
+
+    def begin(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """From here on."""
+        if not module.training:
+            return
+        seed = int(torch.randint(1 << 48, ())) * self._group.size + self._group.rank
+        self._held = [torch.get_rng_state()]
+        torch.default_generator.manual_seed(seed)
+        if self._cuda is not None:
+            self._held.append(torch.cuda.get_rng_state(self._cuda))
+            torch.cuda.manual_seed(seed)
+
+    def end(self, module: nn.Module, inputs: Any) -> None:
+        """Up to here."""
+        if not self._held:
+            return
+        torch.set_rng_state(self._held[0])
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._held[1], self._cuda)
+        self._held = []
+
+
+class CutDropout(nn.Module):
+    """Dropout of a part of a tensor: that part of the mask that the whole would have.
+
+    Args:
+        rate: the share of numbers that is dropped.
+        dimension: along which the tensor is cut.
+        part: which part this process has.
+        ways: of how many.
+    """
+
+    def __init__(self, rate: float, dimension: int, part: int, ways: int) -> None:
+        super().__init__()
+        self.rate = rate
+        self.dimension = dimension
+        self.part = part
+        self.ways = ways
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The numbers that stay, scaled up; all of them in evaluation."""
+        if not self.training or not self.rate:
+            return x
+        if self.rate == 1:
+            return x * 0
+        shape = list(x.shape)
+        shape[self.dimension] *= self.ways
+        kept = 1 - self.rate
+        mask = x.new_empty(shape).bernoulli_(kept).div_(kept)
+        return x * mask.chunk(self.ways, self.dimension)[self.part]
+
+
+# -- holding the cut model against the whole one -----------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a model answers and learns from a few rows.
+
+    Attributes:
+        outputs: every tensor of numbers among its outputs.
+        squares: the sum of squares of each parameter's gradient, over all parts of it.
+        dropouts: the shape of what each ``nn.Dropout`` takes.
+    """
+
+    outputs: list[Tensor]
+    squares: dict[str, Tensor]
+    dropouts: dict[str, tuple[int, ...]]
+
+
+def tried(model: nn.Module, sample: Sequence[Tensor], group: Group) -> Tried:
+    """Go through a model and back, in evaluation mode; no gradient is kept.
+
+    Args:
+        model: whole or cut.
+        sample: a few rows of its inputs.
+        group: those that hold a copy together.
+    """
+    squares: dict[str, Tensor] = {}
+    dropouts: dict[str, tuple[int, ...]] = {}
+
+    def measure(name: str) -> Any:
+        def hook(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            squares[name] = piece(parameter.grad).tensor.double().square().sum()
+            parameter.grad = None
+
+        return hook
+
+    def look(name: str) -> Any:
+        return lambda module, inputs: dropouts.setdefault(name, tuple(inputs[0].shape))
+
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    hooks = [p.register_post_accumulate_grad_hook(measure(n)) for n, p in named.items()]
+    hooks += [
+        module.register_forward_pre_hook(look(name))
+        for name, module in model.named_modules()
+        if type(module) is nn.Dropout
+    ]
+    try:
+        with torch.enable_grad():
+            outputs = [t for t in tree_leaves(model(*sample)) if isinstance(t, Tensor)]
+            outputs = [t for t in outputs if t.is_floating_point()]
+            # A different weight for each number: none cancels another.
+            sum((_weights(t) * t).sum() for t in outputs if t.requires_grad).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    zero = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+    for name, parameter in named.items():
+        squares.setdefault(name, zero.clone())
+        if is_cut(parameter):
+            squares[name] = group.sum(squares[name])
+    return Tried([t.detach() for t in outputs], squares, dropouts)
+
+
+def _weights(tensor: Tensor) -> Tensor:
+    count = torch.arange(tensor.numel(), device=tensor.device, dtype=tensor.dtype)
+    return (count + 1).cos().view(tensor.shape)
+
+
+def hold(found: Tried, whole: Tried, mesh: Mesh) -> None:
+    """Refuse a cut model that answers or learns something else than the whole one.
+
+    Raises:
+        ValueError: says what differs, in every process alike.
+    """
+    wrong = next(_differences(found, whole), "")
+    told = torch.frombuffer(bytearray(wrong.encode()[:256].ljust(256, b"\0")), dtype=torch.uint8)
+    for heard in mesh.gather(told):
+        text = bytes(heard.tolist()).rstrip(b"\0").decode(errors="replace")
+        if text:
+            raise ValueError(
+                f"TensorParallel.plan: found {text} of the cut model other than of the whole one, "
+                "allowed: cuts that change neither. Layers between one that is cut by column and "
+                'the next by row must treat each number by itself; "whole" leaves a layer as it is.'
+            )
+
+
+def _differences(found: Tried, whole: Tried) -> Iterator[str]:
+    pairs = zip(found.outputs, whole.outputs, strict=False)
+    same = len(found.outputs) == len(whole.outputs)
+    if not same or any(a.shape != b.shape or not _close(a, b) for a, b in pairs):
+        yield "outputs"
+    for name, square in whole.squares.items():
+        if not _close(found.squares[name].sqrt(), square.sqrt()):
+            yield f"the gradient of {name!r}"
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    if not expected.numel():
+        return True
+    largest = float(expected.nan_to_num(0, 0, 0).abs().max())
+    return torch.allclose(
+        found, expected, rtol=TOLERANCE, atol=TOLERANCE * max(largest, 1e-3), equal_nan=True
+    )
+
+
+def cut_dropouts(model: nn.Module, found: Tried, whole: Tried, mesh: Mesh, plan: Plan) -> None:
+    """Let dropout of what is cut drop what it would drop of the whole, in place."""
+    ways, part = mesh.model.size, mesh.model.rank
+    for name, shape in found.dropouts.items():
+        dimensions = [
+            d for d, (a, b) in enumerate(zip(shape, whole.dropouts[name], strict=True)) if a != b
+        ]
+        if not dimensions:
+            continue
+        module = model.get_submodule(name)
+        assert isinstance(module, nn.Dropout)
+        parent = model.get_submodule(name.rpartition(".")[0])
+        made = CutDropout(module.p, dimensions[0], part, ways).train(module.training)
+        setattr(parent, name.rpartition(".")[2], made)
+
+
+# -- training ----------------------------------------------------------------------------------
+
+
+class Parts:
+    """The :class:`drivetrain.train.step.Exchange` of copies that several processes hold together.
+
+    Gradients of what is cut are summed over the copies. Those of what is whole are summed over all
+    processes and divided by the ways: those of a copy found the same, and this keeps their weights
+    the same to the bit, whatever machines they are on.
+
+    Args:
+        model: cut.
+        mesh: the processes.
+        bucket_bytes: of gradients that are sent at once.
+    """
+
+    def __init__(self, model: nn.Module, mesh: Mesh, bucket_bytes: int) -> None:
+        self.group = mesh
+        self._buffers = [b for b in model.buffers() if b.is_floating_point()]
+        learned = [p for p in model.parameters() if p.requires_grad]
+        parts = [p for p in learned if is_cut(p)]
+        self._whole = [p for p in learned if not is_cut(p)]
+        self._sums: list[Sums] = []
+        if parts and mesh.data.size > 1:
+            self._sums.append(Sums(parts, mesh.data, bucket_bytes))
+        if self._whole:
+            self._sums.append(Sums(self._whole, mesh, bucket_bytes))
+
+    settled = True
+
+    def begin(self, loss: Tensor) -> None:
+        """The last backward before an update comes."""
+        for each in self._sums:
+            each.begin(loss)
+
+    @torch.no_grad()
+    def finish(self, loss: Tensor) -> Tensor:
+        """Put the sums in the place of the gradients; the sum of the losses of all copies."""
+        totals = [each.finish(loss) for each in self._sums]
+        share = 1 / self.group.ways
+        if self._whole:
+            gradients = [piece(p.grad).tensor for p in self._whole if p.grad is not None]
+            torch._foreach_mul_(gradients, share)  # pyright: ignore[reportPrivateImportUsage]
+            total = totals[-1] * share
+        else:
+            total = self.group.sum(loss.clone()) * share
+        share_buffers(self._buffers, self.group)
+        return total
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Nothing: what is summed is used up."""
+        return {}, {}
+
+    def load(self, common: Mapping[str, Tensor], own: Sequence[Mapping[str, Tensor]]) -> None:
+        """Nothing to go back to."""
+
+
+class CutStep(Step):
+    """A step whose gradients lie in parts."""
+
+    def _clip(self, most: float) -> None:
+        assert isinstance(self.exchange, Parts)
+        clip(self.parameters, most, self.exchange.group)
+
+
+@torch.no_grad()
+def restored(model: nn.Module, like: nn.Module, group: Group) -> nn.Module:
+    """The weights of a trained model in ``like``, the skeleton of what it was made of.
+
+    Args:
+        model: cut, or opened only.
+        like: its parameters take no memory yet.
+        group: all processes.
+    """
+    found = dict(model.named_parameters())
+    empty = dict(like.named_parameters())
+    with naming(group):
+        for name, parts in closed(empty, model):
+            whole = [_full(found[part]) for part in parts]
+            full = torch.cat(whole) if len(whole) > 1 else whole[0]
+            filled = nn.Parameter(full, requires_grad=empty[name].requires_grad)
+            torch.utils.swap_tensors(empty[name], filled)
+        buffers = dict(model.named_buffers())
+        for name, buffer in like.named_buffers():
+            buffer.copy_(buffers[name])
+            if group.size > 1:
+                dist.broadcast(buffer, src=0)  # those that count differ by who had rows
+    return like
+
+
+def _full(parameter: Tensor) -> Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Say which option helps a model that reads a weight of a layer without calling it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "mixed torch.Tensor and DTensor" not in str(error):
+            raise
+        raise ValueError(
+            "TensorParallel: found a model that reads the weights of a layer that is cut without "
+            'calling it, allowed: layers that are called. Name that layer in plan as "whole".'
+        ) from error
+
+
+def share_cut(model: nn.Module) -> float:
+    """The share of a model's parameters that is cut."""
+    total = sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in model.parameters() if is_cut(p)) / total
