@@ -27,7 +27,7 @@ def model_config(model: Model, batching: Batching) -> dict[str, Any]:
         "platform": f"{model.backend}_onnx",
         "backend": model.backend,
         "version_policy": {"latest": {"num_versions": 1}},
-        "max_batch_size": batching.queue_rows,
+        "max_batch_size": batching.most_rows,
         "input": [{**_tensor(field), "optional": False} for field in model.inputs],
         "output": [_tensor(field) for field in model.bundle.manifest.outputs],
         "instance_group": [{"name": model.name, "kind": kind, "count": 1}],

@@ -29,11 +29,12 @@ class Batching:
 
     Attributes:
         rows: a run takes further requests up to this many rows.
+        request_rows: rows of one request.
         queue_rows: rows that may wait for a run; a request that finds more is sent away.
         queue_bytes: what the requests of all models that wait or run may hold together, by an
             estimate from above; one that finds none is always taken.
-        queue_seconds: what the rows that wait may take by what was measured; later answers would
-            come to nobody. One that finds none waiting is always taken.
+        queue_seconds: what the rows that wait may take by what was measured: as long as a client
+            is told to stay away that is sent away. One that finds none waiting is always taken.
         inline_seconds: a run that is expected to take less happens on the loop's own thread; a
             hand-over to another costs about as much as it would hide. What decodes images is
             always handed over.
@@ -41,11 +42,17 @@ class Batching:
     """
 
     rows: int = 256
-    queue_rows: int = 8192
+    request_rows: int = 8192
+    queue_rows: int = 1 << 17
     queue_bytes: int = 256 << 20
-    queue_seconds: float = 5.0
+    queue_seconds: float = 1.0
     inline_seconds: float = 300e-6
     threads: int = 2
+
+    @property
+    def most_rows(self) -> int:
+        """Of one request."""
+        return min(self.request_rows, self.queue_rows)
 
 
 _VALUE_BYTES = 96

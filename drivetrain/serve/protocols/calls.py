@@ -281,7 +281,7 @@ class Route:
         """What the version is to its alias now."""
         self.echo: Echo | None = None
         """Is told of each answer."""
-        self.most_rows = service.engine.batching.queue_rows
+        self.most_rows = service.engine.batching.most_rows
         """In one request."""
         self._tally = service.metrics.statistics.of(model.name, model.version)
 
