@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from drivetrain.core.batch import Batch
-from drivetrain.core.schema import FeatureSchema, Schema
-from drivetrain.core.seams import Addressable, Order, Shard, Source, Split
+from drivetrain.core.seams import Addressable, Order, Shard, Split
+from drivetrain.train.relayed import Relayed
 from drivetrain.train.secret import Secret
 
 
-class Poisson:
+class Poisson(Relayed):
     """Examples whose training batches are drawn; other splits are read as they are.
 
     An epoch has as many batches as one in order would have, each of ``size`` rows in the mean; a
@@ -23,28 +23,10 @@ class Poisson:
     """
 
     def __init__(self, examples: Addressable, rows: int, secret: Secret) -> None:
+        super().__init__(examples)
         self._examples = examples
         self._rows = rows
         self._secret = secret
-
-    @property
-    def events(self) -> Source:
-        """The source underneath."""
-        return self._examples.events
-
-    @property
-    def features(self) -> FeatureSchema:
-        """What the model's inputs are."""
-        return self._examples.features
-
-    @property
-    def targets(self) -> Schema:
-        """The columns that the loss sees."""
-        return self._examples.targets
-
-    def rows(self, split: Split) -> int | None:
-        """How many rows a split has."""
-        return self._examples.rows(split)
 
     def batches(
         self,

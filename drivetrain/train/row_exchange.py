@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from drivetrain.core.batch import Batch
-from drivetrain.core.schema import FeatureSchema, Schema
-from drivetrain.core.seams import Examples, Order, Shard, Source, Split
+from drivetrain.core.seams import Examples, Order, Shard, Split
+from drivetrain.train.relayed import Relayed
 from drivetrain.train.remote_tables import Coming, RemoteTables, to_bytes
 from drivetrain.train.step import Exchange, Step
 
@@ -79,7 +79,7 @@ class RowExchange:
         group.sum(torch.zeros(1))
 
 
-class Foreseen:
+class Foreseen(Relayed):
     """Examples whose batches are announced to the servers of rows before they are taken.
 
     Where rows may lack an update, those of the next batch travel while the present one computes.
@@ -91,28 +91,10 @@ class Foreseen:
     """
 
     def __init__(self, examples: Examples, tables: RemoteTables, accumulate: int) -> None:
+        super().__init__(examples)
         self._examples = examples
         self._tables = tables
         self._accumulate = accumulate
-
-    @property
-    def events(self) -> Source:
-        """The source underneath."""
-        return self._examples.events
-
-    @property
-    def features(self) -> FeatureSchema:
-        """What the model's inputs are."""
-        return self._examples.features
-
-    @property
-    def targets(self) -> Schema:
-        """The columns that the loss sees."""
-        return self._examples.targets
-
-    def rows(self, split: Split) -> int | None:
-        """How many rows a split has."""
-        return self._examples.rows(split)
 
     def batches(
         self,
