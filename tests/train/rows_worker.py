@@ -25,7 +25,7 @@ OPTIONS = {
     "optimizer": "adagrad",
     "row_optimizer": "adagrad",
     "at_least": 20,
-    "wait_seconds": 20,
+    "wait_seconds": 90,
 }
 
 

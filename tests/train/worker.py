@@ -43,7 +43,7 @@ def main(directory: Path, options: dict[str, Any]) -> int:
 
     examples.batches = noting
     model = MLP(hidden=(16,), dim=4, **options.get("model", {}))
-    given = {**OPTIONS, "wait_seconds": 20, **options.get("strategy", {})}
+    given = {**OPTIONS, "wait_seconds": 90, **options.get("strategy", {})}
     if "compression" in options:
         given["compression"] = getattr(train, options["compression"])()
     if "privacy" in options:
