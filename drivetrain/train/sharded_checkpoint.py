@@ -57,12 +57,16 @@ class ShardedCheckpoints:
         pieces = {
             name: piece(tensor)
             for name, tensor in checkpoint.tensors.items()
-            if writes(tensor, self.group.rank)
+            if self._mine(name, tensor)
         }
         pieces = {name: p for name, p in pieces.items() if p.tensor.numel() or 0 in p.shape}
         where = {name: {"shape": p.shape, "offsets": p.offsets} for name, p in pieces.items()}
         tensors = {name: p.tensor for name, p in pieces.items()}
         return Checkpoint({**checkpoint.state, WHERE: where}, tensors)
+
+    def _mine(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether this is the process that writes its piece of a tensor."""
+        return writes(tensor, self.group.rank)
 
     def save(self, checkpoint: Checkpoint, step: int, *, final: bool = False) -> Path:
         """Write what :meth:`part` gave; the index's path, when all have written theirs.
