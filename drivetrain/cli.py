@@ -18,7 +18,7 @@ from drivetrain.core.site import Site
 from drivetrain.core.world import World
 from drivetrain.declaration import load, with_settings
 from drivetrain.listening import listening
-from drivetrain.running import check_resources, job_of, meter_of
+from drivetrain.running import check_resources, job_of, meet, meter_of
 
 if TYPE_CHECKING:
     from drivetrain.core.bundle import Bundle
@@ -238,12 +238,14 @@ def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
     from drivetrain.launch.local import Local
     from drivetrain.pipeline import run
 
-    several = site.resources.processes > 1
-    if several and options.until in ("events", "features") and not options.dry_run:
-        return _run_here(options, system, site)
     flags = [f"--on={options.on}"] if options.on else []
     flags += ["--json"] if options.json else []
     flags += [f"--set={item}" for item in options.set]
+    if site.launcher.kind == "agents":
+        return meet(system, site, options.file, options.until, flags, dry_run=options.dry_run)
+    several = site.resources.processes > 1
+    if several and options.until in ("events", "features") and not options.dry_run:
+        return _run_here(options, system, site)
     job = job_of(system, site, options.file, options.until, flags)
 
     def sizes() -> int:

@@ -6,7 +6,6 @@ what has not changed is not made again.
 """
 
 import dataclasses
-import fcntl
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from drivetrain.compress.apply import Given, apply
 from drivetrain.core import durable, sketch
 from drivetrain.core.batch import BYTES_SUFFIX, PIXELS_SUFFIX, Batch
 from drivetrain.core.bundle import Bundle, Manifest
+from drivetrain.core.claim import alone
 from drivetrain.core.describe import canonical, describe, digest
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.graph import Graph
@@ -120,7 +120,8 @@ def run(
     if world.size > 1 and until != "train":
         raise wrong("until", until, f"'train' in one of {world.size} processes")
     work = Path(site.work)
-    if meter is None and world.size == 1:  # of several, whoever started them counts for all
+    # Of several processes, whoever started them counts for all; of several machines, nobody can.
+    if meter is None and world.size == 1 and not world.job:
         meter = meter_of(site)
 
     with _stage("events", emit, meter):
@@ -262,7 +263,7 @@ def make_model(
     parts = (system.train, system.model, features.graph.digest, data.digest, device, _packages())
     directory = work / "train" / digest(*(describe(part) for part in parts))
     directory.mkdir(parents=True, exist_ok=True)
-    with _alone(directory) if world.leads else nullcontext():
+    with alone(directory, world) if world.leads else nullcontext():
         made, noted = directory / "model.onnx", directory / "figures.json"
         if made.exists() and noted.exists():
             emit(Note(stage="train", text=f"nothing changed: read from {made}"))
@@ -468,17 +469,3 @@ def _stage(name: Stage, emit: Emit, meter: Meter | None) -> Iterator[None]:
     emit(Metric(name=f"{name}/seconds", value=seconds, repeatable=False))
     if meter is not None:
         _emit_all(meter.figures(name), emit)
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold a training's directory: two runs of one training would overwrite each other's state."""
-    with (directory / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another run is training this very system in {directory}: wait for it, or give "
-                "this one another work directory."
-            ) from None
-        yield

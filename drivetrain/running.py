@@ -1,17 +1,19 @@
 """Where a run happens: what its site can give and count, and the job that a launcher starts."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
+from drivetrain.core.describe import digest
 from drivetrain.core.errors import wrong
 from drivetrain.core.job import Job, Resources
 from drivetrain.core.site import Site
 from drivetrain.core.system import System
+from drivetrain.launch.agents import Agents
 from drivetrain.launch.device import resolve
 from drivetrain.launch.local import this_command
 from drivetrain.watch.energy import Meter, gpus
 
-LAUNCHERS = ("inline", "local")
+LAUNCHERS = ("inline", "local", "agents")
 
 
 def check_resources(system: System, site: Site, *, inline: bool) -> None:
@@ -29,8 +31,12 @@ def check_resources(system: System, site: Site, *, inline: bool) -> None:
         raise wrong("[launcher] kind", site.launcher.kind, ", ".join(LAUNCHERS))
     strategy = type(system.train).__name__
     nobody = {"nodes": f"1 with {strategy}", "processes": f"1 with {strategy}"}
-    nobody |= {"gpus": "0; device= names the one to use", "memory": "'' with a local launcher"}
-    if getattr(system.train, "distributed", False):
+    kind = site.launcher.kind
+    nobody |= {"gpus": "0; device= names the one to use", "memory": f"'' with {kind!r}"}
+    if kind == "agents":
+        _check_agents(system, site)
+        nobody = {name: nobody[name] for name in ("gpus", "memory")}
+    elif getattr(system.train, "distributed", False):
         nobody["processes"] = "1 with the launcher 'inline'"
         if not inline:
             del nobody["processes"]
@@ -40,6 +46,34 @@ def check_resources(system: System, site: Site, *, inline: bool) -> None:
         found = getattr(site.resources, field.name)
         if field.name in nobody and found != field.default:
             raise wrong(f"[resources] {field.name}", found, nobody[field.name])
+
+
+def _check_agents(system: System, site: Site) -> None:
+    if not getattr(system.train, "distributed", False):
+        strategy = type(system.train).__name__
+        allowed = f"inline or local with {strategy}; AllReduce trains on several machines"
+        raise wrong("[launcher] kind", "agents", allowed)
+    agents_of(site)
+
+
+def agents_of(site: Site) -> Agents:
+    """The launcher of a site whose machines run a job together.
+
+    Raises:
+        OSError: its token can't be read.
+        ValueError: names what is wrong under ``[launcher]``.
+    """
+    launcher = site.launcher
+    if launcher.at_least > site.resources.nodes:
+        allowed = f"at most [resources] nodes, which is {site.resources.nodes}"
+        raise wrong("[launcher] at_least", launcher.at_least, allowed)
+    return Agents(
+        address=launcher.address,
+        token=launcher.token(),
+        at_least=launcher.at_least,
+        restarts=launcher.restarts,
+        wait_seconds=launcher.wait_seconds,
+    )
 
 
 def job_of(system: System, site: Site, file: str, until: str | None, flags: Sequence[str]) -> Job:
@@ -53,16 +87,76 @@ def job_of(system: System, site: Site, file: str, until: str | None, flags: Sequ
         flags: of the command line, to be handed on.
     """
     last = "train" if site.resources.processes > 1 else until
+    command = _command(file, last, flags)
+    return Job(name=system.name, command=command, resources=site.resources)
+
+
+def jobs_of(
+    system: System, site: Site, file: str, until: str | None, flags: Sequence[str]
+) -> list[Job]:
+    """The jobs that run a declared system on several machines, one after another.
+
+    One process makes the events and the features, all train, and one does the rest.
+
+    Args:
+        system: as for :func:`job_of`, and so are the others.
+        site: its nodes are how many machines train at most.
+        file: declares the system.
+        until: the last stage.
+        flags: of the command line, to be handed on.
+    """
+
+    def alone(last: str | None) -> Job:
+        one = replace(site.resources, nodes=1, processes=1)
+        return Job(name=system.name, command=_command(file, last, flags), resources=one)
+
+    if until in ("events", "features"):
+        return [alone(until)]
+    train = Job(name=system.name, command=_command(file, "train", flags), resources=site.resources)
+    return [alone("features"), train, *([] if until == "train" else [alone(until)])]
+
+
+def meet(
+    system: System,
+    site: Site,
+    file: str,
+    until: str | None,
+    flags: Sequence[str],
+    *,
+    dry_run: bool = False,
+) -> int:
+    """Run a declared system together with the same command on other machines.
+
+    Args:
+        system: as for :func:`jobs_of`, and so are the others.
+        site: names where they meet.
+        file: declares the system.
+        until: the last stage.
+        flags: of the command line, to be handed on.
+        dry_run: print what would run.
+
+    Raises:
+        ConnectionError: nobody is met in time.
+        ValueError: the others run something else.
+    """
+    launcher, jobs = agents_of(site), jobs_of(system, site, file, until, flags)
+    if dry_run:
+        print("".join(map(launcher.render, jobs)), end="")
+        return 0
+    return launcher.run(jobs, digest(system.digest, until))
+
+
+def _command(file: str, last: str | None, flags: Sequence[str]) -> tuple[str, ...]:
     # What a child is given it need not ask for.
-    given = ("launcher.kind=inline", "resources.cpus=0", "resources.processes=1")
-    command = this_command(
+    resources = ("cpus=0", "nodes=1", "processes=1")
+    given = ("launcher.kind=inline", *(f"resources.{item}" for item in resources))
+    return this_command(
         "run",
         file,
         *flags,
         *([f"--until={last}"] if last else []),
         *(f"--set={item}" for item in given),
     )
-    return Job(name=system.name, command=command, resources=site.resources)
 
 
 def meter_of(site: Site, processes: int = 1) -> Meter:

@@ -30,13 +30,36 @@ class LauncherSite:
     """Which launcher starts the job.
 
     Attributes:
-        kind: ``inline`` (this process) or ``local`` (processes on this machine).
+        kind: ``inline`` (this process), ``local`` (processes on this machine) or ``agents``
+            (processes on several, each of which runs the same command).
         restarts: how often the processes of a training are started anew when one of them dies;
             each goes on from the last checkpoint.
+        address: of ``agents``, ``host:port`` where they meet, on the machine that lives longest.
+        token_file: of ``agents``, holds what they prove to know; empty on loopback only.
+        at_least: of ``agents``, how many a training needs; ``[resources] nodes`` is the most.
+        wait_seconds: of ``agents``, how long those that are missing are waited for.
     """
 
     kind: str = "inline"
     restarts: int = 3
+    address: str = "127.0.0.1:29400"
+    token_file: str = ""
+    at_least: int = 1
+    wait_seconds: float = 600.0
+
+    def token(self) -> bytes:
+        """What ``token_file`` holds, less white space around it; empty if there is none.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it holds nothing.
+        """
+        if not self.token_file:
+            return b""
+        token = Path(self.token_file).read_bytes().strip()
+        if not token:
+            raise wrong("[launcher] token_file", self.token_file, "a file that is not empty")
+        return token
 
 
 @dataclass(frozen=True, kw_only=True)

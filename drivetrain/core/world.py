@@ -17,6 +17,8 @@ class World:
         local_rank: the rank among those on this machine.
         address: host of the one that all connect to first.
         port: and its port.
+        job: tells the jobs of agents apart; empty for any other.
+        generation: how often the processes of such a job have been started anew.
     """
 
     rank: int = 0
@@ -24,11 +26,14 @@ class World:
     local_rank: int = 0
     address: str = "127.0.0.1"
     port: int = 0
+    job: str = ""
+    generation: int = 0
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> "World":
         """The world that a launcher describes in ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``,
-        ``MASTER_ADDR`` and ``MASTER_PORT``, as torch names them; this process alone without them.
+        ``MASTER_ADDR`` and ``MASTER_PORT``, as torch names them, and in ``DRIVETRAIN_JOB`` and
+        ``DRIVETRAIN_GENERATION``; this process alone without them.
 
         Raises:
             ValueError: one of them is no number, or the rank is not below the size.
@@ -51,6 +56,8 @@ class World:
             local_rank=number("LOCAL_RANK"),
             address=environment.get("MASTER_ADDR", "127.0.0.1"),
             port=number("MASTER_PORT"),
+            job=environment.get("DRIVETRAIN_JOB", ""),
+            generation=number("DRIVETRAIN_GENERATION"),
         )
 
     @property

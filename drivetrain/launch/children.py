@@ -42,7 +42,12 @@ class Children:
         self._asked: set[int] = set()
         self._failed: float | None = None
 
-    def __enter__(self) -> "Children":
+    def start(self) -> "Children":
+        """Start all of them.
+
+        Raises:
+            OSError: the command can't be started; none is left.
+        """
         try:
             for environment in self._environments:
                 process = subprocess.Popen(
@@ -55,6 +60,8 @@ class Children:
             self.end()
             raise
         return self
+
+    __enter__ = start
 
     def __exit__(
         self,
@@ -85,7 +92,9 @@ class Children:
         now = time.monotonic()
         if self._failed is None:
             self._failed = now
-        if None in statuses and now < self._failed + min(LOSS_SECONDS, self.grace):
+        # One that was asked to end may still be writing its checkpoint when the first has ended.
+        patience = self.grace if self._asked else min(LOSS_SECONDS, self.grace)
+        if None in statuses and now < self._failed + patience:
             return None
         found = self.fault()
         self.end()
@@ -116,6 +125,18 @@ class Children:
 
         ended = ((place, process.poll()) for place, process in enumerate(self.processes))
         return min(((at, status) for at, status in ended if status), key=order, default=(0, 0))
+
+    @property
+    def running(self) -> bool:
+        """Whether one of them runs."""
+        return any(process.poll() is None for process in self.processes)
+
+    def kill(self) -> None:
+        """End those that run, now."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
     def end(self, grace: float | None = None) -> None:
         """Ask those that run to end, and end those that do not.

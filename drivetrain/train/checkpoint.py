@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from safetensors.torch import load, save
 
+from drivetrain.core.claim import Claim
 from drivetrain.core.durable import write
 from drivetrain.core.metric import Emit, Note, silent
 
@@ -66,15 +67,23 @@ class Checkpoints:
         fingerprint: names the training; checkpoints of another one are not used.
         emit: where it is said that one was not used.
         writes: whether this process does; of several with the same weights one is enough.
+        claim: whose turn it is to write; None where nobody else may come.
     """
 
     def __init__(
-        self, directory: Path, fingerprint: str, emit: Emit = silent, *, writes: bool = True
+        self,
+        directory: Path,
+        fingerprint: str,
+        emit: Emit = silent,
+        *,
+        writes: bool = True,
+        claim: Claim | None = None,
     ) -> None:
         self.directory = directory
         self.fingerprint = fingerprint
         self.emit = emit
         self.writes = writes
+        self.claim = claim
 
     def part(self, checkpoint: Checkpoint) -> Checkpoint | None:
         """All of it, or nothing."""
@@ -84,8 +93,11 @@ class Checkpoints:
         """Write a checkpoint; older ones beyond :data:`KEPT`, or all before a final one, go.
 
         Raises:
+            ConnectionError: a later generation of this job writes here now.
             OSError: no space, no permission; the checkpoints are then as they were.
         """
+        if self.claim is not None:
+            self.claim.check()
         state = {**checkpoint.state, "fingerprint": self.fingerprint}
         tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
         data = save(tensors, {_STATE: json.dumps(state, sort_keys=True)})

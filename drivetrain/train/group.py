@@ -178,12 +178,13 @@ def joined(run: Run, seconds: float) -> Iterator[Group]:
     backend = "cpu:gloo,cuda:nccl" if run.device.startswith("cuda") else "gloo"
     bound = timedelta(seconds=seconds)
     try:
+        store = dist.TCPStore(
+            world.address, world.port, world.size, world.rank == 0, bound, wait_for_workers=False
+        )
+        # One of another generation, which was stopped and woke up, finds nobody here.
+        own = dist.PrefixStore(f"{world.job}/{world.generation}", store)
         dist.init_process_group(
-            backend,
-            init_method=f"tcp://{world.address}:{world.port}",
-            rank=world.rank,
-            world_size=world.size,
-            timeout=bound,
+            backend, store=own, rank=world.rank, world_size=world.size, timeout=bound
         )
     except (RuntimeError, TimeoutError) as error:
         raise ConnectionError(

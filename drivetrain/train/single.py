@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from drivetrain.core.claim import Claim
 from drivetrain.core.describe import digest
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Emit, silent
@@ -12,6 +13,7 @@ from drivetrain.core.seams import Examples, Reduced, Run
 from drivetrain.train.loss import Loss
 from drivetrain.train.private import Private
 from drivetrain.train.prune import Prune
+from drivetrain.train.quantization_aware import QuantizationAware
 from drivetrain.train.schedule import Constant, Schedule
 from drivetrain.train.stopping import EarlyStopping
 
@@ -60,6 +62,8 @@ class Single:
         privacy: hides each training row behind noise, for an ε that is stated; None for none.
         prune: takes channels out of the trained model, which is then trained further; None
             leaves it as it is.
+        quantize: trains the trained (and pruned) model on with its products in eight bits, and
+            serves those; None leaves it in float32.
         seed: of the order of the rows and of dropout.
         deterministic: choose kernels that repeat to the bit.
         checkpoint_seconds: between two checkpoints; None goes by steps only.
@@ -88,6 +92,7 @@ class Single:
     average: float | None = None
     privacy: Private | None = None
     prune: Prune | None = None
+    quantize: QuantizationAware | None = None
     seed: int = 0
     deterministic: bool = True
     checkpoint_seconds: float | None = field(default=30.0, metadata=_NOT_DECLARED)
@@ -118,15 +123,19 @@ class Single:
                 raise wrong(f"{where}.{name}", value, "a number above 0, or None")
         if self.privacy is not None:
             self.privacy.check(self)
-        if self.prune is not None:
+        for name in ("prune", "quantize"):
+            value = getattr(self, name)
+            if value is None:
+                continue
             # A class that trains in another way may hold the weights in parts.
             own = ("fit", "_train", "_fitted")
-            if any(getattr(type(self), name) is not getattr(Single, name) for name in own):
-                raise wrong(
-                    f"{where}.prune", self.prune, "None; Single, AllReduce and DiLoCo prune"
-                )
+            if any(getattr(type(self), each) is not getattr(Single, each) for each in own):
+                raise wrong(f"{where}.{name}", value, f"None; Single, AllReduce and DiLoCo {name}")
             if self.privacy is not None:
-                raise wrong(f"{where}.prune", self.prune, "None: more epochs would spend more ε")
+                raise wrong(f"{where}.{name}", value, "None: more epochs would spend more ε")
+        if self.quantize is not None and self.compile:
+            allowed = "None: layers in eight bits go through no compiler"
+            raise wrong(f"{where}.quantize", self.quantize, allowed)
 
     def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module | Reduced":
         """Train ``model`` in place; what was begun in ``run.directory`` goes on from there.
@@ -138,7 +147,8 @@ class Single:
 
         Returns:
             The model with its final weights, in evaluation mode: the average or the best ones
-            where they were asked for. With ``prune`` the smaller one, and this one beside it.
+            where they were asked for. With ``prune`` or ``quantize`` the smaller one, and this
+            one beside it.
 
         Raises:
             ArithmeticError: the loss or a weight is no longer a number.
@@ -155,9 +165,7 @@ class Single:
             repeatable(self.seed + group.stream, run.device, deterministic=self.deterministic),
         ):
             model = self._train(model.to(run.device).train(), source, run, group, ending)
-            if self.prune is not None:
-                return self._pruned(model, self.prune, source, run, group, ending)
-        return model.eval()
+            return self._smaller(model.eval(), source, run, group, ending)
 
     def predictions(self, outputs: Any) -> Mapping[str, Any]:
         """Named predictions; those of the loss, or the outputs under their own names."""
@@ -189,28 +197,45 @@ class Single:
                 keep.finish(loop)
             return self._fitted(model, run, group)
 
-    def _pruned(
+    def _smaller(
+        self, model: "nn.Module", source: Examples, run: Run, group: "Group", ending: "Ending"
+    ) -> "nn.Module | Reduced":
+        """The trained model, or what pruning and eight bits make of it, trained further."""
+        smaller, names = model, list[str]()
+        # All processes have equal weights, and so change their models in the same way.
+        if self.prune is not None:
+            emit = run.emit if group.rank == 0 else silent
+            smaller = self.prune(model, source.features.tensors, emit)
+            lr = self.prune.lr or self.lr
+            further = replace(self, prune=None, quantize=None, epochs=self.prune.epochs, lr=lr)
+            smaller = further._again("prune", smaller, source, run, group, ending)
+            names.append("prune")
+        if self.quantize is not None:
+            smaller = self.quantize.rounding(smaller)
+            lr = self.quantize.lr or self.lr / 10
+            further = replace(self, prune=None, quantize=None, epochs=self.quantize.epochs, lr=lr)
+            smaller = further._again("quantize", smaller, source, run, group, ending)
+            smaller = self.quantize.rounded(smaller)
+            names.append("quantize")
+        return Reduced(smaller, model, "-".join(names)) if names else model
+
+    def _again(
         self,
+        name: str,
         model: "nn.Module",
-        prune: Prune,
         source: Examples,
         run: Run,
         group: "Group",
         ending: "Ending",
-    ) -> Reduced:
-        """Prune and train further: a training of its own, with checkpoints of its own."""
+    ) -> "nn.Module":
+        """Train a changed model: a training of its own, with checkpoints and metrics of its own."""
         from drivetrain.train.prune import under
         from drivetrain.train.repeatable import repeatable
 
-        emit = run.emit if group.rank == 0 else silent
-        # All processes have equal weights and so take out the same channels.
-        smaller = prune(model, source.features.tensors, emit).train()
-        further = replace(self, prune=None, epochs=prune.epochs, lr=prune.lr or self.lr)
-        lent = replace(run, directory=run.directory / "prune", emit=under("prune", run.emit))
+        lent = replace(run, directory=run.directory / name, emit=under(name, run.emit))
         # Generators begin anew, whether the training before went on to its end or was read.
         with repeatable(self.seed + group.stream, run.device, deterministic=self.deterministic):
-            smaller = further._train(smaller, source, lent, group, ending)
-        return Reduced(smaller.eval(), model.eval(), "prune")
+            return self._train(model.train(), source, lent, group, ending).eval()
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
         """What sums gradients over them."""
@@ -234,7 +259,10 @@ class Single:
 
         leads = group.rank == 0
         emit = run.emit if leads else silent
-        return Checkpoints(run.directory, fingerprint, emit, writes=leads)
+        claim = Claim.of(run.directory, run.world)
+        if leads:
+            claim.take()
+        return Checkpoints(run.directory, fingerprint, emit, writes=leads, claim=claim)
 
     def _first_callbacks(self, step: "Step", group: "Group") -> "tuple[Callback, ...]":
         """What happens after an update before it is reported, validated and kept."""
