@@ -430,7 +430,8 @@ def _compute(model: Model, batch: list[Task], begins: Callable[[], object] | Non
             outputs = model.infer(feeds) if len(refused) < len(batch) else []
     except Exception as error:
         seconds = monotonic() - begun
-        alone = len(batch) == 1
+        # A binding says of whatever went wrong that the execution did; a plain run says what.
+        alone = len(batch) == 1 and inputs is not None
         outcomes: list[Outcome] = (
             [error] if alone else [_alone(model, task, begins) for task in batch]
         )
