@@ -75,7 +75,7 @@ def _chosen(options: argparse.Namespace) -> list[tuple[tuple[str, ...], Measure]
         beside = partial(v2_address.beside, address=options.address, model=options.model)
         return [((), beside)]
     seconds = options.soak or (soak.QUICK_SECONDS if options.quick else soak.FULL_SECONDS)
-    return [*MEASURES.items(), (SOAK, lambda at, quick: soak.soak(at, seconds))]
+    return [*MEASURES.items(), (SOAK, lambda at, quick: soak.soak(at, seconds, options.soak_rate))]
 
 
 def _wanted(names: tuple[str, ...], only: list[str] | None) -> bool:
@@ -103,6 +103,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--only", type=_figures, metavar="FIGURE,…", help=", ".join(FIGURES))
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="how long the soak lasts")
+    parser.add_argument("--soak-rate", type=float, metavar="N", default=soak.RATE,
+                        help="requests a second of the soak")  # fmt: skip
     parser.add_argument("--address", help="of a running V2 server, http://host:port")
     parser.add_argument("--model", default="model_a", help="its name on that server")
     return parser.parse_args()
