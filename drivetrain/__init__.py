@@ -44,14 +44,19 @@ if TYPE_CHECKING:
     from drivetrain.train.diloco import DiLoCo
     from drivetrain.train.distill import Distill
     from drivetrain.train.estimator import Estimator
+    from drivetrain.train.flax import Flax
+    from drivetrain.train.keras import Keras
     from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
     from drivetrain.train.parameter_server import ParameterServer
+    from drivetrain.train.pipelined import Pipelined
     from drivetrain.train.private import Private
     from drivetrain.train.prune import Prune
+    from drivetrain.train.quantization_aware import QuantizationAware
     from drivetrain.train.schedule import Constant, Cosine, StepDecay
     from drivetrain.train.sharded import Sharded
     from drivetrain.train.single import Single
     from drivetrain.train.stopping import EarlyStopping
+    from drivetrain.train.tensor_parallel import TensorParallel
     from drivetrain.watch.probes import AUC, RMSE, Accuracy, Calibration, Drift, Latency, LogLoss
 
 _HOME = {
@@ -79,6 +84,7 @@ _HOME = {
         "CSV",
         "Arrow",
         "JSONLines",
+    "Keras",
         "Parquet",
     ),
     "events.split": (
@@ -112,14 +118,18 @@ _HOME = {
     "train.diloco": ("DiLoCo",),
     "train.distill": ("Distill",),
     "train.estimator": ("Estimator",),
+    "train.flax": ("Flax",),
+    "train.keras": ("Keras",),
     "train.loss": (
         "BinaryCrossEntropy",
         "CrossEntropy",
         "MeanSquaredError",
     ),
     "train.parameter_server": ("ParameterServer",),
+    "train.pipelined": ("Pipelined",),
     "train.private": ("Private",),
     "train.prune": ("Prune",),
+    "train.quantization_aware": ("QuantizationAware",),
     "train.schedule": (
         "Constant",
         "Cosine",
@@ -128,6 +138,7 @@ _HOME = {
     "train.sharded": ("Sharded",),
     "train.single": ("Single",),
     "train.stopping": ("EarlyStopping",),
+    "train.tensor_parallel": ("TensorParallel",),
     "watch.probes": (
         "AUC",
         "RMSE",
@@ -165,6 +176,7 @@ __all__ = [
     "Drift",
     "EarlyStopping",
     "Estimator",
+    "Flax",
     "Graph",
     "Hash",
     "HashSplit",
@@ -181,9 +193,11 @@ __all__ = [
     "Optimize",
     "ParameterServer",
     "Parquet",
+    "Pipelined",
     "PowerSGD",
     "Private",
     "Prune",
+    "QuantizationAware",
     "Quantize",
     "Raw",
     "Registry",
@@ -193,6 +207,7 @@ __all__ = [
     "Site",
     "StepDecay",
     "System",
+    "TensorParallel",
     "Text",
     "TimeSplit",
     "TopK",

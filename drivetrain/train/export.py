@@ -50,14 +50,14 @@ def export(
     schema = inputs.tensors if isinstance(inputs, FeatureSchema) else inputs
     served = _Served(copy.deepcopy(model).cpu().eval(), predictions)
     generator = np.random.default_rng(0)
-    sample = _tensors(schema, features, 3, generator)
+    sample = drawn(schema, features, 3, generator)
     with torch.no_grad():
         answers = served.named(*sample)
     for name, answer in answers.items():
         if answer.dim() == 0 or answer.shape[0] != 3:
             raise wrong(f"prediction {name!r}", tuple(answer.shape), "rows as the first dimension")
     graph = Graph.from_proto(_onnx(served, sample, schema, list(answers)))
-    _check(graph, served, schema, features, tolerance, generator)
+    check(graph, served.named, schema, features, generator, tolerance=tolerance)
     return graph
 
 
@@ -143,7 +143,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _tensors(
+def drawn(
     inputs: Schema, features: FeatureSchema | None, rows: int, generator: np.random.Generator
 ) -> list[Tensor]:
     """Random inputs: numbers around zero, integers below their cardinality."""
@@ -167,32 +167,48 @@ def _below(name: str, shape: tuple[int, ...], features: FeatureSchema | None) ->
     return max(features.field(name).cardinality, 1)
 
 
-def _check(
+def check(
     graph: Graph,
-    served: _Served,
+    named: Callable[..., Mapping[str, Tensor]],
     inputs: Schema,
     features: FeatureSchema | None,
-    tolerance: float,
     generator: np.random.Generator,
+    *,
+    tolerance: float,
+    framework: str = "torch",
 ) -> None:
+    """Hold a graph against the model that it was made of, on drawn rows, 1 to 64 at once.
+
+    Args:
+        graph: from ``inputs`` to predictions.
+        named: what the framework answers to one tensor for each input.
+        inputs: ``features.tensors``.
+        features: whose cardinalities bound the integers; None draws 0 and 1.
+        generator: draws the rows.
+        tolerance: the largest difference allowed, absolute up to 1 and relative above.
+        framework: its name in errors.
+
+    Raises:
+        ValueError: the graph answers something else.
+    """
     session = graph.session(threads=1)
     for rows in SIZES:
-        tensors = _tensors(inputs, features, rows, generator)
+        tensors = drawn(inputs, features, rows, generator)
         columns = dict(zip(inputs.names, (t.numpy() for t in tensors), strict=True))
         found = session.run(Batch({name: columns[name] for name, _ in session.inputs}))
         with torch.no_grad():
-            expected = served.named(*tensors)
+            expected = named(*tensors)
         for name, tensor in expected.items():
             left, right = found[name].astype(np.float64), tensor.numpy().astype(np.float64)
             if left.shape != right.shape:
                 raise ValueError(
                     f"prediction {name!r} of {rows} rows: found shape {left.shape} in the graph, "
-                    f"allowed: {right.shape} as in torch."
+                    f"allowed: {right.shape} as in {framework}."
                 )
             difference = np.abs(left - right) / np.maximum(np.abs(right), 1)
             worst = float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
             if worst > tolerance:
                 raise ValueError(
                     f"prediction {name!r} of {rows} rows: found a difference of {worst:.3g} "
-                    f"between the graph and torch, allowed: {tolerance:g}."
+                    f"between the graph and {framework}, allowed: {tolerance:g}."
                 )
