@@ -84,7 +84,6 @@ _HOME = {
         "CSV",
         "Arrow",
         "JSONLines",
-    "Keras",
         "Parquet",
     ),
     "events.split": (
@@ -185,6 +184,7 @@ __all__ = [
     "Index",
     "Int8",
     "JSONLines",
+    "Keras",
     "Latency",
     "Log",
     "LogLoss",

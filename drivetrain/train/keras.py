@@ -99,9 +99,11 @@ class Keras(Elsewhere):
         """The model with an optimizer, on its back end."""
         from drivetrain.train.native import in_keras
 
-        make = self.optimizer
-        if isinstance(self.optimizer, str):
-            make = getattr(need("keras.optimizers", "keras"), _OPTIMIZERS[self.optimizer])
+        make = (
+            getattr(need("keras.optimizers", "keras"), _OPTIMIZERS[self.optimizer])
+            if isinstance(self.optimizer, str)
+            else self.optimizer
+        )
         loss = in_keras(self.loss)
         if self.backend == "tensorflow":
             from drivetrain.train.keras_tensorflow import KerasOnTensorFlow
