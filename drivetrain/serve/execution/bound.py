@@ -43,7 +43,7 @@ class Bound:
         inputs: Sequence[tuple[str, int]],
         outputs: Sequence[Field],
     ) -> None:
-        self.memory = memoryview(np.zeros(MOST_ROWS * form.row // 8 + 1, np.int64)).cast("B")
+        self.memory = np.zeros(MOST_ROWS * form.row // 8 + 1, np.int64).data.cast("B")
         self.lock = threading.Lock()
         self._session = session
         self._form = form

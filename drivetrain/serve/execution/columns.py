@@ -187,6 +187,9 @@ class Columns:
         """
         form = self.form
         assert form is not None, "whoever has memory for it has asked"
+        if len(requests) == 1 and type(requests[0]) is Packed:
+            memory[: form.row * rows] = requests[0].data
+            return
         kinds = {type(request) for request in requests}
         if kinds == {Packed}:
             if self._reader is not None:
@@ -295,9 +298,6 @@ def _reader(form: Form | None, names: Sequence[str]) -> Any:
 
 def _gather(form: Form, requests: Sequence[Packed], memory: memoryview, rows: int) -> None:
     """Join requests that are packed alike, column by column."""
-    if len(requests) == 1:
-        memory[: form.row * rows] = requests[0].data
-        return
     for code, group in form.groups:
         block = form.block(memory, code, group, rows)
         start = 0

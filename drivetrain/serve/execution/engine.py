@@ -65,6 +65,9 @@ shape takes no more than that for each byte of its JSON, and one for each of its
 
 _FEW = 64
 """Values that are counted one by one sooner than by numpy."""
+_ALONE = 16
+"""After so many runs of one request each the next ones do not wait for the end of the loop's turn,
+as it is known that nobody else comes. Every so many that is looked at again."""
 _AGAIN = 7 / 8
 """A queue that was full takes requests again when it is no longer than this part of its limit."""
 
@@ -111,7 +114,10 @@ class Task:
         self.deadline = deadline
         self.received = self.queued = monotonic() if received is None else received
         self.run: Run | None = None
-        self.holds = _VALUE_BYTES * rows * len(columns) + _TEXT_BYTES * size
+        if type(columns) is Packed:
+            self.holds = len(columns.data) + size
+        else:
+            self.holds = _VALUE_BYTES * rows * len(columns) + _TEXT_BYTES * size
 
     def done(self, inputs: Sequence[Array], outputs: list[Array]) -> None:
         """Called on the loop's thread with the columns and predictions of these rows."""
@@ -165,6 +171,10 @@ class _Lane:
         self.rows = 0
         self.scheduled = False
         self.running = False
+        self.quick = 0
+        """Rows that may wait without a question: they take little time, one by one too."""
+        self.alone = 0
+        """Runs since one had several requests."""
         self.shares = model.cost.pays and model.columns.stackable
         self.seconds = metrics.inference_seconds.of(model.name, model.version)
         self.sizes = metrics.batch_rows.of(model.name, model.version)
@@ -195,7 +205,8 @@ class Engine:
         self._lanes: dict[Model, _Lane] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._away: dict[_Lane, float] = {}
-        self._full: set[_Lane] = set()
+        self.full: set[_Lane] = set()
+        """Those that take no requests for now; while there is one, ask :meth:`admit`."""
         self.held = 0
         """Bytes that the tasks hold which wait or run."""
         self.on_full: Callable[[Model, str], object] = lambda model, why: None
@@ -209,7 +220,7 @@ class Engine:
 
     def close(self, model: Model) -> None:
         """Take no more tasks for a version; those that wait are still run."""
-        self._full.discard(self._lanes.pop(model))
+        self.full.discard(self._lanes.pop(model))
         self._metrics.statistics.remove(model.name, model.version)
 
     def queued(self, name: str) -> float:
@@ -229,7 +240,7 @@ class Engine:
             OverloadedError: the queue was full and is not yet shorter by some requests.
         """
         lane = self._lanes.get(model)
-        if lane in self._full:
+        if lane in self.full:
             raise OverloadedError(self._crowd(lane, _AGAIN) or "the queue is full.")
 
     def submit(self, task: Task) -> None:
@@ -239,19 +250,37 @@ class Engine:
             OverloadedError: the queue is full.
         """
         lane = self._lanes[task.model]
-        crowd = self._crowd(lane, 1.0, task.rows, task.holds)
-        if crowd:
-            if lane not in self._full and self._crowd(lane, _AGAIN):  # else it was but too large
-                self._full.add(lane)
-                self.on_full(task.model, crowd)
-            raise OverloadedError(crowd)
+        rows, limits = lane.rows + task.rows, self.batching
+        if (
+            rows > limits.queue_rows
+            or self.held + task.holds > limits.queue_bytes
+            or rows > lane.quick
+        ):
+            self._check(lane, task)
         task.queued = monotonic()
         self.held += task.holds
         lane.tasks.append(task)
-        lane.rows += task.rows
-        if not lane.scheduled and not lane.running:
-            lane.scheduled = True
-            self._loop.call_soon(self._turn, lane)
+        lane.rows = rows
+        if lane.scheduled or lane.running:
+            return
+        if lane.alone >= _ALONE and lane.alone % _ALONE:
+            self._turn(lane)
+            return
+        lane.scheduled = True
+        self._loop.call_soon(self._turn, lane)
+
+    def _check(self, lane: _Lane, task: Task) -> None:
+        """Look closely where a limit is near.
+
+        Raises:
+            OverloadedError: the queue is full.
+        """
+        crowd = self._crowd(lane, 1.0, task.rows, task.holds)
+        if crowd:
+            if lane not in self.full and self._crowd(lane, _AGAIN):  # else it was but too large
+                self.full.add(lane)
+                self.on_full(task.model, crowd)
+            raise OverloadedError(crowd)
 
     def _crowd(self, lane: _Lane, part: float, rows: int = 0, holds: int = 0) -> str:
         """What there is too much of, for so many rows and bytes more, where a part of each limit
@@ -272,8 +301,8 @@ class Engine:
 
     def _reopen(self) -> None:
         """Let those be asked again whose queue has room for some requests."""
-        for lane in [lane for lane in self._full if not self._crowd(lane, _AGAIN)]:
-            self._full.discard(lane)
+        for lane in [lane for lane in self.full if not self._crowd(lane, _AGAIN)]:
+            self.full.discard(lane)
             self.on_full(lane.model, "")
 
     def stuck(self, seconds: float) -> str:
@@ -293,10 +322,11 @@ class Engine:
     def _turn(self, lane: _Lane) -> None:
         lane.scheduled = False
         batch, rows = self._take(lane)
-        if self._full:
+        if self.full:
             self._reopen()
         if not batch:
             return
+        lane.alone = lane.alone + 1 if len(batch) == 1 and not lane.tasks else 0
         cost = lane.model.cost
         if cost.steady and cost.seconds(rows) <= self.batching.inline_seconds:
             self._land(lane, batch, rows, _compute(lane.model, batch))
@@ -341,11 +371,15 @@ class Engine:
         if lane.tasks and not lane.scheduled:
             lane.scheduled = True
             self._loop.call_soon(self._turn, lane)
-        lane.model.cost.seen(rows, run.seconds)
+        cost = lane.model.cost
+        cost.seen(rows, run.seconds)
+        lane.quick = _FEW if cost.seconds(_FEW, _FEW) < self.batching.queue_seconds else 0
         lane.seconds.observe(run.seconds)
         lane.sizes.observe(rows)
-        for number, histogram in lane.predictions if run.outputs else ():
-            observe(histogram, run.outputs[number])
+        whole = bool(run.outputs)
+        if whole:
+            for number, histogram in lane.predictions:
+                observe(histogram, run.outputs[number])
         good = answered = 0
         arrived = queued = 0.0
         for task, outcome in zip(batch, run.outcomes, strict=True):
@@ -354,10 +388,12 @@ class Engine:
             if isinstance(outcome, Exception):
                 self._fail(lane, task, outcome)
                 continue
+            inputs, outputs = outcome
             try:
-                for number, histogram in () if run.outputs else lane.predictions:
-                    observe(histogram, outcome[1][number])
-                task.done(*outcome)
+                if not whole:
+                    for number, histogram in lane.predictions:
+                        observe(histogram, outputs[number])
+                task.done(inputs, outputs)
             except Exception as error:  # one answer that cannot be written must not take others
                 self._fail(lane, task, error)
                 continue
@@ -368,7 +404,7 @@ class Engine:
         if good:
             ended = monotonic()
             lane.tally.ran(good, answered, arrived, queued, run.begun, run.fed, run.inferred, ended)
-        if self._full:
+        if self.full:
             self._reopen()
 
     def _fail(self, lane: _Lane, task: Task, error: Exception) -> None:

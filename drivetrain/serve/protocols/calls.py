@@ -5,6 +5,7 @@ import math
 import os
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -100,6 +101,7 @@ class Series:
         self._labels = (model, version, route)
         self._seconds = service.metrics.request_seconds.of(model, version, route)
         self._codes: dict[int, Counter] = {}
+        self._told = service.access is not None or service.traces is not None
 
     def answer(
         self,
@@ -132,12 +134,15 @@ class Series:
         self, exchange: Exchange, status: int, size: int, request_id: str, task: Task | None
     ) -> float:
         seconds = time.monotonic() - exchange.received
-        codes = self._codes
-        if status not in codes:
-            codes[status] = self._service.metrics.requests.of(*self._labels, str(status))
-        codes[status].value += 1
-        self._seconds.observe(seconds)
-        if self._service.access is not None or self._service.traces is not None:
+        counter = self._codes.get(status)
+        if counter is None:
+            counter = self._service.metrics.requests.of(*self._labels, str(status))
+            self._codes[status] = counter
+        counter.value += 1
+        durations = self._seconds  # as Histogram.observe does, for which every request would call
+        durations.counts[bisect_left(durations.bounds, seconds)] += 1
+        durations.sum += seconds
+        if self._told:
             self._tell(exchange, status, size, seconds, request_id, task)
         return seconds
 
@@ -218,26 +223,29 @@ class Call(Task):
         deadline = math.inf if exchange.deadline is None else exchange.deadline
         if timeout is not None:
             deadline = min(deadline, exchange.received + timeout)
-        super().__init__(
-            route.model, columns, rows, deadline, exchange.received, len(exchange.body) + beside
-        )
+        service = route.service
+        size = len(exchange.body) + beside
+        super().__init__(route.model, columns, rows, deadline, exchange.received, size)
         self._route = route
         self._exchange = exchange
         self.options = options
-        name = shown = request_id or header_id(exchange) or route.service.request_ids.make()
-        if request_id and not _ID.fullmatch(request_id):
-            shown = quote(request_id, safe="")
+        if request_id is None and b"x-request-id" not in exchange.headers:
+            name = shown = service.request_ids.make()
+        else:
+            name = shown = request_id or header_id(exchange) or service.request_ids.make()
+            if request_id and not _ID.fullmatch(request_id):
+                shown = quote(request_id, safe="")
         self.request_id = name
-        self._identity = b"x-request-id: %b\r\n" % shown.encode()
+        self._identity = f"x-request-id: {shown}\r\n".encode()
         exchange.on_gone = self.cancel
 
     def done(self, inputs: Sequence[Array], outputs: list[Array]) -> None:
-        self._exchange.on_gone = None  # or the two would hold each other until a collection
-        body, kind, extra = self._route.encode(self, outputs)
-        seconds = self._route.series.answer(
-            self._exchange, 200, body, kind, self._identity + extra, self.request_id, self
+        exchange, route = self._exchange, self._route
+        exchange.on_gone = None  # or the two would hold each other until a collection
+        body, kind, extra = route.encode(self, outputs)
+        seconds = route.series.answer(
+            exchange, 200, body, kind, self._identity + extra, self.request_id, self
         )
-        route = self._route
         recorder = route.service.recorder
         if recorder is not None:
             recorder.offer(self.model, self.request_id, seconds, inputs, outputs, route.role)
@@ -299,11 +307,13 @@ class Route:
 
     def __call__(self, exchange: Exchange) -> None:
         """Decode a request and queue it, or say what is wrong with it."""
+        engine = self.service.engine
         try:
-            self.service.engine.admit(self.model)
+            if engine.full:
+                engine.admit(self.model)
             call = self.decode(exchange)
             self.check_rows(call.rows)
-            self.service.engine.submit(call)
+            engine.submit(call)
         except ValueError as error:
             self.refuse(exchange, 400, str(error))
         except RefusedError as error:

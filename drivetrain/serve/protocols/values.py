@@ -13,7 +13,7 @@ from drivetrain.serve.native import compiled
 _pack = struct.Struct("f").pack
 
 
-def float32_text(value: float) -> str:
+def float32_in_python(value: float) -> str:
     """A float32 as JSON: at most nine digits (IEEE 754-2008 §5.12.2), null where not finite.
 
     Whoever reads it as a double and rounds to float32 has the same bits: that is checked here,
@@ -27,6 +27,12 @@ def float32_text(value: float) -> str:
         if _pack(float(text)) == bits:
             return "-0.0" if text == "-0" else text  # an integer has no negative zero
     return repr(value)
+
+
+float32_text: Callable[[float], str] = (
+    float32_in_python if compiled is None else compiled.float32_text
+)
+"""The same, by the compiled part where it is there."""
 
 
 def float64_text(value: float) -> str:
@@ -45,7 +51,7 @@ def _bool_text(value: bool) -> str:
 
 
 _TEXT: dict[str, Callable[[Any], str]] = {
-    "f": float32_text if compiled is None else compiled.float32_text,
+    "f": float32_text,
     "d": float64_text,
     "e": float64_text,
     "?": _bool_text,

@@ -175,7 +175,8 @@ class Connection(asyncio.Protocol):
             exchange = waiting.popleft()
             self.http.buffered -= exchange.held
             last = not exchange.keep or (self.http.draining and not waiting and self.stage is READY)
-            self._write(exchange, last)
+            if not self.transport.is_closing():
+                self.transport.write(exchange.wire(self.http.date, last))
             if last:
                 self._linger()
                 return
@@ -187,10 +188,6 @@ class Connection(asyncio.Protocol):
                 self.deadline = monotonic() + self.http.limits.idle_seconds
         if self._paused:
             self._resume()
-
-    def _write(self, exchange: Http1Exchange, last: bool) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(exchange.wire(self.http.date, last))
 
     def _linger(self) -> None:
         """Close so that the last answer arrives: unread bytes at a close would reset it."""

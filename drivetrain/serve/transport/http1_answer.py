@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from drivetrain.serve.transport.exchange import JSON, Exchange, address
@@ -22,7 +23,14 @@ class Http1Exchange(Exchange):
         target: bytes,
         headers: Mapping[bytes, bytes],
     ) -> None:
-        super().__init__(method, target, headers, connection.managed)
+        self.method = method  # as Exchange does, for which every request would call
+        self.target = target
+        self.headers = headers
+        self.body = b""
+        self.managed = connection.managed
+        self.received = monotonic()
+        self.deadline = None
+        self.on_gone = None
         self._connection = connection
         self._answer: tuple[int, bytes, bytes, bytes] | None = None
         self.held = 0
