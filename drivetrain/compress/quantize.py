@@ -50,9 +50,9 @@ class Quantize:
         operators: which operators are quantized, of ``MatMul``, ``Gemm`` and ``Conv``.
         per_channel: a scale for each output channel of the weights, which helps where channels
             differ much.
-        ranges: of ``int8``: ``minmax`` takes the range seen; ``percentile`` cuts the outermost 0.001 % and
-            ``entropy`` what costs least information; these two hold all that the nodes give for
-            all calibration rows in memory.
+        ranges: of ``int8``: ``minmax`` takes the range seen; ``percentile`` cuts the outermost
+            0.001 % and ``entropy`` what costs least information; these two hold all that the
+            nodes give for all calibration rows in memory.
         exclude: patterns of node names that stay float, such as ``"*/head*"``.
     """
 
@@ -93,6 +93,8 @@ class Quantize:
         from drivetrain.core.graph import Graph
 
         folded = optimized(graph, "basic").proto  # so that weights are constants, biases fused
+        entry = folded.metadata_props.add()  # else the library warns that nobody prepared it
+        entry.key, entry.value = "onnx.quant.pre_process", "onnxruntime.quant"
         if self.scheme == "int8-dynamic":
             model = self._dynamic(folded)
         else:
@@ -132,8 +134,6 @@ class Quantize:
         onnx = need("onnx", "train")
         quantization = need("onnxruntime.quantization", "train")
         nodes = self._candidates(folded, self.operators)
-        entry = folded.metadata_props.add()  # else the library warns that nobody prepared it
-        entry.key, entry.value = "onnx.quant.pre_process", "onnxruntime.quant"
         with (
             tempfile.TemporaryDirectory(prefix="drivetrain-") as directory,
             redirect_stdout(StringIO()),  # the library prints there, where a program may read

@@ -6,12 +6,15 @@ from drivetrain.train.diloco import DiLoCo
 from drivetrain.train.distill import Distill
 from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from drivetrain.train.parameter_server import ParameterServer
+from drivetrain.train.pipelined import Pipelined
 from drivetrain.train.private import Private
 from drivetrain.train.prune import Prune
+from drivetrain.train.quantization_aware import QuantizationAware
 from drivetrain.train.schedule import Constant, Cosine, StepDecay
 from drivetrain.train.sharded import Sharded
 from drivetrain.train.single import Single
 from drivetrain.train.stopping import EarlyStopping
+from drivetrain.train.tensor_parallel import TensorParallel
 
 __all__ = [
     "FP16",
@@ -26,11 +29,14 @@ __all__ = [
     "Int8",
     "MeanSquaredError",
     "ParameterServer",
+    "Pipelined",
     "PowerSGD",
     "Private",
     "Prune",
+    "QuantizationAware",
     "Sharded",
     "Single",
     "StepDecay",
+    "TensorParallel",
     "TopK",
 ]

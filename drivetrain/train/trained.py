@@ -9,6 +9,7 @@ from drivetrain.core.metric import Metric
 from drivetrain.core.schema import Schema
 from drivetrain.core.seams import Reduced, Strategy
 from drivetrain.train.export import export
+from drivetrain.train.rounded import tolerance
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,4 +68,7 @@ def exported(
         else {MODEL: fitted}
     )
     predictions = getattr(strategy, "predictions", None)
-    return {name: export(model, inputs, predictions) for name, model in models.items()}
+    return {
+        name: export(model, inputs, predictions, tolerance=tolerance(model))
+        for name, model in models.items()
+    }
