@@ -5,6 +5,7 @@ A start of processes takes longer than the trainings: so all cases of one world 
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,10 @@ from drivetrain.core.seams import Run
 from drivetrain.core.world import World
 from drivetrain.models import MLP, ConvNet
 from drivetrain.models.bind import build
-from drivetrain.train import BinaryCrossEntropy, EarlyStopping, Pipelined, Single, group, resume
+from drivetrain.train import BinaryCrossEntropy, EarlyStopping, Single, group, resume
+from drivetrain.train.pipeline import divided
+from drivetrain.train.pipelined import Pipelined
+from drivetrain.train.step import Step
 
 COMMON: dict[str, Any] = {
     "loss": BinaryCrossEntropy("y"),
@@ -91,6 +95,30 @@ def model_of(case: dict[str, Any], examples: Made) -> nn.Module:
     return build(factories[case.get("of", "mlp")], examples.features, seed=1)
 
 
+class MicroStep(Step):
+    """Takes a batch as the stages of a pipeline do, in one process."""
+
+    def __call__(self, inputs: Any, targets: Any, rows: int, of_all: int | None = None) -> bool:
+        self._batches += 1
+        self._rows += rows
+        for some, labels, count in divided(inputs, targets, 4):
+            part = self.loss(self.outputs(some), labels) * (count / self.full)
+            self._add(part)
+            part.backward()
+        return self.flush() if self._batches == self.accumulate else False
+
+
+class Micro(Single):
+    """Trains in one process, with four micro-batches to a batch."""
+
+    def _kind_of_step(self, group: Any) -> type[Step]:
+        return MicroStep
+
+
+class EnoughError(Exception):
+    """The end of a training that shall go on later."""
+
+
 class Weighed(Pipelined):
     """Notes what this process holds when the last update is done."""
 
@@ -112,7 +140,7 @@ TOLD: dict[str, Any] = {}
 
 
 def train(directory: Path, case: dict[str, Any], world: World) -> None:
-    """Train one case; the leader also as ``Single`` does, if it shall be compared."""
+    """Train one case; the leader also in one process, if it shall be compared."""
     kind = Pictures if case.get("of") == "conv" else Made
     rows, validate = case.get("rows", 1003), case.get("validate", 100)
     options = {**COMMON, "wait_seconds": 20, **case.get("strategy", {})}
@@ -124,19 +152,22 @@ def train(directory: Path, case: dict[str, Any], world: World) -> None:
     MODEL[:] = [model_of(case, examples)]
     TOLD.clear()
     emit = hearing(TOLD)
-    fitted = Weighed(**options).fit(
-        MODEL[0], examples, Run(directory=into / "run", emit=emit, world=world)
-    )
+    run = Run(directory=into / "run", emit=emit, world=world)
+    try:
+        fitted = Weighed(**options).fit(MODEL[0], examples, run)
+    except EnoughError:
+        return
     assert not fitted.training
     TOLD["bytes_after"] = sum(p.nbytes for p in fitted.parameters())
     save(fitted, into / f"weights-{world.rank}.safetensors")
     (into / f"told-{world.rank}.json").write_text(json.dumps(TOLD))
-    if case.get("compare") and world.rank == 0:
+    if "like" in case and world.rank == 0:
         own = ("wait_seconds", "stages", "micro_batches", "order", "cut")
         options = {name: value for name, value in options.items() if name not in own}
         examples, figures = kind(rows, validate=validate), dict[str, Any]()
         run = Run(directory=into / "single", emit=hearing(figures))
-        found = Single(**options).fit(model_of(case, examples), examples, run)
+        kinds = {"Single": Single, "Micro": Micro}
+        found = kinds[case["like"]](**options).fit(model_of(case, examples), examples, run)
         save(found, into / "weights-single.safetensors")
         (into / "told-single.json").write_text(json.dumps(figures))
 
@@ -158,13 +189,16 @@ def save(model: nn.Module, path: Path) -> None:
 
 
 def cutting(examples: Made, cut: dict[str, Any], world: World) -> Made:
-    """Examples that end a process when it asks for a batch."""
+    """Examples that end a training, or its process, when it asks for a batch."""
     batches = examples.batches
 
     def ending(split: Any, *args: Any, **more: Any) -> Any:
         for number, batch in enumerate(batches(split, *args, **more)):
-            if split == "train" and "order" in more and number == cut.get(str(world.rank)):
-                os.kill(os.getpid(), {"killed": 9, "stopped": 19}[cut["how"]])
+            if split == "train" and "order" in more and number == cut.get("batch"):
+                if "rank" not in cut:
+                    raise EnoughError
+                if cut["rank"] == world.rank:
+                    os.kill(os.getpid(), signal.SIGKILL)
             yield batch
 
     examples.batches = ending
@@ -181,11 +215,14 @@ def main(directory: Path, cases: list[dict[str, Any]]) -> int:
 
             @contextmanager
             def joined(run: Run, seconds: float) -> Iterator[Any]:
-                yield all_of_them
+                yield group.Alone() if run.world.size == 1 else all_of_them
 
             group.joined = joined
             for case in cases:
-                train(directory, case, world)
+                if not case.get("alone"):
+                    train(directory, case, world)
+                elif world.leads:
+                    train(directory, case, World())
     except ConnectionError as error:
         (directory / f"lost-{world.rank}").write_text(str(error))
         os._exit(LOST)  # as the command line does: a thread of a lost group aborts at the exit
