@@ -248,7 +248,9 @@ class _Agent:
 
     def _heed(self, message: dict[str, Any]) -> int | None:
         kind = message["kind"]
-        if kind == "start" and self._leaving is None:
+        if kind == "known":
+            self._known = self._read(message)
+        elif kind == "start" and self._leaving is None:
             self._start(message)
         elif kind == "stop":
             self._stopped = int(message["generation"])
@@ -263,15 +265,15 @@ class _Agent:
             raise wrong("the system that this agent runs", self._terms.subject[:12], "the others'")
         return None
 
+    def _read(self, message: dict[str, Any]) -> Known:
+        phase = int(message["phase"])
+        if not 0 <= phase < len(self._jobs):
+            raise ConnectionError(f"the meeting speaks of job {phase} of {len(self._jobs)}")
+        return Known(str(message["job"]), int(message["generation"]), phase)
+
     def _start(self, message: dict[str, Any]) -> None:
-        known = Known(
-            job=str(message["job"]),
-            generation=int(message["generation"]),
-            phase=int(message["phase"]),
-        )
-        if not 0 <= known.phase < len(self._jobs):
-            raise ConnectionError(f"the meeting speaks of job {known.phase} of {len(self._jobs)}")
-        self._known, self._status, self._kill_at = known, None, None
+        known = self._known = self._read(message)
+        self._status, self._kill_at = None, None
         job = self._jobs[known.phase]
         environments = [
             {
@@ -288,6 +290,8 @@ class _Agent:
             }
             for local in range(int(message["processes"]))
         ]
+        if self._children is not None:
+            self._children.kill()
         self._children = Children(job.command, environments, HURRIED_SECONDS).start()
 
     def _interface(self) -> dict[str, str]:

@@ -229,6 +229,7 @@ class Meeting:
         if known.generation > self._known.generation:  # it was at a meeting that has gone
             self._known = known
         self._came = time.monotonic()
+        self._share(member)
         if not self._gathering and len(self._chosen) < self._most():
             self._again(f"{member.name} has come", hurry=False)
 
@@ -311,8 +312,12 @@ class Meeting:
         first, size = 0, sum(member.processes for member in chosen) if several else 1
         for member in chosen:
             member.running, member.status = True, None
+        for member in list(self._members):  # those that only stand by may hold the next meeting
+            self._share(member)
         leader, known = chosen[0], self._known
         for member in chosen:
+            if self._gathering:  # one of them has gone meanwhile
+                return
             self._tell(
                 member,
                 {
@@ -327,11 +332,13 @@ class Meeting:
                     "port": leader.port,
                 },
             )
-            if self._gathering:  # one of them has gone meanwhile
-                return
             first += member.processes
         if several:
             say(f"generation {known.generation}: {size} processes of {len(chosen)} agents")
+
+    def _share(self, member: Member) -> None:
+        """Let an agent know what a meeting after this one must."""
+        self._tell(member, {"kind": "known", **vars(self._known)})
 
     def _next_phase(self) -> None:
         for member in self._chosen:
