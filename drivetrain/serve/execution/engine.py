@@ -33,8 +33,9 @@ class Batching:
         queue_rows: rows that may wait for a run; a request that finds more is sent away.
         queue_bytes: what the requests of all models that wait or run may hold together, by an
             estimate from above; one that finds none is always taken.
-        queue_seconds: what the rows that wait may take by what was measured: as long as a client
-            is told to stay away that is sent away. One that finds none waiting is always taken.
+        queue_seconds: what the rows that wait may take by what was measured, where more than
+            ``queue_requests`` wait.
+        queue_requests: those that may wait whatever they take.
         inline_seconds: a run that is expected to take less happens on the loop's own thread; a
             hand-over to another costs about as much as it would hide. What decodes images is
             always handed over.
@@ -45,7 +46,8 @@ class Batching:
     request_rows: int = 8192
     queue_rows: int = 1 << 17
     queue_bytes: int = 256 << 20
-    queue_seconds: float = 1.0
+    queue_seconds: float = 0.25
+    queue_requests: int = 64
     inline_seconds: float = 300e-6
     threads: int = 2
 
@@ -290,7 +292,8 @@ class Engine:
             return f"the queue is full: {lane.rows} rows wait."
         if self.held and self.held + holds > part * limits.queue_bytes:
             return f"the queue is full: requests hold {self.held} bytes."
-        if lane.rows and self._wait(lane) > part * limits.queue_seconds:
+        many = len(lane.tasks) >= part * limits.queue_requests
+        if many and self._wait(lane) > part * limits.queue_seconds:
             return f"the queue is full: what waits takes {limits.queue_seconds:g} s."
         return ""
 
