@@ -141,3 +141,35 @@ def test_a_choice_is_recorded_in_the_manifest_and_pinned_it_is_the_same_everywhe
     plain, _ = ran_again(replace(ran.system, compress=(int8,), probes=probes), site)
     assert bundle.graph.digest == plain.graph.digest
     assert bundle.manifest.metrics["compress/int8/kept"] == 1
+
+
+# -- eight bits ------------------------------------------------------------------------------------
+
+
+def test_a_model_trained_in_eight_bits_is_measured_beside_what_passes_make(
+    ran: Any, tmp_path: Path
+) -> None:
+    site = ran.copy(tmp_path)
+    train = dt.Single(
+        loss=dt.BinaryCrossEntropy("bad"),
+        epochs=2,
+        batch_size=100,
+        lr=0.02,
+        quantize=dt.QuantizationAware(),
+    )
+    passes = (dt.Quantize("int8-dynamic"), dt.Quantize("int8", calibration_rows=200))
+    best = dt.Best(passes, metric="auc", at_most_loss=0.05)
+    system = pruned(ran, train=train, compress=(best,))
+    bundle, _ = ran_again(system, site)
+    found = bundle.manifest.metrics
+    names = ("quantize", "int8-dynamic", "int8")
+    assert sum(found[f"compress/best/{name}/chosen"] for name in names) <= 1
+    # Made of the very model that rounding was trained into, all have about its size and figures.
+    sizes = [found[f"compress/best/{name}/bytes"] for name in names]
+    assert max(sizes) < 1.3 * min(sizes)
+    assert found["compress/best/quantize/auc"] > found["compress/best/int8/auc"] - 0.05
+    taken = replace(system, compress=(replace(best, pin="quantize"),))
+    bundle, heard = ran_again(taken, site)
+    assert bundle.manifest.metrics["compress/quantize/kept"] == 1
+    assert "QuantizeLinear" in {node.op_type for node in bundle.graph.proto.graph.node}
+    assert "quantize/train/loss" not in figures(heard), "nothing was trained again"

@@ -40,7 +40,8 @@ def apply(
 
     Args:
         graph: raw columns to predictions.
-        passes: in order.
+        passes: in order; a model in eight bits that was made elsewhere is a candidate of the
+            ``Best`` that follows it, for nothing can be made of it any more.
         quality: the probes' figures of a graph over the validation split, by name.
         rows: gives batches of raw validation rows, anew at each call.
         emit: hears all figures, and what was refused.
@@ -53,7 +54,7 @@ def apply(
     sample = next((batch for batch in rows() if len(batch)), None)
     if sample is None:
         raise wrong("compress", "no validation rows", "a split with some, to measure passes on")
-    for step in passes:
+    for step in _with_candidates(passes):
         name = f"compress/{step.name}"
         if isinstance(step, Best) and step.pin is None:
             candidate, tried = _chosen(step, graph, quality, rows, emit)
@@ -81,6 +82,18 @@ def apply(
         else:
             graph, before = candidate, after
     return graph, report
+
+
+def _with_candidates(passes: "Sequence[Pass]") -> "Sequence[Pass]":
+    """The passes, where a model in eight bits stands before a ``Best`` that one with it."""
+    if len(passes) < 2:
+        return passes
+    made, best, *others = passes
+    if not (isinstance(made, Given) and isinstance(best, Best)):
+        return passes
+    if not any(node.op_type == "QuantizeLinear" for node in made.graph.proto.graph.node):
+        return passes
+    return [replace(best, passes=(made, *best.passes)), *others]
 
 
 def _chosen(

@@ -25,6 +25,9 @@ LARGER: Mapping[str, bool] = {
 GAIN = 0.05
 """How much faster a candidate must be than the graph as it is; clocks disagree on less."""
 
+TRAINED = ("quantize", "prune-quantize")
+"""Candidates that a training makes: its model in eight bits, by ``quantize=`` of a strategy."""
+
 Quality = Callable[["Graph"], Mapping[str, Metric]]
 
 
@@ -58,6 +61,10 @@ class Best:
     (``compress/best/…/chosen``), and ``pin`` makes it part of the declaration: a pinned run
     measures no other candidate, and gives the same bundle on any machine.
 
+    Where training made a model in eight bits (``quantize=`` of a strategy) and this is the first
+    pass, that model is a candidate too, named ``quantize``, beside what the passes make of the
+    model as it was.
+
     Attributes:
         passes: the candidates; a tuple among them is a chain, such as
             ``(Quantize("int8"), Optimize())``. Each goes by its passes' names joined by ``+``;
@@ -82,7 +89,7 @@ class Best:
         if self.larger is None and self._known is None:
             allowed = "True or False, for it is not known of other probes' figures"
             raise wrong(f"Best.larger of {self.metric!r}", None, allowed)
-        if self.pin is not None and self.pin not in self.chains:
+        if self.pin is not None and self.pin not in (*self.chains, *TRAINED):
             raise unknown("candidate", self.pin, self.chains, "Best.pin")
 
     @property
@@ -112,6 +119,9 @@ class Best:
         """
         if self.pin is None:
             raise wrong("Best.pin", None, "a candidate; what is best is found by choose()")
+        if self.pin not in self.chains:
+            names = ", ".join(self.chains)
+            raise wrong("Best.pin", self.pin, f"{names}: the strategy made no such model")
         return _made(self.chains[self.pin], graph, calibration)
 
     def choose(

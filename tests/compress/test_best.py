@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from drivetrain.compress import report as timing
-from drivetrain.compress.apply import apply
+from drivetrain.compress.apply import Given, apply
 from drivetrain.compress.best import Best
 from drivetrain.compress.optimize import Optimize
 from drivetrain.compress.quantize import Quantize
@@ -179,3 +179,25 @@ def test_a_real_choice_is_one_of_the_candidates(tabular: Graph, rows: Rows) -> N
     assert set(chosen) == {"int8/chosen", "int8+optimize-extended/chosen"}
     assert sum(chosen.values()) == (choice.name is not None)
     assert all(m.value > 0 for m in choice.report if m.name.endswith("_ms"))
+
+
+@pytest.mark.usefixtures("_clock")
+def test_a_model_in_eight_bits_is_a_candidate_of_the_best_behind_it(
+    tabular: Graph, rows: Rows
+) -> None:
+    def candidates(made: Graph) -> set[str]:
+        best = Best((SLOW, FAST), metric="auc", at_most_loss=0.01)
+        _, report = apply(tabular, [Given("quantize", made), best], quality, lambda: [rows(20)])
+        names = [metric.name.split("/") for metric in report]
+        return {name[2] for name in names if name[1] == "best" and name[-1] == "chosen"}
+
+    eight = Quantize(calibration_rows=20)(tabular, lambda: [rows(20)])
+    assert candidates(eight) == {"quantize", "slow", "fast"}
+    assert candidates(tabular) == {"slow", "fast"}
+    pinned = Best((SLOW,), metric="auc", at_most_loss=0.0, pin="quantize")
+    graph, _ = apply(tabular, [Given("quantize", eight), pinned], quality, lambda: [rows(20)])
+    assert graph is eight
+    with pytest.raises(
+        ValueError, match=r"Best.pin: found 'quantize', allowed: slow: the strategy"
+    ):
+        apply(tabular, [pinned], quality, lambda: [rows(20)])

@@ -212,7 +212,7 @@ def test_dynamic_products_with_a_bias_are_quantized_and_excluded_by_their_name(
 def test_dynamic_leaves_convolutions_float_and_says_so_where_there_is_nothing_else(
     convolutional: Graph,
 ):
-    with pytest.raises(ValueError, match="found no MatMul or Gemm with .*Conv"):
+    with pytest.raises(ValueError, match=r"found no MatMul or Gemm with .*Conv"):
         Quantize("int8-dynamic")(convolutional, list)
     with pytest.raises(ValueError, match="learns no ranges"):
         Quantize("int8-dynamic", ranges="entropy")
