@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+NATIVE := setup.py $(wildcard drivetrain/serve/native/*.[ch])
 PEERS := $(patsubst bench/peers/%.txt,$(VENV)/peers/%/.done,$(wildcard bench/peers/*.txt))
 
 .PHONY: help run stop test test-fast lint types format bench-setup bench clean system-packages
@@ -52,11 +53,11 @@ system-packages: ## servers that some tests talk to, from the system's package m
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(PIP) -e '.[all,examples]'
 	@touch $@
 
-$(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(PIP) -e '.[test,lint]'
 	@touch $@
 

@@ -15,11 +15,7 @@ PyObject *float32_text(PyObject *module, PyObject *value) {
     if (!isfinite(real)) {
         return PyUnicode_FromString("null");
     }
-    float bits = (float)real;
-    if (!isfinite(bits)) {
-        PyErr_SetString(PyExc_OverflowError, "float too large to pack with f format");
-        return NULL;
-    }
+    float bits = (float)real; /* beyond float32 is infinite (IEC 60559), as `struct` has it */
     for (int digits = 7; digits <= 9; digits++) {
         char *text = PyOS_double_to_string(real, 'g', digits, 0, NULL);
         if (text == NULL) {
