@@ -8,9 +8,25 @@ import torch
 from drivetrain import models
 from drivetrain.core.describe import digest
 from drivetrain.core.schema import FeatureField, FeatureSchema
-from drivetrain.models import MLP, ConvNet, DCNv2, DeepFM, LogisticRegression, Periodic, WideAndDeep
+from drivetrain.models import (
+    MLP,
+    ConvNet,
+    DCNv2,
+    DeepFM,
+    HuggingFace,
+    LogisticRegression,
+    Periodic,
+    WideAndDeep,
+)
 from drivetrain.models.bind import build
 
+ENCODER = {
+    "model_type": "bert",
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+}
 EVERY = (
     LogisticRegression(),
     MLP(hidden=(8, 4)),
@@ -23,6 +39,7 @@ EVERY = (
     DCNv2(hidden=(8,), layers=2),
     DCNv2(hidden=(8,), layers=2, rank=2, structure="stacked", activation="tanh"),
     ConvNet(channels=(4, 6), hidden=(8,)),
+    HuggingFace(config=ENCODER, dim=4),
 )
 
 
@@ -50,6 +67,7 @@ def test_every_model_answers_rows_first_and_every_weight_gets_a_gradient(
         WideAndDeep(outputs=3),
         DCNv2(outputs=3),
         ConvNet(channels=(4,), outputs=3),
+        HuggingFace(config=ENCODER, outputs=3),
     ],
 )
 def test_more_outputs_are_columns(
