@@ -66,6 +66,7 @@ class Load:
         p99: the same.
         cpu: CPU seconds of the load process over ``seconds``: its share of one core.
         bytes_each: of content in an answer; 0 where the load does not say.
+        late: of those answered, how many came after the time that was asked about.
     """
 
     answered: int
@@ -75,6 +76,7 @@ class Load:
     p99: float = 0.0
     cpu: float = 0.0
     bytes_each: float = 0.0
+    late: int = 0
 
     @property
     def rps(self) -> float:
@@ -153,6 +155,7 @@ def h2load(
     http1: bool = False,
     rate: float = 0.0,
     streams: int = 1,
+    patience: float = 0.0,
     cores: Sequence[int] | None = None,
     during: Callable[[], object] | None = None,
 ) -> Load:
@@ -167,26 +170,35 @@ def h2load(
         rate: requests a second in all, whatever the answers take as long as connections have
             room; 0 sends the next one at each answer.
         streams: requests that a connection has under way at most.
+        patience: seconds after which an answer is late; 0 does not ask.
         cores: those that h2load may use.
         during: called while the load runs.
 
     Raises:
         RuntimeError: h2load failed.
     """
-    with tempfile.NamedTemporaryFile() as body:
-        body.write(request.body)
-        body.flush()
-        command = ["h2load", "-t1", f"-c{connections}", f"-m{streams}", "-d", body.name]
+    with tempfile.TemporaryDirectory() as folder:
+        body, log = Path(folder, "body"), Path(folder, "log")
+        body.write_bytes(request.body)
+        command = ["h2load", "-t1", f"-c{connections}", f"-m{streams}", "-d", str(body)]
         command += ["-D", f"{round(seconds)}s"]
+        command += [f"--log-file={log}"] if patience else []
         command += ["--h1"] if http1 else []
         command += [f"--rps={rate / connections:g}"] if rate else []
         for name, value in request.all_headers.items():
             command += ["-H", f"{name.lower()}: {value}"]
         text, cpu = _run([*command, url + request.target], {}, cores, during)
-    return of_h2load(text, seconds, cpu)
+        late = _late(log, patience) if patience else 0
+    return of_h2load(text, seconds, cpu, late)
 
 
-def of_h2load(text: str, seconds: float, cpu: float = 0.0) -> Load:
+def _late(log: Path, patience: float) -> int:
+    """The answers of 2xx that h2load's log has as slower; each line ends with microseconds."""
+    lines = (line.split("\t") for line in log.read_text().splitlines())
+    return sum(code[:1] == "2" and int(micros) > patience * 1e6 for _, code, micros, *_ in lines)
+
+
+def of_h2load(text: str, seconds: float, cpu: float = 0.0, late: int = 0) -> Load:
     """What h2load printed of a run of so many seconds.
 
     Raises:
@@ -207,6 +219,7 @@ def of_h2load(text: str, seconds: float, cpu: float = 0.0) -> Load:
         seconds=seconds,
         cpu=cpu / seconds,
         bytes_each=int(data[1]) / max(good, 1),
+        late=late,
     )
 
 
