@@ -115,10 +115,15 @@ class FlaxModel:
         if optimizer is not None:
             self._optimizer = _loaded("optax", self._optimizer, optimizer)
 
+    @property
+    def module(self) -> Any:
+        """A module with the weights as they are now, to be asked and not to be trained."""
+        nnx = need("flax.nnx", "jax")
+        return nnx.merge(self._evaluated, self._parameters, self._rest, copy=True)
+
     def graph(self, features: FeatureSchema) -> Graph:
         """By jax2onnx, the weights inside."""
-        nnx = need("flax.nnx", "jax")
-        module = nnx.merge(self._evaluated, self._parameters, self._rest)
+        module = self.module
         like = self.outputs([np.zeros((1, *f.shape), f.numpy) for f in features.tensors])  # pyright: ignore[reportArgumentType]
 
         def answer(*inputs: Any) -> tuple[Any, ...]:

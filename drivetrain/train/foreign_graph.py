@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import onnx
 
 CONVERTERS = (
-    "where images are pooled, the jax back end of Keras has no converter that gets it right: use "
-    "backend='tensorflow' or 'torch', or flax with window_shape= and strides= named"
+    "where images are pooled, no converter gets the jax back end of Keras right: use "
+    "backend='tensorflow' or 'torch', or Flax"
 )
 """What is known to fail, for whoever runs into it."""
 

@@ -9,10 +9,16 @@ from drivetrain.core.graph import OPSET
 from drivetrain.core.need import need
 from drivetrain.core.schema import FeatureSchema, Field
 from drivetrain.train.export import ROWS
-from drivetrain.train.foreign_graph import CONVERTERS, taken
+from drivetrain.train.foreign_graph import taken
 
 if TYPE_CHECKING:
     import onnx
+
+HINT = (
+    "the number of rows is a symbol there: take x.shape[0], not len(x), and name the arguments of "
+    "pooling (window_shape=, strides=)"
+)
+"""What is known to fail, for whoever runs into it."""
 
 
 def of_width(field: Field) -> str:
@@ -42,7 +48,7 @@ def converted(
     except Exception as error:
         raise ValueError(
             f"the model of {framework} can't be converted to ONNX: {type(error).__name__}: "
-            f"{error}; {CONVERTERS}"
+            f"{error}; {HINT}"
         ) from error
 
 

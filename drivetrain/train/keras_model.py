@@ -106,7 +106,7 @@ def _called(model: Any, features: FeatureSchema, tensors: Sequence[Any]) -> Any:
     functional = isinstance(model, keras.Sequential) or hasattr(model, "_inputs_struct")
     if not functional:
         return model(**arguments(plan(model.call, features, f"{name}.call"), tensors))
-    if isinstance(model, keras.Sequential) and not model.inputs:  # no keras.Input leads it
+    if isinstance(model, keras.Sequential) and not model.built:  # no keras.Input leads it
         return model(_only(features, tensors, name))
     struct = getattr(model, "_inputs_struct", model.inputs)
     if isinstance(struct, Mapping):

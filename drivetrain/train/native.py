@@ -64,7 +64,7 @@ def in_jax(loss: Any) -> Native:
 
     def squared(outputs: Any, labels: Any) -> Any:
         labels = _for_members(labels.astype(outputs.dtype), outputs, 1)
-        return optax.losses.squared_error(outputs, labels)
+        return optax.losses.squared_error(outputs, jax.numpy.broadcast_to(labels, outputs.shape))
 
     return _mean(loss, binary, classes, squared, jax.numpy.mean)
 
