@@ -32,15 +32,11 @@ class Heads(nn.Module):
         self.embed_dim = whole.embed_dim
         self.head_dim = whole.head_dim
         self.dropout = whole.dropout
-        packed = whole.in_proj_bias
-        biases = (None,) * 3 if packed is None else packed.detach().chunk(3)
-        assert whole.in_proj_weight is not None
-        learned = whole.in_proj_weight.requires_grad
-        weights = whole.in_proj_weight.detach().chunk(3)
-        for name, weight, bias in zip(_PARTS, weights, biases, strict=True):
-            self.add_module(name, _linear(weight, bias, learned))
-        out = whole.out_proj
-        self.out_proj = _linear(out.weight.detach(), out.bias, out.weight.requires_grad)
+        weights, biases = whole.in_proj_weight, whole.in_proj_bias
+        assert weights is not None
+        for number, name in enumerate(_PARTS):
+            self.add_module(name, _linear(weights, biases, number, 3))
+        self.out_proj = _linear(whole.out_proj.weight, whole.out_proj.bias, 0, 1)
         self.train(whole.training)
 
     def forward(
@@ -83,11 +79,18 @@ class Heads(nn.Module):
         return output if self.batch_first else output.transpose(0, 1), weights
 
 
-def _linear(weight: Tensor, bias: Tensor | None, learned: bool) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    made.weight = nn.Parameter(weight.clone(), requires_grad=learned)
+def _linear(weight: Tensor, bias: Tensor | None, part: int, parts: int) -> nn.Linear:
+    """One of so many layers that are packed along their outputs."""
+
+    def own(packed: Tensor) -> nn.Parameter:
+        piece = packed.detach().chunk(parts)[part].clone()
+        return nn.Parameter(piece, requires_grad=packed.requires_grad)
+
+    outputs, inputs = weight.shape[0] // parts, weight.shape[1]
+    made = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    made.weight = own(weight)
     if bias is not None:
-        made.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        made.bias = own(bias)
     return made
 
 

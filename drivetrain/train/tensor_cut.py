@@ -166,7 +166,10 @@ def tried(model: nn.Module, sample: Sequence[Tensor], group: Group) -> Tried:
         return hook
 
     def look(name: str) -> Any:
-        return lambda module, inputs: dropouts.setdefault(name, tuple(inputs[0].shape))
+        def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
+            dropouts.setdefault(name, tuple(inputs[0].shape))
+
+        return hook
 
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     hooks = [p.register_post_accumulate_grad_hook(measure(n)) for n, p in named.items()]

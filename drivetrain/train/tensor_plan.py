@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from drivetrain.core.errors import unknown, wrong
 
-
+CUTS = ("column", "row", "gathered")
 SAMPLE = 4
 """Rows on which a plan is made and tried."""
 
@@ -96,26 +96,33 @@ def planned(
 
 def _declared(model: nn.Module, declared: Mapping[str, Any], ways: int) -> dict[str, Any]:
     """The style of each layer that a pattern fits, ``whole`` ones included."""
-    modules = dict(model.named_modules())
+    modules, single = dict(model.named_modules()), _unshared(model)
     found: dict[str, Any] = {}
     for pattern, style in declared.items():
+        where = f"TensorParallel.plan: {pattern!r}"
         fitting = [name for name in modules if fnmatchcase(name, pattern)]
         if not fitting:
             raise unknown("pattern", pattern, modules, "TensorParallel.plan")
+        if isinstance(style, str) and style != "whole":
+            kinds = ", ".join(sorted({type(modules[name]).__name__ for name in fitting}))
+            fitting = [n for n in fitting if isinstance(modules[n], nn.Linear | nn.Embedding)]
+            if not fitting:
+                raise wrong(where, kinds, "linear layers and tables of embeddings")
         for name in fitting:
             found.setdefault(name, style)
     for name, style in found.items():
-        where, module = f"TensorParallel.plan: {name!r}", modules[name]
-        if not isinstance(style, str) or style == "whole":
+        module = modules[name]
+        if not isinstance(module, nn.Linear | nn.Embedding) or style not in CUTS:
             continue
-        if not isinstance(module, nn.Linear | nn.Embedding):
-            raise wrong(where, type(module).__name__, "a linear layer or a table of embeddings")
+        where = f"TensorParallel.plan: {name!r}, cut by {style}"
+        if name not in single:
+            raise wrong(where, "weights that another layer has too", '"whole"')
         table = isinstance(module, nn.Embedding)
         if table and style == "row":
             continue  # rows need not divide evenly
         size = module.weight.shape[1 if table or style == "row" else 0]
         if size % ways:
-            raise wrong(f"{where}, cut by {style}", size, f"a multiple of ways, which is {ways}")
+            raise wrong(where, size, f"a multiple of ways, which is {ways}")
     # What is inside of a module that is declared whole stays whole too.
     for name, style in list(found.items()):
         if style == "whole":
