@@ -122,7 +122,8 @@ class HeldRows:
         return rows.astype(np.int64)
 
     def _check(self, places: Ids) -> None:
-        if len(places) and not 0 <= int(places.min()) <= int(places.max()) < len(self._row_at):
+        # One look at all: as numbers without a sign, those below 0 are beyond all others.
+        if len(places) and places.view(np.uint64).max() >= len(self._row_at):
             raise wrong(
                 f"ids of table {self.shape.name!r}",
                 (int(places.min()), int(places.max())),

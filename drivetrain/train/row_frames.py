@@ -22,6 +22,8 @@ MOST_BYTES = 1 << 30
 _HEADER = struct.Struct("<4sHHqq")
 _MAGIC = b"DTPS"
 _RATE = struct.Struct("<d")
+_TIME = struct.Struct("@ll")
+"""The system's ``timeval``: seconds and microseconds."""
 
 
 class Frame(NamedTuple):
@@ -40,17 +42,32 @@ class Frame(NamedTuple):
     number: int
 
 
+def prepare(connection: socket.socket, seconds: float | None) -> None:
+    """Send at once, and wait for the other side no longer than so; None waits for ever.
+
+    The kernel bounds the waits. Python's own time-out asks it before each call whether that would
+    wait, which doubles the calls.
+    """
+    connection.settimeout(None)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    most = _TIME.pack(*divmod(round((seconds or 0) * 1e6), 1_000_000))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, most)
+
+
 class Reader:
-    """Reads frames from a socket into one piece of memory, which grows with the largest.
+    """Reads frames from a socket, whatever has come with one call of the system.
 
     Args:
-        connection: with the time-out that its reads shall have.
+        connection: as :func:`prepare` leaves it.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._header = bytearray(_HEADER.size)
+        self._header = memoryview(bytearray(_HEADER.size))
         self._body = bytearray(1 << 16)
+        self._come = memoryview(bytearray(1 << 16))
+        self._at = self._end = 0
 
     def frame(self) -> Frame:
         """The next header.
@@ -59,7 +76,7 @@ class Reader:
             ConnectionError: the other side has gone, or speaks something else.
             TimeoutError: nothing came in time.
         """
-        self.into(memoryview(self._header))
+        self.into(self._header)
         magic, kind, tables, length, number = _HEADER.unpack(self._header)
         if magic != _MAGIC or not HELLO <= kind <= ERROR or not 0 <= length <= MOST_BYTES:
             raise ConnectionError(f"no frame of rows: {bytes(self._header)!r}")
@@ -75,12 +92,27 @@ class Reader:
 
     def into(self, view: memoryview) -> None:
         """Fill all of ``view``."""
-        at, receive = 0, self._connection.recv_into
-        while at < len(view):
-            count = receive(view[at:])
-            if not count:
-                raise ConnectionError("the other side closed the connection")
+        at, size = 0, len(view)
+        while True:
+            count = min(self._end - self._at, size - at)
+            view[at : at + count] = self._come[self._at : self._at + count]
+            self._at += count
             at += count
+            if at == size:
+                return
+            if size - at < len(self._come):  # what comes behind it is kept
+                self._at, self._end = 0, self._receive(self._come)
+            else:
+                at += self._receive(view[at:])
+
+    def _receive(self, view: memoryview) -> int:
+        try:
+            count = self._connection.recv_into(view)
+        except BlockingIOError:
+            raise TimeoutError("nothing came in time") from None
+        if not count:
+            raise ConnectionError("the other side closed the connection")
+        return count
 
 
 def send(
@@ -106,14 +138,23 @@ def send(
     if length > MOST_BYTES:
         raise ValueError(f"a frame of rows: found {length} bytes, allowed: {MOST_BYTES}.")
     waiting = [memoryview(_HEADER.pack(_MAGIC, kind, tables, length, number)), *views]
-    sent = connection.sendmsg(waiting)
+    sent = _sent(connection, waiting)
+    if sent == _HEADER.size + length:
+        return
     while True:
         while waiting and sent >= len(waiting[0]):
             sent -= len(waiting.pop(0))
         if not waiting:
             return
         waiting[0] = waiting[0][sent:]
-        sent = connection.sendmsg(waiting)
+        sent = _sent(connection, waiting)
+
+
+def _sent(connection: socket.socket, waiting: list[memoryview]) -> int:
+    try:
+        return connection.sendmsg(waiting)
+    except BlockingIOError:
+        raise TimeoutError("the other side does not read") from None
 
 
 def request(places: Sequence[Ids]) -> list[bytes | Ids | Rows]:

@@ -100,13 +100,12 @@ class RowServer:
 
     def _serve(self, connection: socket.socket) -> None:
         """Answer one worker until it goes."""
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # its machine may be gone
         try:
             reader = frames.Reader(connection)
-            connection.settimeout(self._seconds)
+            frames.prepare(connection, self._seconds)
             worker = self._greeted(reader)
-            connection.settimeout(None)  # between two requests a worker may compute for long
+            frames.prepare(connection, None)  # between two requests a worker may compute for long
             while True:
                 self._answer(connection, reader, worker)
         except (ConnectionError, TimeoutError, ValueError) as error:
@@ -191,7 +190,7 @@ class RowServer:
     def _tell(self, connection: socket.socket, text: str) -> None:
         """Say why this worker is served no longer, if it still listens."""
         with contextlib.suppress(OSError):  # it went first
-            connection.settimeout(1)
+            frames.prepare(connection, 1)
             frames.send(connection, frames.ERROR, 0, [text.encode()[:4096]])
 
 
