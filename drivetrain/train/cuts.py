@@ -172,15 +172,17 @@ def named(followed: Followed, cut: Sequence[str], where: str) -> list[Place]:
     for place, at in calls.items():
         for name in (*followed.within[nodes[at]], place[0]):
             begins.setdefault(name, place)
+    for name in ("", "module"):  # the whole model
+        begins.pop(name, None)
     # A model that is bound to its features is called "module" in there, which nobody wrote.
     short = {name.removeprefix("module."): place for name, place in begins.items()}
     found: list[Place] = []
     for name in cut:
         if name not in begins and name not in short:
             for outer, why in followed.opaque.items():
-                if f"module.{name}".endswith(name) and _in(name, outer):
+                if _in(name, outer):
                     allowed = f"a module that is not in it, whose forward can't be followed: {why}"
-                    raise wrong(f"{where}, a module in {outer!r}", name, allowed)
+                    raise wrong(f"{where}, a module in {_said(outer)}", name, allowed)
             raise unknown("module", name, sorted(short, key=lambda n: calls[short[n]]), where)
         found.append(begins.get(name) or short[name])
     if sorted(found, key=calls.__getitem__) != found or len(set(found)) != len(found):
@@ -191,7 +193,14 @@ def named(followed: Followed, cut: Sequence[str], where: str) -> list[Place]:
 
 def _in(name: str, outer: str) -> bool:
     """Whether a module is in another, whose name may have a ``module.`` before."""
+    if outer in ("", "module"):
+        return True
     return any(name.startswith(f"{each}.") for each in (outer, outer.removeprefix("module.")))
+
+
+def _said(name: str) -> str:
+    """A module's name as its author knows it."""
+    return "the model" if name in ("", "module") else repr(name.removeprefix("module."))
 
 
 def balanced(
@@ -231,7 +240,9 @@ def balanced(
     if least == math.inf:
         parts = sum(b > a for a, b in pairwise(weights))
         found = f"{min(parts, len(ends) - 1)} modules in a row"
-        why = "".join(f"; {name!r} is one, for {text}" for name, text in followed.opaque.items())
+        why = "".join(
+            f"; {_said(name)} is one, for {text}" for name, text in followed.opaque.items()
+        )
         allowed = f"at least {stages}, one with weights for each stage{why}"
         raise wrong("Pipelined: the parts of the model", found, allowed)
 

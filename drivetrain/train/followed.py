@@ -1,17 +1,20 @@
 """A model as a list of steps in a row, which is what can be cut into stages."""
 
 import operator
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, is_dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, Node, Tracer
+from torch.fx import Graph, Node, Proxy, Tracer
+from torch.utils._pytree import tree_leaves
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GIVEN = "inputs"
-"""The one argument of a followed model: its inputs as a tuple, of which any step may take any."""
+Function = Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +38,13 @@ class Followed:
 
 
 class _OpaqueError(Exception):
-    """A module whose ``forward`` can't be followed."""
+    """A module whose ``forward`` can't be followed, or functions that it calls."""
 
-    def __init__(self, module: nn.Module, name: str, why: str) -> None:
+    def __init__(
+        self, module: nn.Module, name: str, why: str, functions: Sequence[Function] = ()
+    ) -> None:
         super().__init__(why)
-        self.module, self.name, self.why = module, name, why
+        self.module, self.name, self.why, self.functions = module, name, why, functions
 
 
 class _Root(nn.Module):
@@ -57,9 +62,10 @@ class _Root(nn.Module):
 class _Follower(Tracer):
     """Looks into modules that have others in them, and takes all others as one step."""
 
-    def __init__(self, closed: set[type[nn.Module]]) -> None:
-        super().__init__()
+    def __init__(self, closed: set[type[nn.Module]], functions: Sequence[Function]) -> None:
+        super().__init__(autowrap_functions=tuple(functions))
         self.closed = closed
+        self.functions = functions
         self.inside: list[str] = []
         self.within: dict[Node, tuple[str, ...]] = {}
 
@@ -74,6 +80,17 @@ class _Follower(Tracer):
         node = super().create_node(*args, **kwargs)
         self.within[node] = tuple(self.inside)
         return node
+
+    def create_arg(self, a: Any) -> Any:
+        # A configuration that is handed to a function stays the object that it is. fx would make
+        # another one of its fields, which need not be all that it has.
+        given = is_dataclass(a) and not isinstance(a, type)
+        if not given or any(isinstance(leaf, Proxy) for leaf in tree_leaves(vars(a))):
+            with suppress(NotImplementedError):
+                return super().create_arg(a)
+        name = f"_object{len(self.root.__dict__)}"
+        setattr(self.root, name, a)
+        return self.create_node("get_attr", name, (), {})
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
@@ -92,13 +109,29 @@ class _Follower(Tracer):
             raise
         except Exception as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise _OpaqueError(m, _own(name), why) from error
+            called = [f for f in _functions(error) if f not in self.functions]
+            raise _OpaqueError(m, _own(name), why, called) from error
         finally:
             self.inside.pop()
         if not torch.equal(drawn, torch.get_rng_state()):
             why = "it draws random numbers that depend on none of its inputs"
             raise _OpaqueError(m, _own(name), why)
         return outputs
+
+
+def _functions(error: BaseException) -> list[Function]:
+    """The functions by one of whose calls an error came: what a forward called, by its globals."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    own = [at for at, frame in enumerate(frames) if frame.f_code.co_name == "call_module"]
+    for caller, callee in pairwise(frames[own[-1] + 1 if own else 0 :]):
+        if caller.f_globals.get("__name__", "torch").partition(".")[0] == "torch":
+            continue
+        # Functions with one decorator have one code: all that the caller names are meant.
+        named = (caller.f_globals.get(name) for name in caller.f_code.co_names)
+        found = [f for f in named if f and getattr(f, "__code__", None) is callee.f_code]
+        if found:
+            return found
+    return []
 
 
 def _own(name: str) -> str:
@@ -109,21 +142,26 @@ def _own(name: str) -> str:
 def follow(model: nn.Module, inputs: int) -> Followed:
     """The steps of ``model`` in its present mode, by torch.fx.
 
-    A module whose ``forward`` depends on values (it branches, asks for a length, draws a number) is
-    one step, and so are others of its class; those around it are looked into all the same.
+    A function that depends on values (it branches, asks for a length, draws a number) is one step,
+    and a module whose ``forward`` does is one too, with others of its class; those around it are
+    looked into all the same.
 
     Args:
         model: takes its inputs by position.
         inputs: how many.
     """
     closed: set[type[nn.Module]] = set()
+    functions: list[Function] = []
     opaque: dict[str, str] = {}
     while True:
-        root, follower = _Root(model, inputs), _Follower(closed)
+        root, follower = _Root(model, inputs), _Follower(closed, functions)
         with torch.random.fork_rng(devices=[]):
             try:
                 graph = follower.trace(root)
             except _OpaqueError as error:
+                if error.functions:
+                    functions += error.functions
+                    continue
                 opaque[error.name] = error.why
                 closed.add(type(error.module))
                 continue
@@ -184,17 +222,3 @@ def _encoder(
 
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {nn.TransformerEncoder: _encoder}
 """Stacks of torch that torch.fx can't follow, and what they do."""
-
-
-def calls(nodes: Sequence[Node]) -> list[tuple[str, int] | None]:
-    """For each node that calls a module its name, and how often it was called before."""
-    seen: dict[str, int] = {}
-    found: list[tuple[str, int] | None] = []
-    for node in nodes:
-        if node.op != "call_module":
-            found.append(None)
-            continue
-        name = str(node.target)
-        found.append((name, seen.get(name, 0)))
-        seen[name] = seen.get(name, 0) + 1
-    return found
