@@ -19,6 +19,7 @@ from drivetrain.serve.execution.models import Model
 from drivetrain.serve.protocols.calls import Service
 from drivetrain.serve.telemetry.metrics import DECILES, DIFFERENCES, Counter, Histogram
 from drivetrain.serve.telemetry.record import Layout
+from drivetrain.serve.versions.spare import Spare
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -28,10 +29,11 @@ _BYTES = 16 << 20
 _GATHER_SECONDS = 0.02
 """Until what was asked meanwhile runs together: nobody waits for it, and each time that a thread
 wakes it takes the interpreter from the loop."""
-_MOST_SHARE = 0.2
-_LEAST_SHARE = 0.05
-"""Of the time that a shadow may run: on an idle process, and however busy it is."""
-_LOOK_SECONDS = 0.05
+_SHARE = 0.2
+"""Of the time that a shadow may run."""
+_BUSY = 0.7
+"""A thread with a greater demand leaves no time for a shadow."""
+_LOOK_SECONDS = 0.1
 _LONGEST_REST = 1.0
 
 
@@ -87,16 +89,19 @@ class _Tally:
 class Shadow:
     """Runs one version over what others have answered.
 
-    It begins after an answer was given, on a thread of its own, while no more rows wait for a
-    real run than fit into one, and runs a fifth of the time at most: after each run it rests the
-    longer, the busier the other threads are. What finds its queue full is dropped and counted. It
-    never fails an answer, and none waits for it; but it shares cores and interpreter with those
-    who answer, so that a server at its limit answers less beside one.
+    It takes spare time only: it begins after an answer was given, on a thread of its own, while
+    no rows wait for a real run and no other thread of the process is near its limit, and runs a
+    fifth of the time at most. While there is no time for it, and when its queue is full, what it
+    should be asked is dropped and counted. It never fails an answer, and none waits for it; but
+    it shares cores and interpreter with those who answer.
 
     Args:
         model: the version.
         service: the engine whose queue comes first, the metrics and the recorder.
         loop: the event loop; every method is called on its thread.
+
+    Attributes:
+        spare: whether there was time for it at the last look.
     """
 
     def __init__(self, model: Model, service: Service, loop: asyncio.AbstractEventLoop) -> None:
@@ -119,9 +124,9 @@ class Shadow:
             for number, output in enumerate(model.bundle.manifest.outputs)
             if output.dtype.startswith("float") and output.shape in ((), (1,))
         ]
-        self._looked = time.perf_counter()
-        self._others = _cpu_of_others()
-        self._busy = 0.0
+        self.spare = True
+        self._busy = Spare()
+        self._look_at = time.perf_counter() + _LOOK_SECONDS
         self._thread = threading.Thread(target=self._run, name="drivetrain-shadow", daemon=True)
         self._thread.start()
 
@@ -135,7 +140,7 @@ class Shadow:
 
     def ask(self, task: _Asked) -> None:
         """Queue an answered request, or drop it."""
-        if self.full(task.rows, task.size):
+        if self._rows + task.rows > _ROWS or self._bytes + task.size > _BYTES:
             self.drop()
             return
         self._rows += task.rows
@@ -144,9 +149,9 @@ class Shadow:
         if not self._asked.is_set():
             self._asked.set()
 
-    def full(self, rows: int, size: int = 0) -> bool:
-        """Whether so much more would be too much."""
-        return self._rows + rows > _ROWS or self._bytes + size > _BYTES
+    def hears(self, rows: int) -> bool:
+        """Whether there is time for it, and room for so many rows."""
+        return self.spare and self._rows + rows <= _ROWS and not self._service.engine.waiting
 
     def drop(self) -> None:
         """Count a request that it is not asked."""
@@ -161,11 +166,15 @@ class Shadow:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            self._asked.wait()
+            asked = self._asked.wait(_LOOK_SECONDS)
+            self._look()
+            if not asked:
+                continue
             self._ended.wait(_GATHER_SECONDS)
             self._asked.clear()
             while self._tasks and not self._ended.is_set():
-                if self._service.engine.waiting > self._service.engine.batching.rows:
+                self._look()
+                if not self.spare or self._service.engine.waiting:
                     self._ended.wait(_LOOK_SECONDS)
                     continue
                 batch = self._take()
@@ -176,7 +185,7 @@ class Shadow:
                     log.exception("answers of the shadow %s were lost", self.model.version)
                     tally.failed = len(batch) - tally.answered
                 self._tell(batch, tally)
-                self._rest(tally.seconds)
+                self._ended.wait(min(tally.seconds * (1.0 / _SHARE - 1.0), _LONGEST_REST))
         self._tell(list(self._tasks), None)
 
     def _take(self) -> list[_Asked]:
@@ -241,14 +250,12 @@ class Shadow:
         except RuntimeError:  # the server has ended
             self._ended.set()
 
-    def _rest(self, seconds: float) -> None:
+    def _look(self) -> None:
+        """See whether there is time, at most as often as that changes."""
         now = time.perf_counter()
-        if now - self._looked >= _LOOK_SECONDS:
-            others = _cpu_of_others()
-            self._busy = (others - self._others) / (now - self._looked)
-            self._looked, self._others = now, others
-        share = min(max(1.0 - self._busy, _LEAST_SHARE), _MOST_SHARE)
-        self._ended.wait(min(seconds * (1.0 / share - 1.0), _LONGEST_REST))
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            self.spare = self._busy.busiest() < _BUSY
 
     # -- on the loop's thread ------------------------------------------------------------------
 
@@ -289,8 +296,8 @@ class Mirror:
         ]
 
     def offer(self, request_id: str, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """Ask the shadow too, or drop it; at once."""
-        if self.shadow.full(len(outputs[0])):  # before anything is cut out of its batch
+        """Ask the shadow too, or drop it; at once, and before anything is cut out of its batch."""
+        if not self.shadow.hears(len(outputs[0])):
             self.shadow.drop()
             return
         columns = [inputs[number] for number in self._order]
@@ -315,8 +322,3 @@ def difference(one: Array, other: Array) -> Array:
     same = (one == other) | (np.isnan(one) & np.isnan(other))
     apart = np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
     return apart.reshape(rows, -1).max(axis=1, initial=0.0)
-
-
-def _cpu_of_others() -> float:
-    """Seconds that the other threads of this process have computed."""
-    return time.process_time() - time.thread_time()

@@ -16,6 +16,7 @@ from drivetrain.core.schema import Field, Schema
 from drivetrain.serve.execution.engine import Batching
 from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.versions.shadow import Shadow, difference, places
+from drivetrain.serve.versions.spare import Spare
 
 X, NAME = Field("x", "float32"), Field("name", "string")
 LATE = Field("late", "float32")
@@ -78,6 +79,7 @@ def asked(service, shadow_model, stable=None):
                    for column in stable.inputs]  # fmt: skip
         loop.call_soon_threadsafe(mirror.offer, request, columns, [values])
 
+    ask.shadow = shadow
     try:
         yield ask
     finally:
@@ -141,16 +143,57 @@ def test_beyond_its_queue_it_drops_and_counts_and_at_its_end_drops_the_rest():
     assert service.outcomes()["failed"] == 0
 
 
-def test_while_a_whole_run_of_rows_waits_for_an_answer_it_does_not_begin():
-    service = Service()
-    service.engine.waiting = 9
-    model = Toy("2")
+def test_while_rows_wait_for_an_answer_it_neither_begins_nor_hears_of_more():
+    service, began, gate = Service(), threading.Event(), threading.Event()
+    model = Toy("2", gate=SimpleNamespace(wait=lambda: (began.set(), gate.wait())))
     with asked(service, model) as ask:
         ask(1.0)
-        time.sleep(0.2)
-        assert model.runs == []
-        service.engine.waiting = 8
+        wait_until(began.is_set)
+        ask(2.0)
+        wait_until(lambda: ask.shadow._rows == 2)
+        service.engine.waiting = 1
+        ask(3.0)
+        wait_until(lambda: service.outcomes()["dropped"] == 1)
+        gate.set()
         wait_until(lambda: service.outcomes()["answered"] == 1)
+        ask(4.0)
+        wait_until(lambda: service.outcomes()["dropped"] == 2)
+        assert model.runs == [1]
+        service.engine.waiting = 0
+        wait_until(lambda: service.outcomes()["answered"] == 2)
+
+
+def test_while_another_thread_is_at_its_limit_it_neither_begins_nor_hears_of_more(monkeypatch):
+    demand = 1.0
+    monkeypatch.setattr(Spare, "busiest", lambda self: demand)
+    service, model = Service(), Toy("2")
+    with asked(service, model) as ask:
+        wait_until(lambda: not ask.shadow.spare)
+        for _ in range(5):
+            ask(1.0)
+        wait_until(lambda: service.outcomes()["dropped"] == 5)
+        assert model.runs == []
+        demand = 0.1
+        wait_until(lambda: ask.shadow.spare)
+        ask(1.0)
+        wait_until(lambda: service.outcomes()["answered"] == 1)
+
+
+def test_a_thread_that_computes_or_waits_for_a_core_has_a_demand_and_others_have_none():
+    spare, enough = Spare(), threading.Event()
+
+    def compute():
+        while not enough.is_set():
+            pass
+
+    threads = [threading.Thread(target=compute), threading.Thread(target=enough.wait)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: spare.busiest() > 0.5)
+    enough.set()
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: spare.busiest() < 0.5)
 
 
 def test_columns_that_it_does_not_know_are_left_out():
