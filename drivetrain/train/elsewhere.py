@@ -124,6 +124,7 @@ class Elsewhere:
     ) -> "tuple[Loop, ForeignKeep, Validate]":
         import torch
 
+        from drivetrain.core.claim import Claim
         from drivetrain.train.behind import Behind
         from drivetrain.train.checkpoint import Checkpoints
         from drivetrain.train.feed import Feed
@@ -145,8 +146,10 @@ class Elsewhere:
         validate = Validate(scores, self.early_stopping, every=self.validate_every)
         shapes = [(name, list(array.shape)) for name, array in foreign.weights().items()]
         fingerprint = digest(self, shapes, rows, source.rows("validate"))
+        claim = Claim.of(run.directory, run.world)
+        claim.take()
         keep = ForeignKeep(
-            Behind(Checkpoints(run.directory, fingerprint, run.emit)),
+            Behind(Checkpoints(run.directory, fingerprint, run.emit, claim=claim)),
             {"validate": validate},
             seconds=self.checkpoint_seconds,
             steps=self.checkpoint_steps,

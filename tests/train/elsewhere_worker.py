@@ -20,8 +20,8 @@ from drivetrain.core.metric import Metric, Note
 from drivetrain.core.schema import FeatureField, FeatureSchema, Field, Schema
 from drivetrain.core.seams import Run
 from drivetrain.core.site import EngineSite, Site
-from drivetrain.features.compile import compile
-from drivetrain.pipeline import run
+from drivetrain.features.engines.duckdb import DuckDB
+from drivetrain.pipeline import make_events, make_features, run
 from drivetrain.train.flax import Flax
 from drivetrain.train.keras import Keras, inputs
 from drivetrain.train.native import in_jax, in_keras
@@ -145,9 +145,8 @@ def parity(strategy: Any, net: Any, answer: Callable[..., Any], events: Path) ->
         bundle = run(system, site, emit=heard.append)
         assert bundle is not None
         rows = next(iter(system.events.batches("test")))
-        graph, _ = compile(
-            system.features, system.events.schema.select(system.columns), bundle.fitted
-        )
+        data, duckdb = make_events(system, site), DuckDB(memory="200MB", threads=1)
+        graph = make_features(system, data, Path(site.work), duckdb).graph
         found = bundle.predict(rows)["bad"]
         logits = answer(strategy.kept[-1], graph.run(rows))
         due = 1 / (1 + np.exp(-np.asarray(logits, np.float64).reshape(-1)))
