@@ -34,8 +34,10 @@ def file(path: Path) -> Generator[IO[bytes]]:
             os.fchmod(opened.fileno(), 0o644)  # mkstemp makes it private; a store is read by others
             os.fsync(opened.fileno())
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # write(2) names no file
+            error.filename = str(path)
         raise
     sync(path.parent)
 

@@ -314,6 +314,9 @@ class _Agent:
             outcome = children.outcome()
             if outcome is None:
                 return
+            if children.late and outcome[1] == LOST:
+                late = ", ".join(str(children.processes[place].pid) for place in children.late)
+                say(f"process {late} stood still when the others had ended")
             self._status, self._children = outcome[1], None
             self._say(link, "ended", self._known.generation)
         if ending and self._leaving is None:

@@ -27,6 +27,7 @@ class Children:
 
     Attributes:
         processes: in the order of ``environments``.
+        late: the places of those that stood still when the others had failed.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Children:
         grace: float = 10.0,
     ) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.late: list[int] = []
         self.grace = grace
         self._command = command
         self._environments = environments
@@ -97,6 +99,7 @@ class Children:
         if None in statuses and now < self._failed + patience:
             return None
         found = self.fault()
+        self.late = [place for place, status in enumerate(statuses) if status is None]
         self.end()
         return found
 

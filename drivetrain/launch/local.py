@@ -61,6 +61,9 @@ class Local:
                 with Children(job.command, environments, self.grace) as children:
                     signals.reach(children)
                     rank, status = children.wait()
+                    if children.late and status == LOST and not signals.passed:
+                        late = ", ".join(map(str, children.late))
+                        say(f"rank {late} stood still when the others had ended")
             if signals.wanted is not None and (status in (0, LOST) or status < 0):
                 if status == 0:  # they were done before they heard of it
                     return 0

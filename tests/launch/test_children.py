@@ -47,6 +47,7 @@ def test_the_fault_is_that_of_the_one_that_the_others_lost(
 ) -> None:
     with children(ROLES, *roles) as started:
         assert started.wait() == expected
+        assert started.late == [at for at, role in enumerate(roles) if role == "waits"]
         assert all(process.returncode is not None for process in started.processes)
 
 
