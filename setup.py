@@ -14,5 +14,6 @@ setup(
             optional=True,
         )
     ],
+    exclude_package_data={"drivetrain.serve.native": ["*.c", "*.h"]},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -18,6 +18,7 @@ import msgspec
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.placement import AUTO, CPU, checked
+from drivetrain.serve import native
 from drivetrain.serve.application import Application
 from drivetrain.serve.execution.engine import Batching, Engine
 from drivetrain.serve.execution.loading import Loader, Verify
@@ -185,6 +186,7 @@ class Server:
             OSError: the address is taken, or a bundle cannot be read.
             ValueError: a bundle is damaged.
         """
+        log.info("requests are read by the %s path", native.path)
         if self._workers > 1:
             return self._supervise(started)
         with asyncio.Runner(loop_factory=_new_loop) as runner:

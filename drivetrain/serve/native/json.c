@@ -15,23 +15,6 @@ static const double powers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,
                                 1e8,  1e9,  1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
                                 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
 
-void skip_space(Text *text) {
-    const char *at = text->at;
-    while (at < text->end && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t')) {
-        at++;
-    }
-    text->at = at;
-}
-
-int take(Text *text, char expected) {
-    skip_space(text);
-    if (text->at == text->end || *text->at != expected) {
-        return 0;
-    }
-    text->at++;
-    return 1;
-}
-
 int take_string(Text *text, const char **start, Py_ssize_t *size) {
     if (!take(text, '"')) {
         return 0;

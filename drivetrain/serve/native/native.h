@@ -20,10 +20,25 @@ typedef union {
 } Cell;
 
 /* Skip white space as JSON has it. */
-void skip_space(Text *text);
+static inline void skip_space(Text *text) {
+    const char *at = text->at;
+    while (at < text->end && (*at == ' ' || *at == '\n' || *at == '\r' || *at == '\t')) {
+        at++;
+    }
+    text->at = at;
+}
 
 /* Skip it, and say whether `expected` comes next, which is then taken. */
-int take(Text *text, char expected);
+static inline int take(Text *text, char expected) {
+    if (text->at == text->end || *text->at != expected) {
+        skip_space(text);
+        if (text->at == text->end || *text->at != expected) {
+            return 0;
+        }
+    }
+    text->at++;
+    return 1;
+}
 
 /* Take the string that comes next, if it has no escapes; gives where it lies. */
 int take_string(Text *text, const char **start, Py_ssize_t *size);

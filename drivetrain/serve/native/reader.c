@@ -29,17 +29,27 @@ static int is_name(const Reader *self, Py_ssize_t column, const char *text, Py_s
     return self->size[column] == size && memcmp(self->name[column], text, (size_t)size) == 0;
 }
 
-/* The column of a name, -1 if there is none; `guess` is looked at first. */
-static Py_ssize_t find(const Reader *self, const char *text, Py_ssize_t size, Py_ssize_t guess) {
-    if (guess < self->columns && is_name(self, guess, text, size)) {
-        return guess;
-    }
+/* The column of a name, -1 if there is none. */
+static Py_ssize_t find(const Reader *self, const char *text, Py_ssize_t size) {
     for (size_t at = hash_of(text, size) & self->mask;; at = (at + 1) & self->mask) {
         Py_ssize_t column = self->slot[at] - 1;
         if (column < 0 || is_name(self, column, text, size)) {
             return column;
         }
     }
+}
+
+/* Take a column's name and its colon, if they come next with no space before them: most clients
+   write columns in one order, and often in that of the schema. */
+static int take_guess(const Reader *self, Text *text, Py_ssize_t column) {
+    Py_ssize_t size = self->size[column];
+    const char *at = text->at;
+    if (text->end - at < size + 3 || at[0] != '"' || at[size + 1] != '"' || at[size + 2] != ':' ||
+        memcmp(at + 1, self->name[column], (size_t)size) != 0) {
+        return 0;
+    }
+    text->at = at + size + 3;
+    return 1;
 }
 
 static int make_table(Reader *self) {
@@ -54,7 +64,7 @@ static int make_table(Reader *self) {
         return 0;
     }
     for (Py_ssize_t i = 0; i < self->columns; i++) {
-        if (find(self, self->name[i], self->size[i], self->columns) >= 0) {
+        if (find(self, self->name[i], self->size[i]) >= 0) {
             PyErr_SetString(PyExc_ValueError, "names: found one twice, allowed: once.");
             return 0;
         }
@@ -89,6 +99,12 @@ static int fill(Reader *self, const char *codes, PyObject *before) {
         if (number == NULL ||
             PyBytes_AsStringAndSize(PyTuple_GetItem(self->names, i), &text, &self->size[i]) < 0) {
             return 0;
+        }
+        for (Py_ssize_t at = 0; at < self->size[i]; at++) {
+            if (text[at] == '"' || text[at] == '\\' || (unsigned char)text[at] < 0x20) {
+                PyErr_SetString(PyExc_ValueError, "names: found one that JSON escapes.");
+                return 0;
+            }
         }
         self->name[i] = text;
         self->code[i] = codes[i];
@@ -149,12 +165,18 @@ static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *option
 /* Take an object that names each column once; `seen` says which were seen in row `stamp`. */
 static int take_row(const Reader *self, Text *text, Cell *cells, size_t *seen, size_t stamp) {
     for (Py_ssize_t i = 0; i < self->columns; i++) {
-        const char *name;
-        Py_ssize_t size;
-        if ((i && !take(text, ',')) || !take_string(text, &name, &size) || !take(text, ':')) {
+        Py_ssize_t column = i;
+        if (i && !take(text, ',')) {
             return 0;
         }
-        Py_ssize_t column = find(self, name, size, i);
+        if (!take_guess(self, text, i)) {
+            const char *name;
+            Py_ssize_t size;
+            if (!take_string(text, &name, &size) || !take(text, ':')) {
+                return 0;
+            }
+            column = find(self, name, size);
+        }
         if (column < 0 || seen[column] == stamp) {
             return 0;
         }

@@ -250,6 +250,9 @@ def test_more_rows_than_allowed_are_left_to_who_refuses_them():
         ((b"a", b"a"), "qq", (0, 8)),
         (("a",), "q", (0,)),
         ((b"a",), "q", ("0",)),
+        ((b'a"b',), "q", (0,)),
+        ((b"a\\b",), "q", (0,)),
+        ((b"a\tb",), "q", (0,)),
     ],
 )
 def test_a_reader_of_other_columns_than_a_form_has_is_refused(arguments):
