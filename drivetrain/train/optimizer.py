@@ -8,11 +8,12 @@ from torch import nn
 
 from drivetrain.core.errors import unknown
 from drivetrain.models.layers import MemberLinear
+from drivetrain.train import fused
 from drivetrain.train.pieces import alike, shared
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
+    "adamw": fused.AdamW,
+    "adam": fused.Adam,
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
 }
@@ -63,8 +64,8 @@ def make(
         options["momentum"] = momentum
     device = groups[0]["params"][0].device.type
     whole = not any(shared(p) for group in groups for p in group["params"])
-    fused = device in FUSED[name] and (whole or name in FUSED_PIECES)
-    kernel = "fused" if fused else "foreach"
+    able = device in FUSED[name] and (whole or name in FUSED_PIECES)
+    kernel = "fused" if able else "foreach"
     return OPTIMIZERS[name](groups, **options, **{kernel: True})
 
 
