@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import TextIO
 
 import msgspec
@@ -20,6 +19,7 @@ from drivetrain.core.errors import wrong
 from drivetrain.core.placement import AUTO, CPU, checked
 from drivetrain.serve import native
 from drivetrain.serve.application import Application
+from drivetrain.serve.event_loop import import_loop, new_loop
 from drivetrain.serve.execution.engine import Batching, Engine
 from drivetrain.serve.execution.loading import Loader, Verify
 from drivetrain.serve.execution.models import Resolve, checked_name, pinned
@@ -36,9 +36,10 @@ from drivetrain.serve.transport.tls import Tls
 from drivetrain.serve.versions.aliases import Aliases
 from drivetrain.serve.workers.doors import Doors
 from drivetrain.serve.workers.repository import Repository
+from drivetrain.serve.workers.seat import Seat
 from drivetrain.serve.workers.shared import Shared
 from drivetrain.serve.workers.shared_memory import SharedMemory
-from drivetrain.serve.workers.supervisor import LOOK, Seat, Supervisor
+from drivetrain.serve.workers.supervisor import LOOK, Supervisor
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -86,6 +87,8 @@ class Server:
         parity: how far its answers may be from the plain CPU's; 0 for its own limit.
         hang_seconds: of several workers one whose event loop does not turn for so long, or whose
             run of a graph takes longer, is killed and replaced.
+        load_seconds: what loading may take. Of several workers one that is not ready so long after
+            its start is killed and replaced; a new version that takes longer is told of.
 
     Raises:
         ValueError: an alias is no allowed name, the address is not loopback and no token is set,
@@ -115,6 +118,7 @@ class Server:
         placement: str = CPU,
         parity: float = 0.0,
         hang_seconds: float = 30.0,
+        load_seconds: float = 600.0,
     ) -> None:
         if not models:
             raise ValueError("models: found none, allowed: one or more to serve.")
@@ -146,7 +150,7 @@ class Server:
         self._workers = _count(workers)
         if hang_seconds < _LEAST_HANG_SECONDS:
             raise wrong("hang_seconds", hang_seconds, f"{_LEAST_HANG_SECONDS:g} or more")
-        self._hang_seconds = hang_seconds
+        self._hang_seconds, self._load_seconds = hang_seconds, load_seconds
         self._placement, self._parity = checked(placement), parity
         self._shared: Shared | None = None
         self._weights: Weights | None = None
@@ -189,13 +193,13 @@ class Server:
         log.info("requests are read by the %s path", native.path)
         if self._workers > 1:
             return self._supervise(started)
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
             return runner.run(self._serve(started))
 
     def _supervise(self, started: Callable[[], object]) -> int:
         if threading.current_thread() is not threading.main_thread():
             raise wrong("workers", self._workers, "1 on a thread that is not the main one")
-        _import_loop()  # before the fork, so that its pages are shared
+        import_loop()  # before the fork, so that its pages are shared
         listeners = bind_shared(self.host, self.port, self._workers)
         self.port = listeners[0].getsockname()[1]
         shared = self._share(self._workers)
@@ -203,7 +207,8 @@ class Server:
             self._access_log.flush()  # or every fork would write again what it holds
         end_seconds = self._drain_seconds + self._grace_seconds + _END_SECONDS
         self._supervisor = Supervisor(
-            *(self._work, listeners, end_seconds, self._hang_seconds), ended=shared.left
+            *(self._work, listeners, end_seconds, self._hang_seconds, self._load_seconds),
+            ended=shared.left,
         )
         self._weights = _shared_weights(needed=self._placement == AUTO)
         try:
@@ -227,7 +232,7 @@ class Server:
         seat.follow(self.stop, end_seconds)
         self._renew()  # the supervisor, which serves nothing, has what it began with
         try:
-            with asyncio.Runner(loop_factory=_new_loop) as runner:
+            with asyncio.Runner(loop_factory=new_loop) as runner:
                 return runner.run(self._serve(seat.ready))
         finally:
             if self._weights is not None and os.getppid() != supervisor:
@@ -268,7 +273,8 @@ class Server:
             stack.callback(engine.shut_down)
             stack.callback(application.shut_down)
             loader = Loader(self._weights, self._placement, self._parity, self._verify)
-            aliases = Aliases(self._resolve, application, engine, self.metrics, loader, seat)
+            told = (self.metrics, loader, seat, self._load_seconds)
+            aliases = Aliases(self._resolve, application, engine, *told)
             repository = Repository(aliases, shared.repository, number)
             application.manage(repository, memory)
             aliases.begin(repository.unloaded)
@@ -448,19 +454,6 @@ def _count(workers: int) -> int:
             raise wrong("workers", workers, f"1 on {sys.platform}")
         return 1
     return workers or len(os.sched_getaffinity(0))
-
-
-def _import_loop() -> ModuleType | None:
-    try:
-        import uvloop
-    except ImportError:  # a platform that it does not know
-        return None
-    return uvloop
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    uvloop = _import_loop()
-    return asyncio.new_event_loop() if uvloop is None else uvloop.new_event_loop()
 
 
 @contextmanager

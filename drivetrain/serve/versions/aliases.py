@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import logging
+import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
+from typing import TypeVar
 
 from drivetrain.serve.application import Application
 from drivetrain.serve.execution.engine import Engine
@@ -16,9 +19,11 @@ from drivetrain.serve.execution.models import Artefact, Model, Release, Resolve,
 from drivetrain.serve.telemetry.metrics import Counter, Metrics
 from drivetrain.serve.versions.guard import Guard
 from drivetrain.serve.versions.shadow import places
-from drivetrain.serve.workers.supervisor import Seat
+from drivetrain.serve.workers.seat import Seat
 
 log = logging.getLogger("drivetrain.serve")
+
+Loaded = TypeVar("Loaded")
 
 _LOOKS = 20
 _LOOK_SECONDS = 0.025
@@ -34,6 +39,7 @@ class Aliases:
         metrics: says which versions answer, and what could not be loaded.
         loader: loads their graphs.
         seat: in one of several workers, to tell the others; None in a process by itself.
+        load_seconds: a version whose loading takes longer is told of; the present one serves on.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class Aliases:
         metrics: Metrics,
         loader: Loader,
         seat: Seat | None = None,
+        load_seconds: float = math.inf,
     ) -> None:
         self._resolve = resolve
         self._application = application
@@ -51,6 +58,7 @@ class Aliases:
         self._metrics = metrics
         self._loader = loader
         self._seat = seat
+        self._load_seconds = load_seconds
         self._guard = Guard(metrics.requests)
         self._refused: set[tuple[str, str]] = set()
         self._forgiving = False
@@ -84,6 +92,8 @@ class Aliases:
                 self._unloaded.add(name)
                 self.reasons[name] = unloaded[name]
             else:
+                if self._seat is not None:
+                    self._seat.loads(name)
                 self._install(self._first(name, ask))
 
     async def load(self, name: str) -> str:
@@ -129,9 +139,9 @@ class Aliases:
             present = self._application.releases.get(name)
             try:
                 if present is not None:
-                    release = await asyncio.to_thread(self._newer, present, ask)
+                    release = await self._watched(name, partial(self._newer, present, ask))
                 else:
-                    release = await asyncio.to_thread(self._fresh, name, ask)
+                    release = await self._watched(name, partial(self._fresh, name, ask))
             except Exception as error:
                 self._fail(name, str(error))
                 return
@@ -141,6 +151,18 @@ class Aliases:
                 self._install(release)
                 log.info("%s", release)
             self._judge(self._application.releases[name])
+
+    async def _watched(self, name: str, load: Callable[[], Loaded]) -> Loaded:
+        """Load on a thread, which nothing can end: what takes too long is told of, once."""
+        loading = asyncio.ensure_future(asyncio.to_thread(load))
+        limit = None if math.isinf(self._load_seconds) else self._load_seconds
+        try:
+            done, _ = await asyncio.wait({loading}, timeout=limit)
+            if not done:
+                self._fail(name, f"loading takes longer than {self._load_seconds:g} s")
+            return await loading
+        finally:
+            loading.cancel()
 
     def _judge(self, release: Release) -> None:
         """Send no more requests to a canary that fails where the stable version does not.

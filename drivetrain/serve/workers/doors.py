@@ -10,7 +10,7 @@ from typing import Any
 from drivetrain.serve.transport.http import Http
 from drivetrain.serve.transport.listen import BACKLOG, HANDSHAKE_SECONDS, hold_off, silence, take
 from drivetrain.serve.transport.opening import Opening
-from drivetrain.serve.workers.supervisor import Seat
+from drivetrain.serve.workers.seat import Seat
 
 _STEER_SECONDS = 0.02
 """What the supervisor has to steer connections away from a worker that leaves."""

@@ -17,7 +17,6 @@ import select
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import Any, NoReturn
 
 from drivetrain.serve.transport.listen import let_in, silence, steer
 from drivetrain.serve.workers.board import Board
+from drivetrain.serve.workers.seat import FAILED, Seat
 
 log = logging.getLogger("drivetrain.serve")
 
@@ -44,71 +44,9 @@ signal there is one worker only."""
 _FAILURES: dict[str, type[Exception]] = {
     error.__name__: error for error in (ValueError, OSError, ImportError)
 }
-_FAILED = 70
 _TEXT = 600
 """Characters of an error that are told: at six bytes each in JSON, such as for Chinese, the line
 fits a pipe's PIPE_BUF of 4096. In two writes the lines of two workers would mix."""
-
-
-@dataclass
-class Seat:
-    """What a worker knows of its place.
-
-    Attributes:
-        number: from 0.
-        listener: its own, bound to the port that all share.
-        board: where every worker writes what it has counted.
-        known: for each alias the digest and the path of a bundle that was served well; what an
-            alias means when a worker is replaced may be what the others have refused.
-    """
-
-    number: int
-    listener: socket.socket
-    board: Board
-    known: dict[str, tuple[str, str]]
-    tells: int
-    lives: int
-
-    def tell(self, **what: Any) -> None:
-        """Tell the supervisor, unless it has gone."""
-        line = json.dumps({"seat": self.number, **what}).encode() + b"\n"
-        with contextlib.suppress(OSError):
-            os.write(self.tells, line)  # whole, for it is shorter than a pipe's PIPE_BUF
-
-    def ready(self) -> None:
-        """Say that requests are taken."""
-        self.board.take(self.number, True)
-        self.tell(ready=True)
-
-    def leave(self) -> None:
-        """Say that connections should go to the others; those that come still are taken."""
-        self.tell(leaves=True)
-
-    def hang(self, why: str) -> None:
-        """Say that this process can only be killed."""
-        self.tell(hangs=why)
-
-    def left(self) -> None:
-        """Say that no more connections are taken."""
-        self.tell(left=True)
-
-    def follow(self, end: Callable[[], object], seconds: float) -> None:
-        """End with the supervisor: ``end`` is called when it has gone, however that came.
-
-        Args:
-            end: begins an orderly end.
-            seconds: what an orderly end takes at most; the process ends then, even in a run of
-                the graph that never returns.
-        """
-
-        def wait() -> None:
-            while os.read(self.lives, 1):  # nothing is ever written: it ends when all writers have
-                pass
-            end()
-            time.sleep(seconds)
-            os._exit(_FAILED)
-
-        threading.Thread(target=wait, name="drivetrain-follow", daemon=True).start()
 
 
 @dataclass
@@ -124,6 +62,7 @@ class _Worker:
     left: bool = False
     pulse: int = 0
     still: float = 0.0
+    loads: str = ""
 
     @property
     def open(self) -> bool:
@@ -174,6 +113,7 @@ class Supervisor:
         listeners: bound to one port, one for each seat; closed at the end.
         end_seconds: what the end of a worker takes at most; it is killed then.
         hang_seconds: a worker whose loop does not turn for so long is killed and replaced.
+        start_seconds: the same of one that is not ready so long after its start.
         ended: told the seat of each worker that has ended.
     """
 
@@ -183,6 +123,7 @@ class Supervisor:
         listeners: Sequence[socket.socket],
         end_seconds: float,
         hang_seconds: float = math.inf,
+        start_seconds: float = math.inf,
         ended: Callable[[int], object] = lambda seat: None,
     ) -> None:
         self._work = work
@@ -190,6 +131,7 @@ class Supervisor:
         self._workers = [_Worker(number, each) for number, each in enumerate(listeners)]
         self._end_seconds = end_seconds
         self._hang_seconds = hang_seconds
+        self._start_seconds = start_seconds
         self._looked = time.monotonic()
         self._board = Board(len(listeners))
         self._known: dict[str, tuple[str, str]] = {}
@@ -299,6 +241,8 @@ class Supervisor:
         worker = self._workers[what["seat"]]
         if "ready" in what:
             worker.ready, worker.still = True, 0.0
+        elif "loads" in what:
+            worker.loads = what["loads"]
         elif "leaves" in what:
             worker.leaves = True
         elif "hangs" in what:
@@ -354,11 +298,16 @@ class Supervisor:
             worker.pulse = pulse
             if worker.ready and worker.still >= self._hang_seconds:
                 self._hang(worker, f"its loop has not turned for {worker.still:.0f} s")
+            elif not worker.ready and now - worker.born >= self._start_seconds:
+                what = f"loads {worker.loads}" if worker.loads else "has loaded nothing"
+                self._hang(worker, f"it {what} and is not ready after {now - worker.born:.0f} s")
         self._steer()
 
     def _hang(self, worker: _Worker, why: str) -> None:
         if worker.pid:
             log.error("worker %d (process %d) hangs: %s", worker.number, worker.pid, why)
+            if not self._begun and self._failure is None:
+                self._failure = TimeoutError(f"worker {worker.number} hangs: {why}")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
 
@@ -416,6 +365,7 @@ class Supervisor:
             sys.stderr.flush()
             let_in(worker.listener)
             worker.leaves = worker.left = False
+            worker.loads = ""
             # A signal that came between the fork and the worker's own handlers would be heeded
             # by the supervisor's, and wake the supervisor in the worker's place.
             blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*_HEEDED, LOOK))
@@ -434,7 +384,7 @@ class Supervisor:
 
     def _become(self, worker: _Worker, blocked: Iterable[int]) -> NoReturn:
         """The life of a forked process; it never returns to what the supervisor was doing."""
-        status = _FAILED
+        status = FAILED
         try:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGCHLD):

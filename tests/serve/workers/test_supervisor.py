@@ -3,11 +3,13 @@
 import errno
 import http.client
 import json
+import math
 import os
 import re
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -289,6 +291,41 @@ def test_what_one_worker_has_found_is_no_sighup_to_the_others(supervisor, monkey
     supervisor._hear({"seat": 1, "serves": ("tiny", "0" * 64, "/bundle")})
     assert sent == [(12, LOOK)]
     assert LOOK != signal.SIGHUP
+
+
+def test_a_worker_that_is_never_ready_is_killed_and_what_it_loads_is_named(
+    supervisor, monkeypatch, caplog
+):
+    sent = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    supervisor._start_seconds = 5.0
+    old, new = supervisor._workers
+    for worker, age, pid in ((old, 6.0, 11), (new, 1.0, 12)):
+        worker.pid, worker.born = pid, time.monotonic() - age
+    supervisor._hear({"seat": 0, "loads": "tiny"})
+    supervisor._looked = -math.inf
+    supervisor._look()
+    assert sent == [(11, signal.SIGKILL)]
+    assert "worker 0 (process 11) hangs: it loads tiny and is not ready after 6 s" in caplog.text
+
+
+def test_a_start_that_hangs_in_loading_is_the_supervisors_error():
+    found = subprocess.run(
+        [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert found.returncode == 3
+    assert "hangs: it loads tiny and is not ready after" in found.stdout
+
+
+STUCK = """
+import sys, time
+from drivetrain.serve.server import Server
+try:
+    Server({"tiny": lambda: time.sleep(600)}, port=0, workers=2, load_seconds=1.0).run()
+except TimeoutError as error:
+    print(error)
+    sys.exit(3)
+"""
 
 
 def test_a_machine_that_forks_nothing_for_a_while_costs_no_worker_that_serves(
