@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from drivetrain import cli
 from drivetrain.core.site import Site
+from drivetrain.launch.local import free_port
 from drivetrain.registry.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -61,3 +63,54 @@ def test_a_mistake_in_one_process_is_told_once_and_not_tried_again(
     assert done.returncode == 2
     assert "AllReduce.batch_size: found 1, allowed: 2, a row for each process." in done.stderr
     assert "start anew" not in done.stderr
+
+
+def test_agents_share_the_training_and_one_of_them_does_the_rest(
+    declared: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = declared()
+    file.write_text(file.read_text().replace("Single", "AllReduce"))
+    site = tmp_path / "site.toml"
+    site.write_text(
+        f'store = "{tmp_path / "store"}"\nwork = "{tmp_path / "work"}"\ndevice = "cpu"\n'
+        f'[launcher]\nkind = "agents"\naddress = "127.0.0.1:{free_port()}"\nat_least = 2\n'
+        "[resources]\nnodes = 2\ncpus = 1\n"
+    )
+    command = (sys.executable, "-m", "drivetrain.cli", "run", str(file), "--on", str(site))
+    agents = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    try:
+        said = [agent.communicate(timeout=300)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(said)
+    registry = Registry(tmp_path / "store")
+    (digest,) = registry.bundles()
+    assert sum(text.count(f"bundle {digest}\n") for text in said) == 1
+    assert "2 processes of 2 agents" in "".join(said)
+    # What one machine took is not what the run took, so nothing is said of it.
+    assert not [m for m in registry.measurements(digest) if "energy" in m.name]
+
+
+def test_where_agents_cannot_run_a_system_it_says_so(
+    declared: Callable[..., Path], tmp_path: Path
+) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text('[launcher]\nkind = "agents"\n[resources]\nnodes = 2\n')
+    file = declared()
+    command = ("run", str(file), "--on", str(site), "--dry-run")
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr(cli, "_fail", lambda options, error: said.append(str(error)))
+        assert cli.main(command) == 2
+        file.write_text(file.read_text().replace("Single", "AllReduce"))
+        assert cli.main((*command, "--set=launcher.at_least=3")) == 2
+        assert cli.main((*command, "--set=launcher.address=10.0.0.1:29400")) == 2
+        assert cli.main(command) == 0
+    single, most, token = said
+    assert "[launcher] kind: found 'agents', allowed: inline or local with Single" in single
+    assert "[launcher] at_least: found 3, allowed: at most [resources] nodes, which is 2" in most
+    assert "[launcher] token_file: found ''" in token
