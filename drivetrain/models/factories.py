@@ -246,8 +246,9 @@ class ConvNet:
 class HuggingFace:
     """An encoder of Hugging Face Transformers over a text's tokens, with a head for logits.
 
-    Nothing is fetched: weights are a directory on this machine, read as safetensors, and code
-    that lies beside them is not run. It needs the extra ``huggingface``.
+    BERT, DistilBERT, ELECTRA and MobileBERT, which read WordPiece. Nothing is fetched: weights are
+    a directory on this machine, read as safetensors, and code that lies beside them is not run.
+    It needs the extra ``huggingface``.
 
     Attributes:
         weights: a directory with ``config.json`` and ``model.safetensors``; what they hold is

@@ -1,7 +1,9 @@
 """An encoder of Hugging Face Transformers, with a head and whatever else is known beside it."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,10 @@ from drivetrain.models.factories import HuggingFace
 from drivetrain.models.weights import weights_files
 
 EXTRA = "huggingface"
+FAMILIES = ("bert", "distilbert", "electra", "mobilebert")
+"""Encoders that read WordPiece tokens and take a mask as it is; others answered NaN for padding."""
+UNSEEN = -1e30
+"""What is added to the score of a place of padding; finite in bfloat16 too."""
 
 
 class HuggingFaceModule(nn.Module):
@@ -26,8 +32,8 @@ class HuggingFaceModule(nn.Module):
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: no bag, or which of several is meant is not said; no such weights or type of
-            model; more tokens or positions than the encoder has.
+        ValueError: no bag, or which of several is meant is not said; no such weights, or of
+            another family; more tokens or positions than the encoder has.
     """
 
     def __init__(self, features: FeatureSchema, config: HuggingFace) -> None:
@@ -58,7 +64,10 @@ class HuggingFaceModule(nn.Module):
         """Logits ``[rows]``, or ``[rows, outputs]``."""
         tokens = inputs[self.text]
         there = tokens != 0
-        vectors = self.encoder(input_ids=tokens, attention_mask=there.long()).last_hidden_state
+        # Given whole, the mask is taken as it is; else its values decide on a way, row by row.
+        hidden = torch.zeros_like(tokens, dtype=self.head.weight.dtype)
+        hidden = hidden.masked_fill(~there, UNSEEN)[:, None, None, :]
+        vectors = self.encoder(input_ids=tokens, attention_mask=hidden).last_hidden_state
         if self.first:
             pooled = vectors[:, 0]
         else:
@@ -84,43 +93,42 @@ def _text(features: FeatureSchema, name: str) -> FeatureField:
 
 
 def _encoder(config: HuggingFace, text: FeatureField) -> Any:
-    transformers = need("transformers", EXTRA)
-    said = dict(config.config)
     lent = {"attn_implementation": config.attention, "dtype": torch.float32}
+    said = dict(config.config)
     if config.weights is None:
-        kind = str(said.pop("model_type"))
-        known = transformers.CONFIG_MAPPING
-        if kind not in known:
-            raise unknown("model_type", kind, known, "HuggingFace.config")
+        kind = _family(said.pop("model_type"), "HuggingFace.config")
+        transformers = need("transformers", EXTRA)
         said.setdefault("vocab_size", text.cardinality)
-        encoder = transformers.AutoModel.from_config(known[kind](pad_token_id=0, **said), **lent)
+        made = transformers.CONFIG_MAPPING[kind](pad_token_id=0, **said)
+        encoder = transformers.AutoModel.from_config(made, **lent)
     else:
-        encoder = _read(transformers, config, said, lent)
-    if encoder.config.is_encoder_decoder:
-        raise wrong("HuggingFace: model", encoder.config.model_type, "an encoder")
+        encoder = _read(config.weights, {**said, **lent})
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # weights that no loss would reach
     return encoder
 
 
-def _read(
-    transformers: Any, config: HuggingFace, said: dict[str, Any], lent: dict[str, Any]
-) -> Any:
+def _family(kind: Any, where: str) -> str:
+    if kind not in FAMILIES:
+        raise unknown("model_type", str(kind), FAMILIES, where)
+    return kind
+
+
+def _read(weights: str | Path, options: dict[str, Any]) -> Any:
     """The encoder that lies in a directory, whole."""
-    assert config.weights is not None
-    directory = str(weights_files(config.weights)[0].parent)
-    encoder, report = transformers.AutoModel.from_pretrained(
-        directory,
+    file = weights_files(weights)[0]
+    _family(json.loads(file.read_bytes()).get("model_type"), str(file))
+    encoder, report = need("transformers", EXTRA).AutoModel.from_pretrained(
+        str(file.parent),
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
-        **lent,
-        **said,
+        **options,
     )
     absent = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
     if absent:
-        raise wrong(f"HuggingFace.weights {directory}", f"no {absent[0]}", "all of the encoder's")
+        raise wrong(f"HuggingFace.weights {weights}", f"no {absent[0]}", "all of the encoder's")
     return encoder
 
 
