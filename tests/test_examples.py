@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from zipfile import ZipFile
 
 import pytest
@@ -49,7 +50,9 @@ def test_an_example_fits_its_events(example: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", [n for n in SYSTEMS if n not in {"flights", *ELSEWHERE}])
+@pytest.mark.parametrize(
+    "example", [n for n in SYSTEMS if n not in {"flights", "text", *ELSEWHERE}]
+)
 def test_an_example_runs_to_a_bundle_that_may_be_promoted(example: str, tmp_path: Path) -> None:
     store = tmp_path / "store"
     rooms = [f"--set=store={store}", f"--set=work={tmp_path / 'work'}"]
@@ -156,3 +159,23 @@ def still_serving(process: int) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(which("apt-cache") is None, reason="no Debian: apt-cache is not there")
+def test_the_text_example_compares_an_encoder_with_words_and_answers_a_text(tmp_path: Path) -> None:
+    site = tmp_path / "site.toml"
+    site.write_text(f"store = '{tmp_path / 'store'}'\nwork = '{tmp_path / 'work'}'\n")
+    text = [sys.executable, "-W", "error", str(EXAMPLES / "text.py")]
+    done = subprocess.run(
+        [*text, "--each", "12", "--epochs", "1", "--site", str(site)],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    line = re.compile(r"(\S+) +accuracy (\d\.\d{3}) +'.+': (\w+) \((\d\.\d\d)\)")
+    found = [line.fullmatch(each) for each in done.stdout.splitlines()]
+    assert [match and match[1] for match in found] == ["sections-words", "sections"]
+    assert all(match and 0 < float(match[4]) < 1 for match in found)
