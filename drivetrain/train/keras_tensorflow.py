@@ -3,6 +3,7 @@
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,12 @@ class KerasOnTensorFlow(KerasModel):
             outputs = self.bound.structured(self.model(inputs, training=True))
             loss = self.loss(outputs, targets)
             loss = (loss + sum(self.model.losses)) * self.tf.cast(share, loss.dtype)
-        self.keras_optimizer.apply(tape.gradient(loss, variables), variables)
+        gradients = tape.gradient(loss, variables)
+        if self.replicas > 1:
+            # Rows of tables would be gathered, whose number changes with the batch: TensorFlow
+            # takes tensors of another shape than before for those of another replica.
+            gradients = [g if g is None else self.tf.convert_to_tensor(g) for g in gradients]
+        self.keras_optimizer.apply(gradients, variables)
         return loss
 
     def _parts(self, rows: int) -> list[slice]:
@@ -136,8 +142,12 @@ class KerasOnTensorFlow(KerasModel):
         return between(model, features.tensors, inner(self.bound.like))
 
 
-def mirrored_on(devices: Sequence[str] | None) -> Any:
+@cache
+def mirrored_on(devices: tuple[str, ...] | None) -> Any:
     """``tf.distribute.MirroredStrategy`` over these devices.
+
+    There is one for all trainings of a process: each counts its messages from the same number on,
+    and TensorFlow takes those of a second one for those of the first.
 
     Raises:
         ValueError: more CPU devices are named than there are, and TensorFlow has begun already.

@@ -7,6 +7,7 @@ what came of each training.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -79,7 +80,7 @@ def test_the_bundle_answers_what_the_framework_does(told: Any, framework: str) -
     assert found["difference"] < TOLERANCE
     assert found["outputs"] == ["bad"]
     assert found["auc"] > 0.7
-    assert found["kept"] == {"compress/optimize/kept": 1.0}
+    assert found["kept"] == {"compress/optimize-extended/kept": 1.0}
     assert found["steps"] == 3, "it was validated after each epoch"
 
 
@@ -96,7 +97,8 @@ def test_a_killed_training_ends_with_the_same_bits(told: Any, framework: str) ->
     status, error = told[f"{framework} killed"]
     assert status == -9, error
     found = told[framework]["resumed"]
-    assert found["notes"][0].startswith("resumed at step 28, epoch 1, batch 12"), found["notes"]
+    # The last checkpoint before the kill was being written, and may not have become whole.
+    assert re.match(r"resumed at step (21|28), epoch 1, batch (5|12)$", found["notes"][0])
     assert found["equal"], found["difference"]
     assert found["read"], "a training that has ended is not run again"
     assert found["graph"]
