@@ -143,7 +143,7 @@ def train(directory: Path, case: dict[str, Any], world: World) -> None:
     """Train one case; the leader also in one process, if it shall be compared."""
     kind = Pictures if case.get("of") == "conv" else Made
     rows, validate = case.get("rows", 1003), case.get("validate", 100)
-    options = {**COMMON, "wait_seconds": 20, **case.get("strategy", {})}
+    options = {**COMMON, "wait_seconds": 120, **case.get("strategy", {})}
     if patience := options.pop("patience", None):
         options["early_stopping"] = EarlyStopping(patience=patience)
     into = directory / case["name"]
@@ -211,7 +211,7 @@ def main(directory: Path, cases: list[dict[str, Any]]) -> int:
     resume._AGREE_SECONDS = 0.0
     met = group.joined
     try:
-        with met(Run(directory=directory, world=world), 60) as all_of_them:
+        with met(Run(directory=directory, world=world), 300) as all_of_them:
 
             @contextmanager
             def joined(run: Run, seconds: float) -> Iterator[Any]:
