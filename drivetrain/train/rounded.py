@@ -153,7 +153,9 @@ def _values(codes: Tensor, scales: Tensor) -> Tensor:
     """Integers as numbers; each of the first dimension has a step of its own."""
     if not torch.compiler.is_exporting():
         return codes.to(torch.float32) * scales.view(-1, *[1] * (codes.dim() - 1))
-    return _operator("DequantizeLinear", (codes, scales), torch.float32, codes, axis=0)
+    # ONNX Runtime has kernels for integers only where their zeros are written down.
+    zeros = torch.zeros(len(codes), dtype=codes.dtype)
+    return _operator("DequantizeLinear", (codes, scales, zeros), torch.float32, codes, axis=0)
 
 
 def _operator(name: str, tensors: Any, kind: torch.dtype, like: Tensor, **more: Any) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from drivetrain.compress.optimize import Optimize
 from drivetrain.compress.quantize import Quantize
 from drivetrain.core.batch import Batch
 from drivetrain.core.graph import Graph
@@ -38,6 +39,12 @@ def fit(strategy: Single, model: nn.Module, examples: Any, run: Run) -> Reduced:
     fitted = strategy.fit(model, examples, run)
     assert isinstance(fitted, Reduced)
     return fitted
+
+
+def run_as(graph: Graph) -> list[str]:
+    """The operators that ONNX Runtime makes of a graph's."""
+    fused = Optimize("extended")(graph, list)
+    return [node.op_type for node in fused.proto.graph.node]
 
 
 def uneven(model: nn.Module, spread: float) -> nn.Module:
@@ -92,6 +99,7 @@ def test_what_static_int8_loses_is_won_back_and_the_graph_is_what_training_saw(
     kinds = [node.op_type for node in graphs["model"].proto.graph.node]
     assert kinds.count("QuantizeLinear") == 3, "inputs alone: weights are integers already"
     assert kinds.count("DequantizeLinear") == 9
+    assert run_as(graphs["model"]).count("QGemm") == 3, "the kernels for integers are taken"
 
 
 def test_a_killed_training_ends_with_the_same_bits(made: Any, tmp_path: Path) -> None:
@@ -128,6 +136,19 @@ def test_a_killed_training_ends_with_the_same_bits(made: Any, tmp_path: Path) ->
     assert all(torch.equal(one, two) for one, two in pairs)
 
 
+@pytest.mark.slow
+def test_two_processes_round_alike_and_nearly_as_one_does(train: Any) -> None:
+    two = train(2, quantize={"epochs": 1})  # which holds that both have the same integers
+    one = train(1, name="one", quantize={"epochs": 1})
+    layers = [name.removesuffix("codes") for name in two if name.endswith(".codes")]
+    assert len(layers) == 2
+    for layer in layers:
+        weights, expected = (w[f"{layer}codes"] * w[f"{layer}scales"][:, None] for w in (two, one))
+        torch.testing.assert_close(weights, expected, atol=0.03, rtol=0)
+        # The first process's half of each batch says what the range is.
+        torch.testing.assert_close(two[f"{layer}scale"], one[f"{layer}scale"], atol=0, rtol=0.2)
+
+
 def test_convolutions_are_exported_as_integers_with_the_answers_of_torch() -> None:
     features = FeatureSchema(
         (
@@ -153,6 +174,7 @@ def test_convolutions_are_exported_as_integers_with_the_answers_of_torch() -> No
     kinds = [node.op_type for node in graph.proto.graph.node]
     assert kinds.count("Conv") == 2
     assert kinds.count("QuantizeLinear") == 2 * 2 + 2, "convolutions give integers too"
+    assert run_as(graph).count("QLinearConv") == 2
 
 
 def test_a_range_widens_at_once_shrinks_slowly_and_holds_zero() -> None:

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from drivetrain import train
 from drivetrain.core.job import LOST
 from drivetrain.core.metric import Metric
-from drivetrain.core.seams import Run
+from drivetrain.core.seams import Reduced, Run
 from drivetrain.core.world import World
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
-from drivetrain.train import BinaryCrossEntropy, Private, resume
+from drivetrain.train import BinaryCrossEntropy, Private, QuantizationAware, resume
 
 OPTIONS = {"loss": BinaryCrossEntropy("y"), "epochs": 3, "batch_size": 64, "lr": 0.02}
 
@@ -51,6 +51,8 @@ def main(directory: Path, options: dict[str, Any]) -> int:
         given["compression"] = getattr(train, options["compression"])()
     if "privacy" in options:
         given["privacy"] = Private(**options["privacy"])
+    if "quantize" in options:
+        given["quantize"] = QuantizationAware(**options["quantize"])
     strategy = getattr(train, options.get("kind", "AllReduce"))(**given)
     figures: dict[str, float] = {}
 
@@ -67,6 +69,8 @@ def main(directory: Path, options: dict[str, Any]) -> int:
     except (ConnectionError, InterruptedError) as error:
         (directory / f"lost-{world.rank}").write_text(str(error))
         os._exit(LOST)  # as the command line does: a thread of a lost group aborts at the exit
+    if isinstance(fitted, Reduced):
+        fitted = fitted.model
     weights = {name: tensor.contiguous() for name, tensor in fitted.state_dict().items()}
     save_file(weights, directory / f"weights-{world.rank}.safetensors")
     (directory / f"figures-{world.rank}.json").write_text(json.dumps(figures))
