@@ -1,7 +1,9 @@
 """Agents on one machine, as they would be on several: who comes, goes or stands still."""
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -128,6 +130,28 @@ def test_an_agent_that_stood_still_finds_its_place_taken_and_comes_as_a_new_one(
         os.kill(places[1][0], 0)
     finish(tmp_path)
     assert ended(first, second) == [0, 0]
+
+
+@pytest.mark.slow
+def test_whoever_is_killed_at_random_nothing_hangs(start: Start, tmp_path: Path) -> None:
+    options = {"jobs": {"train": [2, 1]}, "at_least": 2, "restarts": 99}
+    agents = {agent.pid: agent for agent in (start(**options) for _ in range(3))}  # one stands by
+    generator, after = random.Random(1), 0
+    for _ in range(8):
+        places = generation(tmp_path, 2, after)
+        process, agent, _ = places[generator.randrange(2)]
+        victims = generator.choice([[process], [agent], [agent, process]])
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):  # it ended with its agent
+                os.kill(victim, signal.SIGKILL)
+        if agent in victims:
+            agents.pop(agent).wait(SECONDS)
+            another = start(**options)
+            agents[another.pid] = another
+        after = places[-1][0]
+    places = generation(tmp_path, 2, after)
+    finish(tmp_path)  # the third may not have come yet, and would wait for others
+    assert ended(*(agents[places[rank][1]] for rank in (0, 1))) == [0, 0]
 
 
 @pytest.mark.slow
