@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
@@ -109,7 +109,17 @@ def shard(model: nn.Module, group: Group, at_least: int) -> None:
     """
     start_equal(model, group)
     device = next(model.parameters()).device.type
-    mesh = init_device_mesh(device, (group.size,))
+    shard_over(model, init_device_mesh(device, (group.size,)), at_least)
+
+
+def shard_over(model: nn.Module, mesh: DeviceMesh, at_least: int) -> None:
+    """Cut weights, or what this process holds of them, over a mesh of one dimension, in place.
+
+    Args:
+        model: on its device; equal over the mesh.
+        mesh: the processes.
+        at_least: as :func:`shard` has it.
+    """
     for unit in units(model, at_least):
         unit.register_forward_hook(_own_output)
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)

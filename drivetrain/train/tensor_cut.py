@@ -1,15 +1,17 @@
 """A model whose layers are cut over processes, and the sums of its gradients: DTensor."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -21,8 +23,9 @@ from torch.utils._pytree import tree_leaves
 from drivetrain.train.attention import closed
 from drivetrain.train.buckets import Sums, share_buffers
 from drivetrain.train.group import Group, naming
-from drivetrain.train.mesh import Mesh
+from drivetrain.train.mesh import MODEL, Mesh
 from drivetrain.train.pieces import clip, piece, shared
+from drivetrain.train.sharding import Shards
 from drivetrain.train.step import Step
 from drivetrain.train.tensor_plan import Plan
 
@@ -61,9 +64,38 @@ def cut(model: nn.Module, plan: Plan, mesh: Mesh, devices: DeviceMesh) -> None:
 
 def _style(module: nn.Module, style: str) -> ParallelStyle:
     if style == "row":
-        table = isinstance(module, nn.Embedding)
-        return RowwiseParallel(input_layouts=Replicate()) if table else RowwiseParallel()
+        return _Rows() if isinstance(module, nn.Embedding) else RowwiseParallel()
     return ColwiseParallel(output_layouts=Replicate() if style == "gathered" else None)
+
+
+class _Rows(ParallelStyle):
+    """A table of embeddings cut by rows: torch's own style makes the whole table's gradient."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, nn.Embedding)
+        weight = module.weight
+        held = distribute_tensor(weight, device_mesh, [Shard(0)], src_data_rank=None)
+        module.weight = nn.Parameter(held, requires_grad=weight.requires_grad)
+        module.forward = partial(_look_up, module, device_mesh)
+        return module
+
+
+def _look_up(module: nn.Embedding, devices: DeviceMesh, input: Tensor) -> Tensor:
+    """The vectors of ids, of which each process has some and zeros for others: their sum."""
+    weight = module.weight
+    assert isinstance(weight, DTensor)
+    rows, first = weight.to_local(), piece(weight).offsets[0]
+    here = (input >= first) & (input < first + len(rows))
+    padding = module.padding_idx
+    if padding is not None and not 0 <= padding - first < len(rows):
+        padding = None
+    places = (input - first).clamp(0, len(rows) - 1)
+    found = nn.functional.embedding(places, rows, None if padding is None else padding - first)
+    found = found * here.unsqueeze(-1).to(found.dtype)
+    summed = DTensor.from_local(found, devices, [Partial()], run_check=False)
+    answer = summed.redistribute(placements=[Replicate()]).to_local()
+    assert isinstance(answer, Tensor)
+    return answer
 
 
 class _OwnDraws:
@@ -310,6 +342,44 @@ class Parts:
         """Nothing to go back to."""
 
 
+class ShardedParts(Shards):
+    """The :class:`drivetrain.train.step.Exchange` of copies that share their parts out further.
+
+    What one process holds of a copy it holds a piece of, and the other copies the rest. Gradients
+    are summed over the copies while backward goes on.
+
+    Args:
+        model: cut, and then sharded over the copies.
+        mesh: the processes.
+    """
+
+    def __init__(self, model: nn.Module, mesh: Mesh) -> None:
+        super().__init__(model, mesh)
+        self._mesh = mesh
+        learned = [p for p in model.parameters() if p.requires_grad]
+        self._whole = [p for p in learned if not _differs_in_a_copy(p)]
+
+    @torch.no_grad()
+    def finish(self, loss: Tensor) -> Tensor:
+        """The sum of the losses of all copies; equal gradients made so to the bit."""
+        share = 1 / self._mesh.ways
+        found = [piece(p.grad).tensor for p in self._whole if p.grad is not None]
+        if found and self._mesh.ways > 1:
+            total = self._mesh.model.sum(torch.cat([t.reshape(-1) for t in found])) * share
+            for tensor, part in zip(found, total.split([t.numel() for t in found]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+        return super().finish(loss) * share
+
+
+def _differs_in_a_copy(parameter: Tensor) -> bool:
+    """Whether the processes of a copy hold different parts of it."""
+    if not shared(parameter):
+        return False
+    names = parameter.device_mesh.mesh_dim_names or ()
+    placed = dict(zip(names, parameter.placements, strict=True))
+    return MODEL in placed and not placed[MODEL].is_replicate()
+
+
 class CutStep(Step):
     """A step whose gradients lie in parts."""
 
@@ -329,7 +399,7 @@ def restored(model: nn.Module, like: nn.Module, group: Group) -> nn.Module:
     """
     found = dict(model.named_parameters())
     empty = dict(like.named_parameters())
-    with naming(group):
+    with naming(group), _quiet():
         for name, parts in closed(empty, model):
             whole = [_full(found[part]) for part in parts]
             full = torch.cat(whole) if len(whole) > 1 else whole[0]
@@ -341,6 +411,18 @@ def restored(model: nn.Module, like: nn.Module, group: Group) -> nn.Module:
             if group.size > 1:
                 dist.broadcast(buffer, src=0)  # those that count differ by who had rows
     return like
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch logs of two messages where one would do: this happens once."""
+    logger = logging.getLogger("torch.distributed.tensor._redistribute")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _full(parameter: Tensor) -> Tensor:

@@ -51,12 +51,16 @@ class TensorParallel(Several):
             ``row`` takes such parts, ``gathered`` cuts by outputs and puts them together,
             ``whole`` leaves a layer as it is; or a style of ``torch.distributed.tensor.parallel``.
         at_least: parameters of a layer, or of two that go together, from which on it is cut.
+        shard: whether copies share out what each process holds of one, as ``Sharded`` does, so
+            that all processes together hold one model: less memory for more messages. Without it
+            each copy is whole, and gradients are summed.
         bucket_mb: megabytes of gradients that are sent to other copies at once.
     """
 
     ways: int = field(default=2, metadata=_LAYOUT)
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any], metadata=_LAYOUT)
     at_least: int = field(default=10_000, metadata=_LAYOUT)
+    shard: bool = field(default=False, metadata=_LAYOUT)
     bucket_mb: float = field(default=25.0, metadata=_LAYOUT)
 
     def __post_init__(self) -> None:
@@ -105,7 +109,8 @@ class TensorParallel(Several):
         from drivetrain.train import tensor_cut
         from drivetrain.train.buckets import start_equal
         from drivetrain.train.feed import Feed
-        from drivetrain.train.mesh import MODEL, Mesh
+        from drivetrain.train.mesh import DATA, MODEL, Mesh
+        from drivetrain.train.sharding import shard_over
         from drivetrain.train.tensor_plan import SAMPLE, planned
 
         assert isinstance(group, Mesh)
@@ -115,12 +120,15 @@ class TensorParallel(Several):
         model.eval()
         plan = planned(model, sample, self.ways, self.at_least, self.plan)
         whole = tensor_cut.tried(model, sample, group.model)
-        tensor_cut.cut(model, plan, group, group.devices(run.device)[MODEL])
+        devices = group.devices(run.device)
+        tensor_cut.cut(model, plan, group, devices[MODEL])
         found = tensor_cut.tried(model, sample, group.model)
         tensor_cut.hold(found, whole, group)
         tensor_cut.cut_dropouts(model, found, whole, group, plan)
         model.train()
         share = tensor_cut.share_cut(model)
+        if self._shards(group):
+            shard_over(model, devices[DATA], self.at_least)
         if group.rank == 0:
             text = f"{share:.1%} of the parameters are cut {self.ways} ways, the rest is whole"
             run.emit(Note(stage="train", text=text, warning=not share))
@@ -136,15 +144,24 @@ class TensorParallel(Several):
         channel = beside(group, self.wait_seconds)
         return ShardedCheckpoints(run.directory, fingerprint, emit, channel)
 
+    def _shards(self, group: "Group") -> bool:
+        """Whether there are copies that share out what they hold."""
+        return self.shard and group.shard.count > 1
+
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
         from drivetrain.train.mesh import Mesh
-        from drivetrain.train.tensor_cut import Parts
+        from drivetrain.train.tensor_cut import Parts, ShardedParts
 
         if not isinstance(group, Mesh):
             return None
+        if self._shards(group):
+            return ShardedParts(model, group)
         return Parts(model, group, int(self.bucket_mb * (1 << 20)))
 
     def _kind_of_step(self, group: "Group") -> "type[Step]":
+        from drivetrain.train.sharding import JointStep
         from drivetrain.train.tensor_cut import CutStep
 
-        return super()._kind_of_step(group) if group.size == 1 else CutStep
+        if group.size == 1:
+            return super()._kind_of_step(group)
+        return JointStep if self._shards(group) else CutStep

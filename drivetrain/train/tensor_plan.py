@@ -89,8 +89,11 @@ def planned(
             continue
         if type(module) is nn.Linear and module.out_features % ways == 0:
             styles[name] = "gathered"
-        elif type(module) is nn.Embedding and module.max_norm is None and not module.sparse:
-            styles[name] = "row" if module.embedding_dim % ways else "gathered"
+        elif type(module) is nn.Embedding and not _peculiar(module):
+            if module.embedding_dim % ways == 0:
+                styles[name] = "gathered"
+            elif _rows_for_all(module, ways):
+                styles[name] = "row"
     return Plan({**styles, **{n: s for n, s in told.items() if s != "whole"}}, pairs)
 
 
@@ -118,9 +121,11 @@ def _declared(model: nn.Module, declared: Mapping[str, Any], ways: int) -> dict[
         if name not in single:
             raise wrong(where, "weights that another layer has too", '"whole"')
         table = isinstance(module, nn.Embedding)
-        if table and style == "row":
-            continue  # rows need not divide evenly
-        size = module.weight.shape[1 if table or style == "row" else 0]
+        if table and _peculiar(module):
+            raise wrong(where, "max_norm, sparse or scale_grad_by_freq", '"whole"')
+        if table and style == "row" and _rows_for_all(module, ways):
+            continue  # they need not divide evenly
+        size = module.weight.shape[int((style == "row") != table)]
         if size % ways:
             raise wrong(where, size, f"a multiple of ways, which is {ways}")
     # What is inside of a module that is declared whole stays whole too.
@@ -129,6 +134,17 @@ def _declared(model: nn.Module, declared: Mapping[str, Any], ways: int) -> dict[
             within = [n for n in modules if n.startswith(f"{name}." if name else "")]
             found |= {n: "whole" for n in within if n not in found}
     return found
+
+
+def _peculiar(table: nn.Embedding) -> bool:
+    """Whether a table does more than to look up."""
+    return table.max_norm is not None or table.sparse or table.scale_grad_by_freq
+
+
+def _rows_for_all(table: nn.Embedding, ways: int) -> bool:
+    """Whether each part of a table has a row at least."""
+    rows = table.num_embeddings
+    return -(-rows // ways) * (ways - 1) < rows
 
 
 def _unshared(model: nn.Module) -> dict[str, nn.Module]:

@@ -16,7 +16,7 @@ from drivetrain.core.job import LOST
 from drivetrain.core.metric import Metric
 from drivetrain.core.seams import Run
 from drivetrain.core.world import World
-from drivetrain.models import MLP
+from drivetrain.models import MLP, WideAndDeep
 from drivetrain.models.bind import build
 from drivetrain.train import BinaryCrossEntropy, EarlyStopping, Single, TensorParallel, resume
 from drivetrain.train.pieces import piece
@@ -60,6 +60,8 @@ def model_of(options: dict[str, Any], examples: Any) -> nn.Module:
     if given.pop("kind") == "mlp":
         hidden = tuple(given.pop("hidden"))
         return build(MLP(dim=4, hidden=hidden, **given), examples.features, seed=1)
+    if options["kind"] == "wide":
+        return build(WideAndDeep(dim=3, hidden=(16, 8)), examples.features, seed=1)
     if options["kind"] == "sharing":
         return build(Sharing, examples.features, seed=1)
     return build(lambda: Encoder(**given), examples.features, seed=1)

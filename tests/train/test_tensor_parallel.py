@@ -157,13 +157,20 @@ def test_copies_train_as_one_and_any_mesh_goes_on_from_another(
     trainings = [
         {"name": "stepped", "model": model, "strategy": stepped},
         {"name": "encoder", "model": ENCODER, "strategy": SGD},
+        # Tables of 3 numbers, cut by an uneven number of rows; all four hold one model.
+        {"name": "wide", "model": {"kind": "wide"}, "strategy": {**SGD, "shard": True}},
     ]
-    assert fit(4, {**begun, "name": "four"}, *trainings) == 0
+    four = {**begun, "name": "four", "strategy": {**strategy, "shard": True}}
+    assert fit(4, four, *trainings) == 0
     for training in trainings:
         expected = alone(Single, training, tmp_path / "single" / training["name"])
         close(weights(tmp_path / training["name"], 4), expected)
         figures = json.loads((tmp_path / training["name"] / "figures-0.json").read_text())
         assert figures["train/share_cut"] > 0.7
+        whole_bytes = sum(t.numel() for t in expected.values()) * FLOAT_BYTES
+        copies = 1 if training["name"] == "wide" else 2
+        sizes = held(tmp_path / training["name"], range(4))["weights"]
+        assert copies * whole_bytes <= sum(sizes) < 1.4 * copies * whole_bytes
 
     whole = alone(Single, begun, tmp_path / "whole")
     close(weights(tmp_path / "four", 4), whole)
