@@ -44,7 +44,7 @@ class KerasNet:
     """A functional model of every kind of tensor; keeps the last one that it made."""
 
     dropout: float = 0.2
-    made: Any = None
+    made: Any = field(default=None, metadata={"declared": False})
 
     def __call__(self, features: FeatureSchema) -> Any:
         import keras
