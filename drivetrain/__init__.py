@@ -210,6 +210,7 @@ __all__ = [
     "TensorParallel",
     "Text",
     "TimeSplit",
+    "Tokens",
     "TopK",
     "coalesce",
     "col",
