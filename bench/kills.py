@@ -238,7 +238,7 @@ def job(folder: Path, epochs: int, nodes: int = 1) -> Job:
 
 def agent(folder: str, address: str, epochs: str) -> int:
     """One agent of the training."""
-    agents = Agents(address=address, at_least=2, restarts=10, wait_seconds=HANG_SECONDS)
+    agents = Agents(address=address, at_least=2, restarts=10_000, wait_seconds=HANG_SECONDS)
     return agents.start(job(Path(folder), int(epochs), nodes=2))
 
 
