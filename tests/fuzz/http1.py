@@ -5,17 +5,18 @@ that breaks a rule is written to the present directory, and given back as an arg
 again alone.
 """
 
-import asyncio
 import random
 import re
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FunctionType
+
+sys.path.append(str(Path(__file__).parents[1] / "serve"))
 
 import h11
+from fuzzing import cut, fuzz, methods
+from wire import Wire
 
 from drivetrain.serve.transport.exchange import Exchange
 from drivetrain.serve.transport.http import Http, HttpLimits
@@ -102,52 +103,6 @@ class Plan:
         pipeline = 1 + (data[3] % 4 if len(data) > 3 else 3)
         return cls(int.from_bytes(data[:2]), *bits, pipeline)
 
-    def pieces(self, stream: bytes, chance: random.Random) -> list[bytes]:
-        if self.whole or not stream:
-            return [stream]
-        count = chance.choice((1, 2, 8, len(stream)))
-        cuts = sorted(chance.randrange(len(stream) + 1) for _ in range(count))
-        return [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-
-
-class Wire(asyncio.Transport):
-    """A transport that keeps what was written and holds the connection to what one may do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.data = b""
-        self.paused = self.closing = self.ended = False
-
-    def write(self, data: bytes) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert not self.ended, "nothing is written behind the end"
-        assert not self.closing, "nothing is written to what is closed"
-        self.data += data
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self.ended = True
-
-    def pause_reading(self) -> None:
-        assert not self.paused, "reading is paused once"
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        assert self.paused, "what is resumed was paused"
-        self.paused = False
-
-    def close(self) -> None:
-        self.closing = True
-
-    abort = close
-
 
 @dataclass(frozen=True)
 class Taken:
@@ -195,7 +150,7 @@ class Server:
     def feed(self, stream: bytes) -> None:
         """All of the bytes, as long as the connection reads them, and then their end."""
         chance = random.Random(self.plan.seed)
-        pieces = self.plan.pieces(stream, chance)
+        pieces = cut(stream, self.plan.whole, chance)
         for number, piece in enumerate(pieces):
             if self.plan.drains and number == len(pieces) // 2:
                 self.http.draining = True
@@ -355,24 +310,9 @@ def inputs(stream: bytes) -> list[bytes]:
 
 def main(arguments: list[str], run: Callable[[bytes], None] = check) -> None:
     """Fuzz until libFuzzer's options say that it is enough."""
-    import atheris
-
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder, "corpus")
-        corpus.mkdir()
-        for number, stream in enumerate(SEEDS):
-            for plan, data in enumerate(inputs(stream)):
-                (corpus / f"{number}-{plan}").write_bytes(data)
-        words = Path(folder, "words")
-        words.write_text("".join(f'"{word}"\n' for word in WORDS))
-        given = any(not argument.startswith("-") for argument in arguments[1:])
-        more = [] if given else [f"-dict={words}", "-max_len=1024", str(corpus)]
-        for kind in (Connection, RequestReader, RepeatedHead, Http1Exchange, Http):
-            for value in vars(kind).values():
-                if isinstance(value, FunctionType):
-                    atheris.instrument_func(value)  # so that it sees which branches are taken
-        atheris.Setup([*arguments, *more], run)
-        atheris.Fuzz()
+    seeds = [data for stream in SEEDS for data in inputs(stream)]
+    watched = methods(Connection, RequestReader, RepeatedHead, Http1Exchange, Http)
+    fuzz(arguments, run, seeds, watched, WORDS)
 
 
 if __name__ == "__main__":

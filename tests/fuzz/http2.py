@@ -9,18 +9,20 @@ import asyncio
 import random
 import struct
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FunctionType
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1] / "serve"))
 
 import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
 import hpack
+from fuzzing import cut, fuzz, methods
+from wire import Wire
 
 from drivetrain.serve.transport import frame_reader, head, http2_control, http2_request, streams
 from drivetrain.serve.transport import hpack as ours
@@ -127,44 +129,6 @@ class Plan:
         size = (0, 0, 90, 100_000)[data[3] % 4] if len(data) > 3 else 0
         return cls(int.from_bytes(data[:2]), *bits, size)
 
-    def pieces(self, stream: bytes, chance: random.Random) -> list[bytes]:
-        if self.whole or not stream:
-            return [stream]
-        count = chance.choice((1, 2, 8, len(stream)))
-        cuts = sorted(chance.randrange(len(stream) + 1) for _ in range(count))
-        return [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-
-
-class Wire(asyncio.Transport):
-    """A transport that keeps what was written and holds the connection to what one may do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.data = b""
-        self.closing = self.ended = False
-
-    def write(self, data: bytes) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert not self.ended, "nothing is written behind the end"
-        assert not self.closing, "nothing is written to what is closed"
-        self.data += data
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self.ended = True
-
-    def close(self) -> None:
-        self.closing = True
-
-    abort = close
-
 
 @dataclass(frozen=True)
 class Taken:
@@ -224,7 +188,7 @@ class Server:
         if not self.plan.raw:
             stream = PREFACE + frame(SETTINGS, 0, 0) + stream
         chance = random.Random(self.plan.seed)
-        pieces = self.plan.pieces(stream, chance)
+        pieces = cut(stream, self.plan.whole, chance)
         for number, piece in enumerate(pieces):
             if self.plan.drains and number == len(pieces) // 2:
                 self.http.drain()
@@ -410,36 +374,15 @@ def inputs(stream: bytes) -> list[bytes]:
 
 def main(arguments: list[str], run: Callable[[bytes], None] = check) -> None:
     """Fuzz until libFuzzer's options say that it is enough."""
-    import atheris
-
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder, "corpus")
-        corpus.mkdir()
-        for number, stream in enumerate(SEEDS):
-            for plan, data in enumerate(inputs(stream)):
-                (corpus / f"{number}-{plan}").write_bytes(data)
-        words = Path(folder, "words")
-        escaped = ("".join(f"\\x{byte:02x}" for byte in word) for word in WORDS)
-        words.write_text("".join(f'"{word}"\n' for word in escaped))
-        given = any(not argument.startswith("-") for argument in arguments[1:])
-        more = [] if given else [f"-dict={words}", "-max_len=1024", str(corpus)]
-        instrument(atheris.instrument_func)
-        atheris.Setup([*arguments, *more], run)
-        atheris.Fuzz()
-
-
-def instrument(function: Callable[[Any], Any]) -> None:
-    """Let the fuzzer see which branches are taken."""
-    kinds = (
-        *(Connection, GrpcStream, streams.Stream, frame_reader.FrameReader, http2_control.Futile),
-        *(http2_request.Request, http2_request.Http2Exchange, ours.Decoder, head.Heads),
-    )
-    for kind in kinds:
-        for value in vars(kind).values():
-            if isinstance(value, FunctionType):
-                function(value)
-    for take in (*http2_control.TAKE.values(), head.read_head, head.check_field):
-        function(take)
+    seeds = [data for stream in SEEDS for data in inputs(stream)]
+    watched = [
+        *methods(Connection, GrpcStream, streams.Stream, frame_reader.FrameReader),
+        *methods(http2_control.Futile, http2_request.Request, http2_request.Http2Exchange),
+        *methods(ours.Decoder, head.Heads),
+        *(*http2_control.TAKE.values(), head.read_head, head.check_field),
+    ]
+    words = ("".join(f"\\x{byte:02x}" for byte in word) for word in WORDS)
+    fuzz(arguments, run, seeds, watched, words)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+from wire import Wire
 
 from drivetrain.serve.transport.exchange import Exchange
 from drivetrain.serve.transport.frames import (
@@ -42,43 +43,6 @@ HELLO = PREFACE + frame(SETTINGS, 0, 0)
 BLOCK = encode(POST)
 OPENED = frame(HEADERS, END_HEADERS, 1, BLOCK)
 """A first request whose content is to come."""
-
-
-class Wire(asyncio.Transport):
-    """A transport that keeps what was written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.writes: list[bytes] = []
-        self.closing = self.ended = self.paused = False
-
-    def write(self, data: bytes) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        assert not self.ended
-        assert not self.closing
-        self.writes.append(data)
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self.ended = True
-
-    def pause_reading(self) -> None:
-        self.paused = True
-
-    def resume_reading(self) -> None:
-        self.paused = False
-
-    def close(self) -> None:
-        self.closing = True
-
-    abort = close
 
 
 class Peer:

@@ -52,7 +52,7 @@ class Refused(Protocol):
     """Is told of each request that never became one."""
 
     def __call__(
-        self, status: int, client: str, method: bytes = b"", target: bytes = b""
+        self, status: int, client: str, method: bytes = b"", target: bytes = b"", /
     ) -> None: ...
 
 

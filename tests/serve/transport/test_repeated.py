@@ -1,41 +1,13 @@
 """A head that is known by its bytes means what the parser made of it, and nothing else is known."""
 
-import asyncio
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wire import Wire
 
 from drivetrain.serve.transport.http import Http, HttpLimits
 from drivetrain.serve.transport.http1 import Connection
 from drivetrain.serve.transport.repeated import RepeatedHead
-
-
-class Transport(asyncio.Transport):
-    def __init__(self):
-        super().__init__()
-        self.written = b""
-
-    def write(self, data):
-        self.written += data
-
-    def get_write_buffer_size(self):
-        return 0
-
-    def is_closing(self):
-        return False
-
-    def can_write_eof(self):
-        return True
-
-    def write_eof(self):
-        pass
-
-    def pause_reading(self):
-        pass
-
-    def resume_reading(self):
-        pass
 
 
 class Site:
@@ -43,7 +15,7 @@ class Site:
 
     def __init__(self, **limits):
         self.seen = []
-        self.transport = Transport()
+        self.transport = Wire()
         self.http = Http(self.answer, HttpLimits(**limits))
         self.connection = Connection(self.http)
         self.connection.connection_made(self.transport)
@@ -93,7 +65,7 @@ def test_what_comes_out_is_what_the_parser_alone_makes_of_it(requests, chop):
         plain.connection._reader._repeated = None
         plain.take(*parts)
     assert known.seen == plain.seen
-    assert known.transport.written == plain.transport.written
+    assert known.transport.data == plain.transport.data
     assert known.connection.stage == plain.connection.stage
     assert known.http.buffered == plain.http.buffered
 
@@ -141,8 +113,8 @@ def test_a_known_head_is_held_to_the_limits_of_bodies():
     site = Site(body_bytes=10)
     site.take(post(b"x" * 10), post(b"x" * 11))
     assert len(site.seen) == 1
-    assert b"HTTP/1.1 413 " in site.transport.written
+    assert b"HTTP/1.1 413 " in site.transport.data
     site = Site(buffered_bytes=10)
     site.take(post(b"x" * 10), post(b"x" * 11))
     assert len(site.seen) == 1
-    assert b"HTTP/1.1 503 " in site.transport.written
+    assert b"HTTP/1.1 503 " in site.transport.data
