@@ -39,6 +39,11 @@ def shared(tensor: Tensor) -> "TypeGuard[DTensor]":
     return hasattr(tensor, "device_mesh")
 
 
+def is_cut(parameter: Tensor) -> bool:
+    """Whether this process holds a part of it and another the rest."""
+    return shared(parameter) and not all(p.is_replicate() for p in parameter.placements)
+
+
 @torch.no_grad()
 def piece(tensor: Tensor) -> Piece:
     """What this process holds of ``tensor``: all of one that is not shared."""

@@ -106,7 +106,7 @@ class TensorParallel(Several):
 
     def _cut(self, model: "nn.Module", source: Examples, run: Run, group: "Group") -> None:
         """Cut the model's layers, in place, and say what came of it."""
-        from drivetrain.train import tensor_cut
+        from drivetrain.train import tensor_cut, tensor_trial
         from drivetrain.train.buckets import start_equal
         from drivetrain.train.feed import Feed
         from drivetrain.train.mesh import DATA, MODEL, Mesh
@@ -119,11 +119,11 @@ class TensorParallel(Several):
         sample, _ = Feed(source, run.device)(rows)
         model.eval()
         plan = planned(model, sample, self.ways, self.at_least, self.plan)
-        whole = tensor_cut.tried(model, sample, group.model)
+        whole = tensor_trial.tried(model, sample, group.model)
         devices = group.devices(run.device)
         tensor_cut.cut(model, plan, group, devices[MODEL])
-        found = tensor_cut.tried(model, sample, group.model)
-        tensor_cut.hold(found, whole, group)
+        found = tensor_trial.tried(model, sample, group.model)
+        tensor_trial.hold(found, whole, group)
         tensor_cut.cut_dropouts(model, found, whole, group, plan)
         model.train()
         share = tensor_cut.share_cut(model)

@@ -74,6 +74,8 @@ def strategy_of(kind: type[Single], options: dict[str, Any]) -> Any:
         given["early_stopping"] = EarlyStopping(patience=given.pop("patience"))
     if issubclass(kind, TensorParallel):
         given = {"ways": 2, "at_least": 1, "wait_seconds": 120, **given}
+    else:
+        given.pop("shard", None)
     return kind(loss=BinaryCrossEntropy("y"), checkpoint_seconds=None, **given)
 
 
