@@ -1,6 +1,7 @@
 """A Keras model bound to features, and what its training is on any back end."""
 
 import random
+import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -145,14 +146,21 @@ def _plan(names: Sequence[str], features: FeatureSchema, where: str) -> Plan:
 
 
 def _arrays(variables: Sequence[Any]) -> dict[str, Array]:
-    """Arrays by names that are unique, which the paths of Keras need not be."""
     convert = need("keras.ops", "keras").convert_to_numpy
-    return {f"{n}/{v.path}": convert(v.value) for n, v in enumerate(variables)}
+    return {_name(n, variable): convert(variable.value) for n, variable in enumerate(variables)}
+
+
+def _name(number: int, variable: Any) -> str:
+    """A name that is unique, and the same in the next process.
+
+    Keras numbers layers without a name by how many of the kind this process has made so far.
+    """
+    return f"{number}/{re.sub(r'_[0-9]+', '', variable.path)}"
 
 
 def _load(variables: Sequence[Any], arrays: Mapping[str, Array]) -> None:
     for number, variable in enumerate(variables):
-        variable.assign(arrays[f"{number}/{variable.path}"])
+        variable.assign(arrays[_name(number, variable)])
 
 
 @contextmanager
