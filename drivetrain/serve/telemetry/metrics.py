@@ -21,6 +21,9 @@ from drivetrain.serve.execution.statistics import Tally
 RETIRED = 8
 """Versions of an alias that are told of after they were served, the last of them: enough to
 compare with, and a server that lives for years and hundreds of versions grows by none of them."""
+OLDER = "older"
+"""The version under which the others' counts go on: the sums of an alias must not fall, or they
+would look as if its counters had begun anew."""
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
@@ -167,12 +170,17 @@ class Family(Generic[Child]):
     def versions(self) -> Iterator[tuple[str, str]]:
         """The versions, behind their aliases, that series of this metric are about."""
         if self.labels[:2] == ("model", "version"):
-            yield from ((values[0], values[1]) for values in list(self._children) if values[1])
+            found = ((values[0], values[1]) for values in list(self._children))
+            yield from (pair for pair in found if pair[1] not in ("", OLDER))
 
-    def forget(self, model: str, version: str) -> None:
-        """End every series about a version."""
+    def forget(self, model: str, version: str, *, heir: str = "") -> None:
+        """End every series about a version; what it has counted goes on under the heir's."""
         if self.labels[:2] == ("model", "version"):
             for values in [v for v in list(self._children) if v[:2] == (model, version)]:
+                if heir and self.lasting:
+                    rest = zip(self.labels[2:], values[2:], strict=True)
+                    kept = (heir if label == "against" else value for label, value in rest)
+                    self.of(model, heir, *kept).add(self._children[values].numbers())
                 self.remove(*values)
 
     def numbers(self) -> dict[tuple[str, ...], Numbers]:
@@ -340,8 +348,9 @@ class Metrics:
         gone = [pair for pair in self._retired if pair[0] == model]
         for pair in gone[:-RETIRED]:
             del self._retired[pair]
-            for family in self._shared:
-                family.forget(*pair)
+            for family in self._families:
+                family.forget(*pair, heir=OLDER)
+            self.statistics.forget(*pair)
 
     def figures(self) -> Figures:
         """What this process has counted."""

@@ -11,9 +11,10 @@ _GOLDEN = 0.6180339887498949
 class Split:
     """Sends a share of the requests to a canary.
 
-    A request that names itself goes by its name: asked again, it goes to the same version, on
-    every worker. The others are spread evenly, by the multiples of the golden ratio, so that any
-    hundred of them hold the share almost exactly.
+    A request that names itself in the header ``x-request-id`` goes by that name: asked again, it
+    goes to the same version, on every worker. An ``id`` in its body is not read before the version
+    is chosen, and does not count. The others are spread evenly, by the multiples of the golden
+    ratio, so that any hundred of them hold the share almost exactly.
 
     Args:
         stable: answers the rest.

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import parser
 
 from drivetrain.serve.telemetry.metrics import (
+    OLDER,
     RETIRED,
     SECONDS,
     Counter,
@@ -136,12 +137,22 @@ def test_a_server_that_lives_through_many_versions_tells_of_the_last_ones_only()
         metrics.requests.of("tiny", f"v{number}", "rows", "200").value += 1
         metrics.prediction.of("tiny", f"v{number}", "late").observe(0.5)
         metrics.statistics.of("tiny", f"v{number}")
+        against = ("tiny", f"v{number}", f"v{number - 1}", "late")
+        metrics.shadow_difference.of(*against).observe(0.25)
         if number:
             metrics.retire("tiny", f"v{number - 1}")
     expected = {f"v{number}" for number in range(99 - RETIRED, 100)}
-    assert of_versions(metrics) == expected
-    assert {labels[1] for labels in metrics.prediction.numbers()} == expected
     assert {labels[1] for labels in metrics.statistics.numbers()} == expected
+    assert of_versions(metrics) == expected | {OLDER}
+    assert {labels[1] for labels in metrics.prediction.numbers()} == expected | {OLDER}
+    # What the others have counted goes on in one place: no sum falls when a version goes.
+    assert sum(count for (count,) in metrics.requests.numbers().values()) == 100
+    assert sum(numbers[-1] for numbers in metrics.prediction.numbers().values()) == 50
+    older = metrics.shadow_difference.of("tiny", OLDER, OLDER, "late")
+    assert (sum(older.counts), len(metrics.shadow_difference.numbers())) == (
+        99 - RETIRED,
+        RETIRED + 2,
+    )
 
 
 def test_a_version_that_is_served_again_or_is_of_another_alias_is_not_forgotten():
@@ -168,4 +179,5 @@ def test_a_worker_that_counts_on_tells_of_no_more_than_the_one_before():
     for number in range(RETIRED, 3 * RETIRED):
         after.requests.of("tiny", f"v{number}", "rows", "200").value += 1
         after.retire("tiny", f"v{number}")
-    assert of_versions(after) == {"v0", *(f"v{n}" for n in range(2 * RETIRED, 3 * RETIRED))}
+    last = {f"v{number}" for number in range(2 * RETIRED, 3 * RETIRED)}
+    assert of_versions(after) == {"v0", OLDER} | last

@@ -304,6 +304,18 @@ def test_chunks_that_lie_are_refused(client, chunk):
     assert statuses(client.raw(head + chunk + b"0\r\n\r\n")) == [400]
 
 
+def test_a_chunk_as_long_as_a_number_can_be_hides_no_request_behind_it():
+    """2^64 - 1 bytes may come, 2^64 are no number: neither may wrap into a small one."""
+    head = b"POST /a HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+    hidden = b"\r\nx\r\n0\r\n\r\nGET /hidden HTTP/1.1\r\n" + HOST + b"\r\n"
+    for size, status in ((b"f" * 16, 413), (b"1" + b"0" * 16, 400), (b"f" * 17, 400)):
+        taken = []
+        connection, wire = connected(Http(taken.append, HttpLimits(body_bytes=1000)))
+        connection.data_received(head + size + hidden)
+        connection.data_received(b"x" * 1000)
+        assert (statuses(wire.data), taken) == ([status], [])
+
+
 @pytest.mark.parametrize(
     ("request_line", "status"),
     [
