@@ -2,24 +2,21 @@
 
 import asyncio
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from time import monotonic
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from drivetrain.core.batch import Array
-from drivetrain.core.pixels import Unfit
-from drivetrain.serve.execution.bound import MOST_ROWS
-from drivetrain.serve.execution.columns import Arrays, UnfitError, Values
+from drivetrain.serve.execution.columns import Values
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.execution.packed import Packed
+from drivetrain.serve.execution.runs import Run, compute
 from drivetrain.serve.telemetry.metrics import Histogram, Metrics, Reading
 
 
@@ -132,36 +129,6 @@ class Task:
     def cancel(self) -> None:
         """Nobody waits for the answer any more."""
         self.deadline = -math.inf
-
-
-Outcome = tuple[Sequence[Array], list[Array]] | Exception
-
-
-class Part(Sequence[Array]):
-    """The rows of one request in the arrays of its batch, cut out only when somebody looks.
-
-    Most requests are answered without anybody asking what they brought, and a slice of each
-    column takes longer than the rest of the answer.
-
-    Args:
-        arrays: ``[rows, …]`` each.
-        start: the first row.
-        stop: the row behind the last one.
-    """
-
-    __slots__ = ("_arrays", "_rows")
-
-    def __init__(self, arrays: Sequence[Array], start: int, stop: int) -> None:
-        self._arrays = arrays
-        self._rows = slice(start, stop)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [array[self._rows] for array in self._arrays[index]]
-        return self._arrays[index][self._rows]
 
 
 class _Lane:
@@ -332,13 +299,13 @@ class Engine:
         lane.alone = lane.alone + 1 if len(batch) == 1 and not lane.tasks else 0
         cost = lane.model.cost
         if cost.steady and cost.seconds(rows) <= self.batching.inline_seconds:
-            self._land(lane, batch, rows, _compute(lane.model, batch))
+            self._land(lane, batch, rows, compute(lane.model, batch))
             return
         lane.running = True
         self._away[lane] = math.inf  # until a thread has time for it
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.batching.threads, "drivetrain-run")
-        future = self._pool.submit(_compute, lane.model, batch, partial(self._begun, lane))
+        future = self._pool.submit(compute, lane.model, batch, partial(self._begun, lane))
 
         def landed(future: "Future[Run]") -> None:
             self._loop.call_soon_threadsafe(self._land, lane, batch, rows, future.result())
@@ -368,7 +335,7 @@ class Engine:
             rows += task.rows
         return batch, rows
 
-    def _land(self, lane: _Lane, batch: list[Task], rows: int, run: "Run") -> None:
+    def _land(self, lane: _Lane, batch: list[Task], rows: int, run: Run) -> None:
         lane.running = False
         self._away.pop(lane, None)
         if lane.tasks and not lane.scheduled:
@@ -414,105 +381,6 @@ class Engine:
         lane.tally.failed(monotonic() - task.received)
         task.failed(error)
         error.__traceback__ = None  # its frames hold the task, and that the run that holds it
-
-
-class Run(NamedTuple):
-    """What became of a batch, and when, by ``time.monotonic()``.
-
-    Attributes:
-        outcomes: of each task.
-        begun: the joining of the inputs began.
-        fed: the graph began.
-        inferred: everything was computed.
-        seconds: what the batch took, without what was run again alone.
-        rows: of all its tasks.
-        outputs: of all its tasks together, if they all were answered from one run.
-    """
-
-    outcomes: Sequence[Outcome]
-    begun: float
-    fed: float
-    inferred: float
-    seconds: float
-    rows: int
-    outputs: Sequence[Array] = ()
-
-
-def _compute(model: Model, batch: list[Task], begins: Callable[[], object] | None = None) -> Run:
-    """Run a batch; only the offender fails.
-
-    A task with a value that cannot be fed is known before the run. One that the graph refuses is
-    not: then each runs alone. ``begins`` is called before every run.
-    """
-    if begins is not None:
-        begins()
-    begun = fed = monotonic()
-    rows = sum([task.rows for task in batch])
-    bound = model.bound
-    inputs: Sequence[Array] | None = None
-    refused: Mapping[int, UnfitError] = {}
-    try:
-        requests = [task.columns for task in batch]
-        if bound is not None and rows <= MOST_ROWS and bound.lock.acquire(blocking=False):
-            try:
-                model.columns.fill(requests, bound.memory, rows)
-                fed = monotonic()
-                outputs = bound.run(rows)
-            finally:
-                bound.lock.release()
-        else:
-            inputs = model.columns.arrays(requests)
-            unfit: list[Unfit] = []
-            feeds = model.columns.feeds(inputs, unfit)
-            fed = monotonic()
-            refused = _refused(batch, unfit)
-            outputs = model.infer(feeds) if len(refused) < len(batch) else []
-    except Exception as error:
-        seconds = monotonic() - begun
-        # A binding says of whatever went wrong that the execution did; a plain run says what.
-        alone = len(batch) == 1 and inputs is not None
-        outcomes: list[Outcome] = (
-            [error] if alone else [_alone(model, task, begins) for task in batch]
-        )
-        return Run(outcomes, begun, fed, monotonic(), seconds, rows)
-    inferred = monotonic()
-    outcomes = []
-    start = 0
-    for task in batch:
-        stop = start + task.rows
-        if inputs is not None:
-            given = Part(inputs, start, stop)
-        elif type(task.columns) is Packed:
-            given = task.columns
-        else:
-            given = Arrays(model.columns, task.columns)
-        outcomes.append((given, [array[start:stop] for array in outputs]))
-        start = stop
-    for number, error in refused.items():
-        outcomes[number] = error
-    whole = () if refused else outputs
-    return Run(outcomes, begun, fed, inferred, inferred - begun, rows, whole)
-
-
-def _refused(batch: list[Task], unfit: Sequence[Unfit]) -> dict[int, UnfitError]:
-    """What is wrong with the tasks that have values which cannot be fed, by their places."""
-    if not unfit:
-        return {}
-    starts = list(accumulate((task.rows for task in batch), initial=0))
-    refused: dict[int, UnfitError] = {}
-    for value in unfit:
-        place = bisect_right(starts, value.row) - 1
-        refused.setdefault(place, UnfitError(str(value.error(starts[place]))))
-    return refused
-
-
-def _alone(model: Model, task: Task, begins: Callable[[], object] | None) -> Outcome:
-    if begins is not None:
-        begins()
-    try:
-        return model.run([task.columns])
-    except Exception as error:
-        return error
 
 
 def observe(histogram: Histogram, array: Array) -> None:

@@ -16,8 +16,9 @@ from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import IR_VERSION, OPSET, Graph
 from drivetrain.core.schema import Field, Schema
 from drivetrain.serve.execution.columns import UnfitError
-from drivetrain.serve.execution.engine import Task, _compute
+from drivetrain.serve.execution.engine import Task
 from drivetrain.serve.execution.models import Artefact, Model
+from drivetrain.serve.execution.runs import compute
 from drivetrain.serve.server import Server, running
 
 GREYS = (0, 90, 255)
@@ -168,7 +169,7 @@ def test_a_batch_with_broken_images_is_decoded_and_run_once(bundle, monkeypatch)
     seen = decoded(monkeypatch)
     photos = ([image(0), image(255)], [image(90), b"broken"], [b"", image(255)], [b"?", b"!"])
     batch = [Noted(model, [np.array(of_one, object)], 2) for of_one in photos]
-    outcomes = _compute(model, batch).outcomes
+    outcomes = compute(model, batch).outcomes
     assert (len(runs), len(seen)) == (1, 7)
     assert [outcome[1][0].tolist() for outcome in (outcomes[0], outcomes[2])] == [[0, 1], [0, 1]]
     assert str(outcomes[1]).startswith("row 1, column 'photo': found b'broken', allowed: a whole")
@@ -181,7 +182,7 @@ def test_nothing_is_run_for_broken_images_alone(bundle, monkeypatch):
     monkeypatch.setattr(model, "infer", lambda feeds: pytest.fail("it was run"))
     for count in (1, 3):
         batch = [Noted(model, [np.array([b"?"], object)], 1) for _ in range(count)]
-        outcomes = _compute(model, batch).outcomes
+        outcomes = compute(model, batch).outcomes
         assert [type(outcome) for outcome in outcomes] == [UnfitError] * count
 
 
