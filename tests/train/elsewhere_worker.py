@@ -207,6 +207,8 @@ def resumed(strategy: Any, net: Any, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as other:
         whole, graph = trained(strategy, net, Path(other))
     again, same = trained(strategy, net, folder)  # the final checkpoint is read
+    table = Made(rows=1001, validate=300).tables["validate"]
+    rows = Batch({name: table[name] for name in ("dense", "index", "words")})
     return {
         "notes": notes,
         "equal": all(np.array_equal(left[name], whole[name]) for name in whole),
@@ -215,6 +217,7 @@ def resumed(strategy: Any, net: Any, folder: Path) -> dict[str, Any]:
         ),
         "read": all(np.array_equal(again[name], whole[name]) for name in whole),
         "graph": same.digest == graph.digest,
+        "answers": bool(np.array_equal(same.run(rows)["y"], graph.run(rows)["y"])),
         "files": [path.name.partition("-")[0] for path in folder.glob("*.safetensors")],
     }
 

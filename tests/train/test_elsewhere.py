@@ -101,7 +101,9 @@ def test_a_killed_training_ends_with_the_same_bits(told: Any, framework: str) ->
     assert re.match(r"resumed at step (21|28), epoch 1, batch (5|12)$", found["notes"][0])
     assert found["equal"], found["difference"]
     assert found["read"], "a training that has ended is not run again"
-    assert found["graph"]
+    assert found["answers"]
+    # Keras numbers its layers in a process, and so names the second model's nodes otherwise.
+    assert found["graph"] or framework.startswith("keras")
     assert found["files"] == ["final"]
 
 
