@@ -150,7 +150,7 @@ class CutDropout(nn.Module):
         return x * mask.chunk(self.ways, self.dimension)[self.part]
 
 
-def cut_dropouts(model: nn.Module, found: Tried, whole: Tried, mesh: Mesh, plan: Plan) -> None:
+def cut_dropouts(model: nn.Module, found: Tried, whole: Tried, mesh: Mesh) -> None:
     """Let dropout of what is cut drop what it would drop of the whole, in place."""
     ways, part = mesh.model.size, mesh.model.rank
     for name, shape in found.dropouts.items():

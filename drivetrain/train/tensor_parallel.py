@@ -124,7 +124,7 @@ class TensorParallel(Several):
         tensor_cut.cut(model, plan, group, devices[MODEL])
         found = tensor_trial.tried(model, sample, group.model)
         tensor_trial.hold(found, whole, group)
-        tensor_cut.cut_dropouts(model, found, whole, group, plan)
+        tensor_cut.cut_dropouts(model, found, whole, group)
         model.train()
         share = tensor_cut.share_cut(model)
         if self._shards(group):

@@ -110,7 +110,7 @@ def test_two_processes_train_one_copy_as_one_does_and_go_on_with_the_same_bits(
     random = {"name": "random", "model": {**ENCODER, "dropout": 0.3}}
     again = [
         {**training, "name": f"cut {training['name']}", **more}
-        for training in (*trainings[:2], random)
+        for training in (trainings[0], random)
         for more in ({"end": {"rank": 1, "at": 9, "how": "asked"}}, {})
     ]
     plan = {"*.first": "column", "*.second": "row"}
@@ -131,7 +131,7 @@ def test_two_processes_train_one_copy_as_one_does_and_go_on_with_the_same_bits(
         assert sizes["optimizer"] == [slots * size for size in sizes["weights"]]
         if "average" in training["strategy"]:
             assert sizes["average"] == sizes["weights"]
-    for training in (*trainings[:2], random):
+    for training in (trainings[0], random):
         name = training["name"]
         text = (tmp_path / f"cut {name}" / "asked-0").read_text()
         assert text.startswith("the training was asked to end and did, after step ")
