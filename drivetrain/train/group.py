@@ -14,6 +14,9 @@ from drivetrain.core.seams import Run, Shard
 from drivetrain.core.world import World
 from drivetrain.train.traffic import Traffic
 
+_left: list[object] = []
+"""The group that this process lost the others of, and has not let go."""
+
 
 class Group(Protocol):
     """Processes that go through the same batches in step.
@@ -177,12 +180,15 @@ def joined(run: Run, seconds: float) -> Iterator[Group]:
     # Small sums and gathers happen on the CPU, wherever the gradients live.
     backend = "cpu:gloo,cuda:nccl" if run.device.startswith("cuda") else "gloo"
     bound = timedelta(seconds=seconds)
+    if _left and dist.is_initialized() and dist.group.WORLD is _left.pop():
+        dist.destroy_process_group()
     try:
-        store = dist.TCPStore(
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
             world.address, world.port, world.size, world.rank == 0, bound, wait_for_workers=False
         )
         # One of another generation, which was stopped and woke up, finds nobody here.
-        own = dist.PrefixStore(f"{world.job}/{world.generation}", store)
+        name = f"{world.job}/{world.generation}"
+        own = dist.PrefixStore(name, store)  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(
             backend, store=own, rank=world.rank, world_size=world.size, timeout=bound
         )
@@ -193,5 +199,12 @@ def joined(run: Run, seconds: float) -> Iterator[Group]:
         ) from error
     try:
         yield Processes(world)
-    finally:
+    except ConnectionError:
+        # To destroy the group is to wait for all that is under way, which may take as long again.
+        # Who lost the others ends its process; one that does not lets go before it meets anew.
+        _left[:] = [dist.group.WORLD]
+        raise
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()

@@ -55,7 +55,7 @@ def main(directory: Path, options: dict[str, Any]) -> int:
         fitted = strategy.fit(model, examples, run)
     except ConnectionError as error:
         (directory / f"lost-{world.rank}").write_text(str(error))
-        return LOST
+        os._exit(LOST)  # as the command line does
     if world.leads:
         weights = {name: tensor.contiguous() for name, tensor in fitted.state_dict().items()}
         save_file(weights, directory / "weights.safetensors")
