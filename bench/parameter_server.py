@@ -37,11 +37,11 @@ import numpy as np
 import torch
 
 from bench.figure import Figure, figure, seconds_of, show, words
-from drivetrain.train.held_rows import HeldRows, TableShape
-from drivetrain.train.row_client import RowClient, Server, Wanted
-from drivetrain.train.row_optimizers import RowAdagrad
-from drivetrain.train.row_server import RowServer
-from drivetrain.train.spread import Spread, Start
+from drivetrain.train.rows.client import RowClient, Server, Wanted
+from drivetrain.train.rows.held_rows import HeldRows, TableShape
+from drivetrain.train.rows.optimizers import RowAdagrad
+from drivetrain.train.rows.server import RowServer
+from drivetrain.train.rows.spread import Spread, Start
 
 ROWS, DIM, MESSAGE = 100_000, 16, 256
 LARGE = 10_000_000

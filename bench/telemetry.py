@@ -38,8 +38,8 @@ from drivetrain.core.seams import Run
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
 from drivetrain.train import BinaryCrossEntropy, Single
-from drivetrain.train.loop import Loop
-from drivetrain.train.telemetry import Telemetry
+from drivetrain.train.loop.loop import Loop
+from drivetrain.train.loop.telemetry import Telemetry
 from drivetrain.watch.listeners import Mlflow, TensorBoard
 from drivetrain.watch.queued import Queued
 

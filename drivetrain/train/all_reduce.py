@@ -10,8 +10,8 @@ from drivetrain.train.several import Several
 if TYPE_CHECKING:
     from torch import nn
 
-    from drivetrain.train.group import Group
-    from drivetrain.train.step import Exchange
+    from drivetrain.train.loop.step import Exchange
+    from drivetrain.train.together.group import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ class AllReduce(Several):
             raise wrong("AllReduce.bucket_mb", self.bucket_mb, "a number above 0")
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
-        from drivetrain.train.buckets import Buckets
-        from drivetrain.train.compressed import Compressed
+        from drivetrain.train.together.buckets import Buckets
+        from drivetrain.train.together.compressed import Compressed
 
         if group.size == 1:
             return None

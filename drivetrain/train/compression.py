@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 from drivetrain.core.errors import wrong
 
 if TYPE_CHECKING:
-    from drivetrain.train.compressors import Compressor
+    from drivetrain.train.together.compressors import Compressor
 
 
 class Compression(Protocol):
@@ -23,7 +23,7 @@ class FP16:
 
     def compressor(self) -> "Compressor":
         """A new one, for one training."""
-        from drivetrain.train.compressors import Halves
+        from drivetrain.train.together.compressors import Halves
 
         return Halves()
 
@@ -35,7 +35,7 @@ class Int8:
 
     def compressor(self) -> "Compressor":
         """A new one, for one training."""
-        from drivetrain.train.compressors import Steps
+        from drivetrain.train.together.compressors import Steps
 
         return Steps()
 
@@ -60,7 +60,7 @@ class TopK:
 
     def compressor(self) -> "Compressor":
         """A new one, for one training."""
-        from drivetrain.train.compressors import Largest
+        from drivetrain.train.together.compressors import Largest
 
         return Largest(self.share)
 
@@ -83,6 +83,6 @@ class PowerSGD:
 
     def compressor(self) -> "Compressor":
         """A new one, for one training."""
-        from drivetrain.train.compressors import LowRank
+        from drivetrain.train.together.compressors import LowRank
 
         return LowRank(self.rank)

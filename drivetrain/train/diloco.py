@@ -9,9 +9,9 @@ from drivetrain.train.all_reduce import AllReduce
 if TYPE_CHECKING:
     from torch import nn
 
-    from drivetrain.train.group import Group
-    from drivetrain.train.loop import Callback
-    from drivetrain.train.step import Exchange, Step
+    from drivetrain.train.loop.loop import Callback
+    from drivetrain.train.loop.step import Exchange, Step
+    from drivetrain.train.together.group import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +51,12 @@ class DiLoCo(AllReduce):
                 raise wrong(f"DiLoCo.{name}", value, f"a multiple of every, which is {self.every}")
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
-        from drivetrain.train.outer import Apart
+        from drivetrain.train.together.outer import Apart
 
         return None if group.size == 1 else Apart(model, group)
 
     def _first_callbacks(self, step: "Step", group: "Group") -> "tuple[Callback, ...]":
-        from drivetrain.train.outer import Apart, Outer
+        from drivetrain.train.together.outer import Apart, Outer
 
         if not isinstance(step.exchange, Apart):
             return ()

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
 from drivetrain.core.schema import FeatureSchema
-from drivetrain.train.elsewhere import Elsewhere
+from drivetrain.train.foreign.elsewhere import Elsewhere
 
 if TYPE_CHECKING:
-    from drivetrain.train.flax_module import BoundFlax, FlaxModel
+    from drivetrain.train.foreign.flax_module import BoundFlax, FlaxModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Flax(Elsewhere):
             ValueError: it is no module, or its parameters and the features do not fit.
         """
         nnx = need("flax.nnx", "jax")
-        from drivetrain.train.flax_module import BoundFlax
+        from drivetrain.train.foreign.flax_module import BoundFlax
 
         module = factory(features, nnx.Rngs(seed))
         if not isinstance(module, nnx.Module):
@@ -44,8 +44,8 @@ class Flax(Elsewhere):
 
     def foreign(self, model: "BoundFlax") -> "FlaxModel":
         """The module with an optimizer."""
-        from drivetrain.train.flax_module import FlaxModel
-        from drivetrain.train.native import in_jax
+        from drivetrain.train.foreign.flax_module import FlaxModel
+        from drivetrain.train.foreign.native import in_jax
 
         optax = need("optax", "jax")
         make = getattr(optax, self.optimizer) if isinstance(self.optimizer, str) else self.optimizer

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.need import need
 from drivetrain.core.schema import FeatureSchema
-from drivetrain.train.elsewhere import Elsewhere
+from drivetrain.train.foreign.elsewhere import Elsewhere
 
 if TYPE_CHECKING:
-    from drivetrain.train.keras_model import BoundKeras, KerasModel
+    from drivetrain.train.foreign.keras_model import BoundKeras, KerasModel
 
 BACKENDS = ("tensorflow", "jax", "torch")
 DISTRIBUTIONS = ("mirrored",)
@@ -76,11 +76,11 @@ class Keras(Elsewhere):
                 imported with another back end.
         """
         keras = chosen(self.backend)
-        from drivetrain.train.keras_model import BoundKeras, seeded
+        from drivetrain.train.foreign.keras_model import BoundKeras, seeded
 
         mirrored = None
         if self.distribute is not None:
-            from drivetrain.train.keras_tensorflow import mirrored_on
+            from drivetrain.train.foreign.keras_tensorflow import mirrored_on
 
             mirrored = mirrored_on(self.devices)
         with (
@@ -97,7 +97,7 @@ class Keras(Elsewhere):
 
     def foreign(self, model: "BoundKeras") -> "KerasModel":
         """The model with an optimizer, on its back end."""
-        from drivetrain.train.native import in_keras
+        from drivetrain.train.foreign.native import in_keras
 
         make = (
             getattr(need("keras.optimizers", "keras"), _OPTIMIZERS[self.optimizer])
@@ -106,15 +106,15 @@ class Keras(Elsewhere):
         )
         loss = in_keras(self.loss)
         if self.backend == "tensorflow":
-            from drivetrain.train.keras_tensorflow import KerasOnTensorFlow
+            from drivetrain.train.foreign.keras_tensorflow import KerasOnTensorFlow
 
             with model.mirrored.scope() if model.mirrored else nullcontext():
                 return KerasOnTensorFlow(model, make(learning_rate=self.lr), loss)
         if self.backend == "jax":
-            from drivetrain.train.keras_jax import KerasOnJax
+            from drivetrain.train.foreign.keras_jax import KerasOnJax
 
             return KerasOnJax(model, make(learning_rate=self.lr), loss)
-        from drivetrain.train.keras_torch import KerasOnTorch
+        from drivetrain.train.foreign.keras_torch import KerasOnTorch
 
         return KerasOnTorch(model, make(learning_rate=self.lr), loss)
 

@@ -13,13 +13,13 @@ from drivetrain.train.all_reduce import AllReduce
 if TYPE_CHECKING:
     from torch import nn
 
-    from drivetrain.train.ending import Ending
-    from drivetrain.train.group import Group
-    from drivetrain.train.loop import Callback, Loop
-    from drivetrain.train.remote_tables import RemoteTables
-    from drivetrain.train.resume import Keep
-    from drivetrain.train.step import Exchange, Step
-    from drivetrain.train.validate import Validate
+    from drivetrain.train.checkpoints.resume import Keep
+    from drivetrain.train.loop.ending import Ending
+    from drivetrain.train.loop.loop import Callback, Loop
+    from drivetrain.train.loop.step import Exchange, Step
+    from drivetrain.train.loop.validate import Validate
+    from drivetrain.train.rows.remote_tables import RemoteTables
+    from drivetrain.train.together.group import Group
 
 ROW_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "adam", "sgd")
 
@@ -84,7 +84,7 @@ class ParameterServer(AllReduce):
             ValueError: a large table can't live on servers.
         """
         from drivetrain.models.bind import build
-        from drivetrain.train.remote_embedding import Unmade, replace_tables
+        from drivetrain.train.rows.remote_embedding import Unmade, replace_tables
 
         unmade = Unmade(self.at_least)
         with unmade:
@@ -107,7 +107,7 @@ class ParameterServer(AllReduce):
             ConnectionError: a worker or a server of rows is missing; names it.
             ValueError: the rows that training saw don't fit into one graph.
         """
-        from drivetrain.train.remote_embedding import replace_tables
+        from drivetrain.train.rows.remote_embedding import replace_tables
 
         replace_tables(model, self.at_least)
         try:
@@ -124,10 +124,10 @@ class ParameterServer(AllReduce):
         group: "Group",
         ending: "Ending",
     ) -> "tuple[Loop, Keep, Validate]":
-        from drivetrain.train.remote_embedding import RemoteEmbedding
-        from drivetrain.train.remote_tables import RemoteTables
-        from drivetrain.train.row_exchange import Foreseen
-        from drivetrain.train.row_optimizers import ROW_OPTIMIZERS
+        from drivetrain.train.rows.exchange import Foreseen
+        from drivetrain.train.rows.optimizers import ROW_OPTIMIZERS
+        from drivetrain.train.rows.remote_embedding import RemoteEmbedding
+        from drivetrain.train.rows.remote_tables import RemoteTables
 
         if any(isinstance(module, RemoteEmbedding) for module in model.modules()):
             tables = RemoteTables(
@@ -144,7 +144,7 @@ class ParameterServer(AllReduce):
         return super()._assemble(model, source, run, group, ending)
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
-        from drivetrain.train.row_exchange import RowExchange
+        from drivetrain.train.rows.exchange import RowExchange
 
         inner = super()._exchange(model, group)
         try:
@@ -155,22 +155,22 @@ class ParameterServer(AllReduce):
         return RowExchange(tables, inner, lambda rate: rate * factor)
 
     def _first_callbacks(self, step: "Step", group: "Group") -> "tuple[Callback, ...]":
-        from drivetrain.train.row_exchange import RowExchange
+        from drivetrain.train.rows.exchange import RowExchange
 
         if isinstance(step.exchange, RowExchange):
             step.exchange.step = step
         return super()._first_callbacks(step, group)
 
     def _final_weights(self, step: "Step", validate: "Validate") -> None:
-        from drivetrain.train.row_exchange import RowExchange
+        from drivetrain.train.rows.exchange import RowExchange
 
         super()._final_weights(step, validate)
         if isinstance(step.exchange, RowExchange):
             step.exchange.finished()
 
     def _fitted(self, model: "nn.Module", run: Run, group: "Group") -> "nn.Module":
-        from drivetrain.train.gathered import gathered
-        from drivetrain.train.remote_embedding import RemoteEmbedding, put_module
+        from drivetrain.train.rows.gathered import gathered
+        from drivetrain.train.rows.remote_embedding import RemoteEmbedding, put_module
 
         try:
             tables = _tables(model)
@@ -194,7 +194,7 @@ def _tables(model: "nn.Module") -> "RemoteTables":
     Raises:
         LookupError: it has no table on a server.
     """
-    from drivetrain.train.remote_embedding import RemoteEmbedding
+    from drivetrain.train.rows.remote_embedding import RemoteEmbedding
 
     for module in model.modules():
         if isinstance(module, RemoteEmbedding) and module.tables is not None:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, ClassVar
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Note, silent
 from drivetrain.core.seams import Examples, Run
-from drivetrain.train.pipeline_order import ORDERS, PipelineOrder
 from drivetrain.train.several import Several
+from drivetrain.train.stages.order import ORDERS, PipelineOrder
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from drivetrain.train.checkpoint import Storage
-    from drivetrain.train.division import Division
-    from drivetrain.train.ending import Ending
-    from drivetrain.train.group import Group
-    from drivetrain.train.stage import Whole
-    from drivetrain.train.step import Exchange, Step
+    from drivetrain.train.checkpoints.checkpoint import Storage
+    from drivetrain.train.loop.ending import Ending
+    from drivetrain.train.loop.step import Exchange, Step
+    from drivetrain.train.stages.division import Division
+    from drivetrain.train.stages.stage import Whole
+    from drivetrain.train.together.group import Group
 
 _TRIED_ROWS = 4
 """On so many rows the stages are weighed, and held against the model."""
@@ -84,8 +84,8 @@ class Pipelined(Several):
 
     @contextmanager
     def _together(self, source: Examples, run: Run) -> "Generator[Group]":
-        from drivetrain.train.group import noticing
-        from drivetrain.train.mesh import Mesh, check_ways
+        from drivetrain.train.together.group import noticing
+        from drivetrain.train.together.mesh import Mesh, check_ways
 
         check_ways("Pipelined.stages", self.stages, run.world.size)
         with super()._together(source, run) as group:
@@ -99,8 +99,8 @@ class Pipelined(Several):
     def _train(
         self, model: "nn.Module", source: Examples, run: Run, group: "Group", ending: "Ending"
     ) -> "nn.Module":
-        from drivetrain.train.buckets import start_equal
-        from drivetrain.train.stage import let_go, put_back
+        from drivetrain.train.stages.stage import let_go, put_back
+        from drivetrain.train.together.buckets import start_equal
 
         if group.size == 1:
             return super()._train(model, source, run, group, ending)
@@ -118,8 +118,8 @@ class Pipelined(Several):
         return model
 
     def _division(self, model: "nn.Module", source: Examples, run: Run) -> "Division":
-        from drivetrain.train.division import divide
-        from drivetrain.train.feed import Feed
+        from drivetrain.train.loop.feed import Feed
+        from drivetrain.train.stages.division import divide
 
         batch = next(iter(source.batches("train", size=_TRIED_ROWS)), None)
         if batch is None or not len(batch):
@@ -143,21 +143,21 @@ class Pipelined(Several):
         return notes
 
     def _whole(self, model: "nn.Module") -> "Whole":
-        from drivetrain.train.stage import Whole
+        from drivetrain.train.stages.stage import Whole
 
         return Whole.of(model, self.weight_decay, self.embedding_decay)
 
     def _shapes(self, model: "nn.Module") -> list[tuple[str, list[int]]]:
-        from drivetrain.train.stage import Stage
+        from drivetrain.train.stages.stage import Stage
 
         return model.whole.shapes if isinstance(model, Stage) else super()._shapes(model)
 
     def _checkpoints(
         self, model: "nn.Module", run: Run, fingerprint: str, group: "Group"
     ) -> "Storage":
-        from drivetrain.train.group import beside
-        from drivetrain.train.stage import Stage
-        from drivetrain.train.stage_checkpoint import StageCheckpoints
+        from drivetrain.train.stages.checkpoint import StageCheckpoints
+        from drivetrain.train.stages.stage import Stage
+        from drivetrain.train.together.group import beside
 
         part = self._whole(model)
         return StageCheckpoints(
@@ -171,10 +171,10 @@ class Pipelined(Several):
         )
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
-        from drivetrain.train.link import Link
-        from drivetrain.train.mesh import Mesh
-        from drivetrain.train.pipeline import Pipeline
-        from drivetrain.train.stage import Stage
+        from drivetrain.train.stages.link import Link
+        from drivetrain.train.stages.pipeline import Pipeline
+        from drivetrain.train.stages.stage import Stage
+        from drivetrain.train.together.mesh import Mesh
 
         if group.size == 1:
             return None
@@ -191,6 +191,6 @@ class Pipelined(Several):
         )
 
     def _kind_of_step(self, group: "Group") -> "type[Step]":
-        from drivetrain.train.pipeline import PipelinedStep
+        from drivetrain.train.stages.pipeline import PipelinedStep
 
         return super()._kind_of_step(group) if group.size == 1 else PipelinedStep

@@ -10,7 +10,7 @@ from drivetrain.core.seams import Examples, Run
 from drivetrain.train.single import Single
 
 if TYPE_CHECKING:
-    from drivetrain.train.group import Group
+    from drivetrain.train.together.group import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Several(Single):
 
     @contextmanager
     def _together(self, source: Examples, run: Run) -> "Generator[Group]":
-        from drivetrain.train.group import joined
+        from drivetrain.train.together.group import joined
 
         name, size = type(self).__name__, run.world.size
         if size > 1 and source.rows("train") is None:

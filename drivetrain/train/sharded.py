@@ -13,10 +13,10 @@ from drivetrain.train.several import Several
 if TYPE_CHECKING:
     from torch import nn
 
-    from drivetrain.train.checkpoint import Storage
-    from drivetrain.train.ending import Ending
-    from drivetrain.train.group import Group
-    from drivetrain.train.step import Exchange, Step
+    from drivetrain.train.checkpoints.checkpoint import Storage
+    from drivetrain.train.loop.ending import Ending
+    from drivetrain.train.loop.step import Exchange, Step
+    from drivetrain.train.together.group import Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class Sharded(Several):
 
     @contextmanager
     def _together(self, source: Examples, run: Run) -> "Generator[Group]":
-        from drivetrain.train.group import noticing
-        from drivetrain.train.sharding import explaining
+        from drivetrain.train.together.group import noticing
+        from drivetrain.train.together.sharding import explaining
 
         with super()._together(source, run) as group, explaining("Sharded"), noticing(group):
             yield group
@@ -58,7 +58,7 @@ class Sharded(Several):
     def _train(
         self, model: "nn.Module", source: Examples, run: Run, group: "Group", ending: "Ending"
     ) -> "nn.Module":
-        from drivetrain.train.sharding import shard, skeleton, whole
+        from drivetrain.train.together.sharding import shard, skeleton, whole
 
         if group.size == 1:
             return super()._train(model, source, run, group, ending)
@@ -70,19 +70,19 @@ class Sharded(Several):
     def _checkpoints(
         self, model: "nn.Module", run: Run, fingerprint: str, group: "Group"
     ) -> "Storage":
-        from drivetrain.train.group import beside
-        from drivetrain.train.sharded_checkpoint import ShardedCheckpoints
+        from drivetrain.train.checkpoints.sharded import ShardedCheckpoints
+        from drivetrain.train.together.group import beside
 
         emit = run.emit if group.rank == 0 else silent
         channel = beside(group, self.wait_seconds)
         return ShardedCheckpoints(run.directory, fingerprint, emit, channel)
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
-        from drivetrain.train.sharding import Shards
+        from drivetrain.train.together.sharding import Shards
 
         return None if group.size == 1 else Shards(model, group)
 
     def _kind_of_step(self, group: "Group") -> "type[Step]":
-        from drivetrain.train.sharding import JointStep
+        from drivetrain.train.together.sharding import JointStep
 
         return super()._kind_of_step(group) if group.size == 1 else JointStep

@@ -20,14 +20,14 @@ from drivetrain.train.stopping import EarlyStopping
 if TYPE_CHECKING:
     from torch import nn
 
-    from drivetrain.train.checkpoint import Storage
-    from drivetrain.train.ending import Ending
-    from drivetrain.train.group import Group
-    from drivetrain.train.loop import Callback, Loop
-    from drivetrain.train.protection import Protection
-    from drivetrain.train.resume import Keep
-    from drivetrain.train.step import Exchange, Step
-    from drivetrain.train.validate import Validate
+    from drivetrain.train.checkpoints.checkpoint import Storage
+    from drivetrain.train.checkpoints.resume import Keep
+    from drivetrain.train.loop.ending import Ending
+    from drivetrain.train.loop.loop import Callback, Loop
+    from drivetrain.train.loop.step import Exchange, Step
+    from drivetrain.train.loop.validate import Validate
+    from drivetrain.train.privacy.protection import Protection
+    from drivetrain.train.together.group import Group
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad")
 PRECISIONS = ("float32", "bfloat16")
@@ -156,8 +156,8 @@ class Single:
             OSError: a checkpoint can't be written.
             ValueError: no training rows, a missing target, or an option that the device can't.
         """
-        from drivetrain.train.ending import heeding
-        from drivetrain.train.repeatable import repeatable
+        from drivetrain.train.loop.ending import heeding
+        from drivetrain.train.loop.repeatable import repeatable
 
         with (
             heeding() as ending,
@@ -177,7 +177,7 @@ class Single:
     @contextmanager
     def _together(self, source: Examples, run: Run) -> "Generator[Group]":
         """Meet the processes that train with this one."""
-        from drivetrain.train.group import Alone
+        from drivetrain.train.together.group import Alone
 
         if run.world.size > 1:
             raise wrong(
@@ -229,8 +229,8 @@ class Single:
         ending: "Ending",
     ) -> "nn.Module":
         """Train a changed model: a training of its own, with checkpoints and metrics of its own."""
+        from drivetrain.train.loop.repeatable import repeatable
         from drivetrain.train.prune import under
-        from drivetrain.train.repeatable import repeatable
 
         lent = replace(run, directory=run.directory / name, emit=under(name, run.emit))
         # Generators begin anew, whether the training before went on to its end or was read.
@@ -243,7 +243,7 @@ class Single:
 
     def _kind_of_step(self, group: "Group") -> "type[Step]":
         """What takes a batch."""
-        from drivetrain.train.step import Step
+        from drivetrain.train.loop.step import Step
 
         return Step
 
@@ -255,7 +255,7 @@ class Single:
         self, model: "nn.Module", run: Run, fingerprint: str, group: "Group"
     ) -> "Storage":
         """Where checkpoints go."""
-        from drivetrain.train.checkpoint import Checkpoints
+        from drivetrain.train.checkpoints.checkpoint import Checkpoints
 
         leads = group.rank == 0
         emit = run.emit if leads else silent
@@ -280,12 +280,12 @@ class Single:
         group: "Group",
         ending: "Ending",
     ) -> "tuple[Loop, Keep, Validate]":
-        from drivetrain.train.behind import Behind
-        from drivetrain.train.feed import Feed
-        from drivetrain.train.loop import Loop
-        from drivetrain.train.report import Report
-        from drivetrain.train.resume import Keep
-        from drivetrain.train.validate import Validate
+        from drivetrain.train.checkpoints.behind import Behind
+        from drivetrain.train.checkpoints.resume import Keep
+        from drivetrain.train.loop.feed import Feed
+        from drivetrain.train.loop.loop import Loop
+        from drivetrain.train.loop.report import Report
+        from drivetrain.train.loop.validate import Validate
 
         rows = source.rows("train")
         # One of them speaks for all: their losses and figures are the same.
@@ -327,7 +327,7 @@ class Single:
     ) -> "Protection | None":
         if self.privacy is None:
             return None
-        from drivetrain.train.protection import protect
+        from drivetrain.train.privacy.protection import protect
 
         size, epochs = self.batch_size, self.epochs
         return protect(self.privacy, source, run, group, emit, batch_size=size, epochs=epochs)
@@ -340,8 +340,8 @@ class Single:
         group: "Group",
         protection: "Protection | None" = None,
     ) -> "Step":
-        from drivetrain.train.device import check_bfloat16, check_compiler
-        from drivetrain.train.optimizer import make
+        from drivetrain.train.loop.device import check_bfloat16, check_compiler
+        from drivetrain.train.loop.optimizer import make
 
         if self.precision == "bfloat16":
             check_bfloat16(device)
@@ -377,7 +377,7 @@ class Single:
 
     def _final_weights(self, step: "Step", validate: "Validate") -> None:
         """The best weights, or the averaged ones, or those that there are."""
-        from drivetrain.train.resume import load_weights, unique
+        from drivetrain.train.checkpoints.resume import load_weights, unique
 
         if validate.weights:
             load_weights(step.model, validate.weights)

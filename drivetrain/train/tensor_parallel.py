@@ -13,10 +13,10 @@ from drivetrain.train.several import Several
 if TYPE_CHECKING:
     from torch import nn
 
-    from drivetrain.train.checkpoint import Storage
-    from drivetrain.train.ending import Ending
-    from drivetrain.train.group import Group
-    from drivetrain.train.step import Exchange, Step
+    from drivetrain.train.checkpoints.checkpoint import Storage
+    from drivetrain.train.loop.ending import Ending
+    from drivetrain.train.loop.step import Exchange, Step
+    from drivetrain.train.together.group import Group
 
 STYLES = ("column", "row", "gathered", "whole")
 _LAYOUT: Mapping[str, Any] = {"declared": False}
@@ -79,9 +79,9 @@ class TensorParallel(Several):
 
     @contextmanager
     def _together(self, source: Examples, run: Run) -> "Generator[Group]":
-        from drivetrain.train.group import noticing
-        from drivetrain.train.mesh import Mesh, check_ways
-        from drivetrain.train.tensor_cut import explaining
+        from drivetrain.train.tensor.cut import explaining
+        from drivetrain.train.together.group import noticing
+        from drivetrain.train.together.mesh import Mesh, check_ways
 
         check_ways("TensorParallel.ways", self.ways, run.world.size)
         with super()._together(source, run) as group, explaining(), noticing(group):
@@ -93,9 +93,9 @@ class TensorParallel(Several):
     def _train(
         self, model: "nn.Module", source: Examples, run: Run, group: "Group", ending: "Ending"
     ) -> "nn.Module":
-        from drivetrain.train.attention import opened
-        from drivetrain.train.sharding import skeleton
-        from drivetrain.train.tensor_cut import restored
+        from drivetrain.train.tensor.attention import opened
+        from drivetrain.train.tensor.cut import restored
+        from drivetrain.train.together.sharding import skeleton
 
         like = skeleton(model)
         model = opened(model)
@@ -106,12 +106,13 @@ class TensorParallel(Several):
 
     def _cut(self, model: "nn.Module", source: Examples, run: Run, group: "Group") -> None:
         """Cut the model's layers, in place, and say what came of it."""
-        from drivetrain.train import tensor_cut, tensor_trial
-        from drivetrain.train.buckets import start_equal
-        from drivetrain.train.feed import Feed
-        from drivetrain.train.mesh import DATA, MODEL, Mesh
-        from drivetrain.train.sharding import shard_over
-        from drivetrain.train.tensor_plan import SAMPLE, planned
+        from drivetrain.train.loop.feed import Feed
+        from drivetrain.train.tensor import cut as tensor_cut
+        from drivetrain.train.tensor import trial as tensor_trial
+        from drivetrain.train.tensor.plan import SAMPLE, planned
+        from drivetrain.train.together.buckets import start_equal
+        from drivetrain.train.together.mesh import DATA, MODEL, Mesh
+        from drivetrain.train.together.sharding import shard_over
 
         assert isinstance(group, Mesh)
         start_equal(model, group)
@@ -137,8 +138,8 @@ class TensorParallel(Several):
     def _checkpoints(
         self, model: "nn.Module", run: Run, fingerprint: str, group: "Group"
     ) -> "Storage":
-        from drivetrain.train.group import beside
-        from drivetrain.train.sharded_checkpoint import ShardedCheckpoints
+        from drivetrain.train.checkpoints.sharded import ShardedCheckpoints
+        from drivetrain.train.together.group import beside
 
         emit = run.emit if group.rank == 0 else silent
         channel = beside(group, self.wait_seconds)
@@ -149,8 +150,8 @@ class TensorParallel(Several):
         return self.shard and group.shard.count > 1
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
-        from drivetrain.train.mesh import Mesh
-        from drivetrain.train.tensor_cut import Parts, ShardedParts
+        from drivetrain.train.tensor.cut import Parts, ShardedParts
+        from drivetrain.train.together.mesh import Mesh
 
         if not isinstance(group, Mesh):
             return None
@@ -159,8 +160,8 @@ class TensorParallel(Several):
         return Parts(model, group, int(self.bucket_mb * (1 << 20)))
 
     def _kind_of_step(self, group: "Group") -> "type[Step]":
-        from drivetrain.train.sharding import JointStep
-        from drivetrain.train.tensor_cut import CutStep
+        from drivetrain.train.tensor.cut import CutStep
+        from drivetrain.train.together.sharding import JointStep
 
         if group.size == 1:
             return super()._kind_of_step(group)

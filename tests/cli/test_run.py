@@ -106,7 +106,7 @@ def test_more_than_one_process_is_never_passed_over(name: str, drive: Drive, ran
     ("setting", "allowed"),
     [
         ("resources.gpus=1", "device= names the one to use"),
-        ("resources.memory=8Gi", "'' with a local launcher"),
+        ("resources.memory=8Gi", "'' with the launcher 'inline'"),
         ("resources.cpus=2", "0 with the launcher 'inline'"),
     ],
 )

@@ -23,8 +23,8 @@ from drivetrain.core.site import EngineSite, Site
 from drivetrain.features.engines.duckdb import DuckDB
 from drivetrain.pipeline import make_events, make_features, run
 from drivetrain.train.flax import Flax
+from drivetrain.train.foreign.native import in_jax, in_keras
 from drivetrain.train.keras import Keras, inputs
-from drivetrain.train.native import in_jax, in_keras
 
 LOSSES = (
     (dt.BinaryCrossEntropy("y", smoothing=0.1), (6,)),

@@ -10,9 +10,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from drivetrain.core.seams import Run
 from drivetrain.core.world import World
-from drivetrain.train.group import Group, joined
-from drivetrain.train.mesh import Mesh
-from drivetrain.train.pieces import clip, piece, writes
+from drivetrain.train.checkpoints.pieces import clip, piece, writes
+from drivetrain.train.together.group import Group, joined
+from drivetrain.train.together.mesh import Mesh
 
 SECONDS = 2.0
 

@@ -25,10 +25,12 @@ from drivetrain.core.seams import Run
 from drivetrain.core.world import World
 from drivetrain.models import MLP, ConvNet
 from drivetrain.models.bind import build
-from drivetrain.train import BinaryCrossEntropy, EarlyStopping, Single, group, resume
-from drivetrain.train.pipeline import divided
+from drivetrain.train import BinaryCrossEntropy, EarlyStopping, Single
+from drivetrain.train.checkpoints import resume
+from drivetrain.train.loop.step import Step
 from drivetrain.train.pipelined import Pipelined
-from drivetrain.train.step import Step
+from drivetrain.train.stages.pipeline import divided
+from drivetrain.train.together import group
 
 COMMON: dict[str, Any] = {
     "loss": BinaryCrossEntropy("y"),

@@ -14,7 +14,7 @@ from drivetrain.core.world import World
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
 from drivetrain.train import BinaryCrossEntropy, EarlyStopping, Sharded
-from drivetrain.train.pieces import piece
+from drivetrain.train.checkpoints.pieces import piece
 
 
 class Weighed(Sharded):

@@ -18,8 +18,9 @@ from drivetrain.core.seams import Run
 from drivetrain.core.world import World
 from drivetrain.models import MLP, WideAndDeep
 from drivetrain.models.bind import build
-from drivetrain.train import BinaryCrossEntropy, EarlyStopping, Single, TensorParallel, resume
-from drivetrain.train.pieces import piece
+from drivetrain.train import BinaryCrossEntropy, EarlyStopping, Single, TensorParallel
+from drivetrain.train.checkpoints import resume
+from drivetrain.train.checkpoints.pieces import piece
 
 ROWS = 1003
 

@@ -4,7 +4,7 @@ import dp_accounting
 import pytest
 
 from drivetrain.train import Private
-from drivetrain.train.accountant import epsilon, noise_for, planned
+from drivetrain.train.privacy.accountant import epsilon, noise_for, planned
 
 RUN = {"sampling": 0.05, "updates": 40, "delta": 1e-5}
 

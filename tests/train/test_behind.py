@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from drivetrain.train.behind import Behind
-from drivetrain.train.checkpoint import Checkpoint, Checkpoints
+from drivetrain.train.checkpoints.behind import Behind
+from drivetrain.train.checkpoints.checkpoint import Checkpoint, Checkpoints
 
 
 class Slow(Checkpoints):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivetrain.core.metric import Emitted, Note
-from drivetrain.train.checkpoint import KEPT, Checkpoint, Checkpoints
+from drivetrain.train.checkpoints.checkpoint import KEPT, Checkpoint, Checkpoints
 
 
 def some(step: int) -> Checkpoint:

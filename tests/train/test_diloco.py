@@ -13,8 +13,8 @@ from drivetrain.core.seams import Run
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
 from drivetrain.train import BinaryCrossEntropy, DiLoCo, PowerSGD
-from drivetrain.train.outer import Outer
-from drivetrain.train.step import Step
+from drivetrain.train.loop.step import Step
+from drivetrain.train.together.outer import Outer
 
 LOSS = BinaryCrossEntropy("y")
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from drivetrain.models import MLP, DCNv2, DeepFM, LogisticRegression, WideAndDeep
 from drivetrain.models.bind import build
-from drivetrain.train import parcels
-from drivetrain.train.division import Division, divide
-from drivetrain.train.optimizer import groups_by_decay
-from drivetrain.train.stage import Whole, lasting, let_go
+from drivetrain.train.loop.optimizer import groups_by_decay
+from drivetrain.train.stages import parcels
+from drivetrain.train.stages.division import Division, divide
+from drivetrain.train.stages.stage import Whole, lasting, let_go
 
 ROWS = 5
 

@@ -188,7 +188,7 @@ def test_a_declaration_imports_no_framework() -> None:
 
 def test_a_loss_that_is_written_for_torch_alone_is_refused() -> None:
     from drivetrain.train.distill import Distill
-    from drivetrain.train.native import in_jax, in_keras
+    from drivetrain.train.foreign.native import in_jax, in_keras
 
     loss = object.__new__(Distill)
     for native in (in_keras, in_jax):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drivetrain.train import fused
+from drivetrain.train.loop import fused
 
 KINDS = {"adam": (fused.Adam, torch.optim.Adam), "adamw": (fused.AdamW, torch.optim.AdamW)}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from drivetrain.launch.local import Local
-from drivetrain.train.mesh import check_ways
+from drivetrain.train.together.mesh import check_ways
 
 WORKER = Path(__file__).with_name("mesh_worker.py")
 SIZE = 4

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from drivetrain.models.layers import MemberLinear
-from drivetrain.train.optimizer import OPTIMIZERS, make
+from drivetrain.train.loop.optimizer import OPTIMIZERS, make
 
 REFERENCE = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5, betas=(0.8, 0.9)),

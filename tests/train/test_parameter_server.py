@@ -19,9 +19,10 @@ from drivetrain.core.seams import Run
 from drivetrain.launch.local import Local
 from drivetrain.models import DCNv2, DeepFM
 from drivetrain.models.bind import build
-from drivetrain.train import BinaryCrossEntropy, EarlyStopping, ParameterServer, Single, gathered
+from drivetrain.train import BinaryCrossEntropy, EarlyStopping, ParameterServer, Single
 from drivetrain.train.export import export
-from drivetrain.train.remote_embedding import RemoteEmbedding, SeenEmbedding
+from drivetrain.train.rows import gathered
+from drivetrain.train.rows.remote_embedding import RemoteEmbedding, SeenEmbedding
 
 LOSS = BinaryCrossEntropy("y")
 OPTIONS: dict[str, Any] = {"loss": LOSS, "epochs": 2, "batch_size": 64, "lr": 0.05}

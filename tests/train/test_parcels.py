@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivetrain.train import parcels
+from drivetrain.train.stages import parcels
 
 plain = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False) | st.text()
 shapes = st.lists(st.integers(0, 3), max_size=3)

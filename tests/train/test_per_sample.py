@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from drivetrain.train import BinaryCrossEntropy, CrossEntropy
-from drivetrain.train.per_sample import (
+from drivetrain.train.privacy.per_sample import (
     ByLayer,
     ByRow,
     ByVmap,

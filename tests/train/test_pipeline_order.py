@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivetrain.train.pipeline_order import ORDERS, Action, actions, bubble
+from drivetrain.train.stages.order import ORDERS, Action, actions, bubble
 
 schedules = st.sampled_from(ORDERS)
 stage_counts = st.integers(2, 7)

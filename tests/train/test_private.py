@@ -23,9 +23,9 @@ from drivetrain.train import (
     Private,
     Single,
 )
-from drivetrain.train.group import Alone
-from drivetrain.train.poisson import Poisson
-from drivetrain.train.secret import Secret
+from drivetrain.train.privacy.poisson import Poisson
+from drivetrain.train.privacy.secret import Secret
+from drivetrain.train.together.group import Alone
 
 SMALL = MLP(hidden=(16,), dim=4)
 GUESSED = Private(clip_norm=1.0, delta=1e-5, noise_multiplier=1.0, seed_for_tests=1)

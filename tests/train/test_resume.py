@@ -187,7 +187,7 @@ torch.set_num_threads(1)
 from conftest import Made
 from test_resume import EVERYTHING, fit
 from dataclasses import replace
-from drivetrain.train.resume import unique
+from drivetrain.train.checkpoints.resume import unique
 strategy = replace(EVERYTHING, epochs=12, early_stopping=None, checkpoint_steps=2)
 model = fit(strategy, Made(4000), Path(sys.argv[2]))
 save_file(dict(unique(model)), sys.argv[3])

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivetrain.train import row_frames as frames
-from drivetrain.train.held_rows import HeldRows, TableShape
-from drivetrain.train.row_client import RowClient, Server, Wanted
-from drivetrain.train.row_optimizers import RowSGD
-from drivetrain.train.row_server import RowServer
-from drivetrain.train.spread import Spread, Start
+from drivetrain.train.rows import frames
+from drivetrain.train.rows.client import RowClient, Server, Wanted
+from drivetrain.train.rows.held_rows import HeldRows, TableShape
+from drivetrain.train.rows.optimizers import RowSGD
+from drivetrain.train.rows.server import RowServer
+from drivetrain.train.rows.spread import Spread, Start
 
 SHAPES = [TableShape("a", 100, 4, Start("constant", 0)), TableShape("b", 7, 1, Start("constant"))]
 Make = Callable[..., tuple[list[RowServer], list[RowClient]]]

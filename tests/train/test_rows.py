@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivetrain.train.held_rows import HeldRows, TableShape, summed
-from drivetrain.train.row_optimizers import ROW_OPTIMIZERS, RowSGD
-from drivetrain.train.spread import MOST_ROWS, Spread, Start
+from drivetrain.train.rows.held_rows import HeldRows, TableShape, summed
+from drivetrain.train.rows.optimizers import ROW_OPTIMIZERS, RowSGD
+from drivetrain.train.rows.spread import MOST_ROWS, Spread, Start
 
 NORMAL = Start("normal", 0.0, 0.05)
 

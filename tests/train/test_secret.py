@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivetrain.core.seams import Order, Shard
-from drivetrain.train.group import Alone
-from drivetrain.train.poisson import Poisson
-from drivetrain.train.secret import Secret
+from drivetrain.train.privacy.poisson import Poisson
+from drivetrain.train.privacy.secret import Secret
+from drivetrain.train.together.group import Alone
 
 
 def test_secrets_differ_unless_they_are_of_one_seed() -> None:

@@ -21,8 +21,8 @@ from drivetrain.launch.local import Local
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
 from drivetrain.train import BinaryCrossEntropy, EarlyStopping, Sharded, Single
-from drivetrain.train.group import Processes
-from drivetrain.train.sharding import explaining, shard, skeleton, units
+from drivetrain.train.together.group import Processes
+from drivetrain.train.together.sharding import explaining, shard, skeleton, units
 
 WORKER = Path(__file__).with_name("shards_worker.py")
 FLOAT_BYTES = 4

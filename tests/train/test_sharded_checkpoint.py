@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivetrain.core.metric import Emitted, Note
-from drivetrain.train import sharded_checkpoint
-from drivetrain.train.checkpoint import Checkpoint
-from drivetrain.train.group import Group
-from drivetrain.train.sharded_checkpoint import ShardedCheckpoints
-from drivetrain.train.stored import WHERE, stored
+from drivetrain.train.checkpoints import sharded as sharded_checkpoint
+from drivetrain.train.checkpoints.checkpoint import Checkpoint
+from drivetrain.train.checkpoints.sharded import ShardedCheckpoints
+from drivetrain.train.checkpoints.stored import WHERE, stored
+from drivetrain.train.together.group import Group
 
 TABLE = torch.arange(28.0).view(7, 4)
 

@@ -21,7 +21,7 @@ from drivetrain.train import (
     Single,
     StepDecay,
 )
-from drivetrain.train.device import check_bfloat16
+from drivetrain.train.loop.device import check_bfloat16
 
 BCE = BinaryCrossEntropy("y")
 SMALL = MLP(hidden=(16,), dim=4)
@@ -324,7 +324,7 @@ def test_a_wrong_option_is_named(options: dict[str, Any], says: str) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_to_the_same_weights(made: Any, tmp_path: Path) -> None:
-    from drivetrain.train.device import check_compiler
+    from drivetrain.train.loop.device import check_compiler
 
     try:
         check_compiler("cpu")

@@ -13,9 +13,9 @@ from drivetrain.core.seams import Run
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
 from drivetrain.train import BinaryCrossEntropy, Single
-from drivetrain.train.group import Alone
-from drivetrain.train.telemetry import memory
-from drivetrain.train.traffic import Traffic
+from drivetrain.train.loop.telemetry import memory
+from drivetrain.train.together.group import Alone
+from drivetrain.train.together.traffic import Traffic
 
 
 def fit(examples: Any, folder: Path, **options: Any) -> list[Metric]:

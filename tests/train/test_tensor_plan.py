@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from drivetrain.models import MLP, DCNv2, DeepFM, WideAndDeep
 from drivetrain.models.bind import build
-from drivetrain.train.attention import Heads, opened
-from drivetrain.train.tensor_plan import Pair, planned
+from drivetrain.train.tensor.attention import Heads, opened
+from drivetrain.train.tensor.plan import Pair, planned
 
 X = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
 

@@ -17,7 +17,8 @@ from drivetrain.core.seams import Reduced, Run
 from drivetrain.core.world import World
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
-from drivetrain.train import BinaryCrossEntropy, Private, QuantizationAware, resume
+from drivetrain.train import BinaryCrossEntropy, Private, QuantizationAware
+from drivetrain.train.checkpoints import resume
 
 OPTIONS = {"loss": BinaryCrossEntropy("y"), "epochs": 3, "batch_size": 64, "lr": 0.02}
 

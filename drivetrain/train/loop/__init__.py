@@ -1,0 +1,1 @@
+"""The one loop, its step, and what happens around an update."""

@@ -1,0 +1,1 @@
+"""Rows' gradients cut and hidden behind noise, and what that costs."""

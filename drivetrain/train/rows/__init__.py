@@ -1,0 +1,1 @@
+"""Tables of rows on servers: look-ups, gradients, optimizers, snapshots."""

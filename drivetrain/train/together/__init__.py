@@ -1,0 +1,1 @@
+"""Processes that train one model: how they meet, and how their gradients come together."""
