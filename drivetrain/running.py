@@ -32,7 +32,8 @@ def check_resources(system: System, site: Site, *, inline: bool) -> None:
     strategy = type(system.train).__name__
     nobody = {"nodes": f"1 with {strategy}", "processes": f"1 with {strategy}"}
     kind = site.launcher.kind
-    nobody |= {"gpus": "0; device= names the one to use", "memory": f"'' with the launcher {kind!r}"}
+    nobody |= {"gpus": "0; device= names the one to use"}
+    nobody |= {"memory": f"'' with the launcher {kind!r}"}
     if kind == "agents":
         _check_agents(system, site)
         nobody = {name: nobody[name] for name in ("gpus", "memory")}
