@@ -26,12 +26,12 @@ class Seen:
     @property
     def bad(self) -> int:
         """Answers that are not 2xx."""
-        return sum(count for status, count in self.answered.items() if status // 100 != 2)
+        return sum(count for status, count in list(self.answered.items()) if status // 100 != 2)
 
     @property
     def good(self) -> int:
         """Answers of 2xx."""
-        return sum(self.answered.values()) - self.bad
+        return sum(list(self.answered.values())) - self.bad
 
 
 class Clients:

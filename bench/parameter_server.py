@@ -18,7 +18,6 @@ its optimizer would take 680 MB.
 
 import multiprocessing
 import os
-import resource
 import socket
 import statistics
 import sys
@@ -169,6 +168,7 @@ def speeds(quick: bool) -> Iterator[Figure]:
         pipes[name], theirs = context.Pipe()
         servers.append(context.Process(target=target, args=(theirs, *more), daemon=True))
         servers[-1].start()
+        theirs.close()
     ours, peer = Ours(pipes["ours"], ids), Peer(port, ids)
     name = f"torch {torch.__version__} RPC (TensorPipe), {MESSAGE} rows of {DIM}"
     rounds = 7 if quick else 15
@@ -280,7 +280,9 @@ def long_tail(size: int) -> Callable[[int], Any]:
 
 def peak() -> float:
     """Megabytes that this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    # ru_maxrss would remember that of the process that started this one.
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1.024e-3
 
 
 def memory(quick: bool) -> Iterator[Figure]:
@@ -289,6 +291,7 @@ def memory(quick: bool) -> Iterator[Figure]:
     pipe, theirs = context.Pipe()
     process = context.Process(target=grow, args=(theirs, 400 if quick else 1000), daemon=True)
     process.start()
+    theirs.close()  # or else a child that died would be waited for
     added, held = pipe.recv()
     process.join()
     whole = LARGE * (DIM + 1) * 4 / 1e6

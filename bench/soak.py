@@ -62,8 +62,10 @@ def soak(at: Place, seconds: float, rate: float = RATE) -> Iterator[Figure]:
                 pool.submit(load, ours.binary(64), 4, http1=True, rate=rate * _BINARY),
                 pool.submit(load, ours.over_grpc(), 4, rate=rate * _GRPC),
             ]
-            found = [each.result() for each in loads]
-            ended.set()
+            try:
+                found = [each.result() for each in loads]
+            finally:
+                ended.set()  # or else the pool would wait for the watch for ever
             watching.result()
         cpu = server.cpu_seconds() / seconds
     at.promote(0)

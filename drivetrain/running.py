@@ -55,6 +55,10 @@ def _check_agents(system: System, site: Site) -> None:
         allowed = f"inline or local with {strategy}; AllReduce trains on several machines"
         raise wrong("[launcher] kind", "agents", allowed)
     agents_of(site)
+    resources = site.resources
+    if resources.nodes == 1 and resources.processes > 1:  # one node: one process of one agent
+        allowed = "1 where [resources] nodes is 1; 'local' trains in several on one machine"
+        raise wrong("[resources] processes", resources.processes, allowed)
 
 
 def agents_of(site: Site) -> Agents:

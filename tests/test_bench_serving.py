@@ -3,14 +3,17 @@
 import http.client
 import json
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 
-from bench import model_a, ours, serving, v2_address
+from bench import model_a, ours, serving, soak, v2_address
 from bench.clients import Clients
 from bench.figure import figure, show
 from bench.load import Request, of_h2load, of_wrk
@@ -213,3 +216,27 @@ def test_a_server_that_ends_at_once_is_told_with_what_it_printed(tmp_path):
         pytest.raises(RuntimeError, match="ended with 1; it printed: no such model"),
     ):
         server.wait(lambda: False, 10.0)
+
+
+def test_a_load_that_fails_ends_the_soak(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise FileNotFoundError("h2load")
+
+    seen = SimpleNamespace(good=1, bad=1, lost=0, answered={})
+    server = SimpleNamespace(port=1, url="", resident_mb=lambda: 1.0, cpu_seconds=lambda: 0.0)
+    monkeypatch.setattr(soak, "serving", lambda at: nullcontext(server))
+    monkeypatch.setattr(soak, "Clients", lambda *_, **__: nullcontext(SimpleNamespace(seen=seen)))
+    monkeypatch.setattr(soak, "h2load", fails)
+    monkeypatch.setattr(soak.ours, "get", lambda *_: b"")
+    found: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            list(soak.soak(SimpleNamespace(promote=lambda name: None), 1.0))
+        except FileNotFoundError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert found, "it waits for its watch"

@@ -170,7 +170,7 @@ class Quantize:
             raise ValueError(
                 f"Quantize: found no {' or '.join(operators)} with constant weights that is "
                 f"not excluded, among the operators {present}; a graph that Optimize('extended') "
-                "fused has none any more."
+                "fused, or that training made in eight bits (quantize=), has none any more."
             )
         return found
 

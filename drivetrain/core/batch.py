@@ -207,12 +207,12 @@ def _nested(values: Sequence[Any], field: Field) -> Array:
     for number, value in enumerate(values):
         where = f"row {number}, column {field.name!r}"
         if value is None and None not in field.shape:
-            value = np.full([n or 0 for n in field.shape], missing_number(field), field.numpy)
+            nothing = {"string": "", "bytes": b""}.get(field.dtype, missing_number(field))
+            value = np.full([n or 0 for n in field.shape], nothing, field.numpy)
         try:
-            with np.errstate(over="ignore"):
-                row = np.asarray(value, dtype=field.numpy)
+            row = _array(value, field)
         except (TypeError, ValueError, OverflowError):
-            raise wrong(where, value, f"{field.dtype} numbers of shape {field.shape}") from None
+            raise wrong(where, value, f"{field.dtype} values of shape {field.shape}") from None
         if len(row.shape) != len(field.shape) or any(
             allowed not in (None, n) for n, allowed in zip(row.shape, field.shape, strict=True)
         ):
@@ -221,6 +221,19 @@ def _nested(values: Sequence[Any], field: Field) -> Array:
             raise wrong(where, row.shape, f"shape {rows[0].shape}, as the first row has")
         rows.append(row)
     return np.stack(rows) if rows else np.empty((0, *(n or 0 for n in field.shape)), field.numpy)
+
+
+def _array(value: Any, field: Field) -> Array:
+    """A value with a shape; its elements are held to what a column without one takes."""
+    with np.errstate(over="ignore"):
+        row = np.asarray(value, dtype=field.numpy)
+    if row.dtype.kind == "O":
+        elements = column_of(row.reshape(-1).tolist(), Field(field.name, field.dtype))
+        return np.asarray(elements, dtype=field.numpy).reshape(row.shape)
+    given = np.asarray(value)
+    if row.dtype.kind in "iu" and given.dtype.kind == "f" and not np.array_equal(row, given):
+        raise ValueError("an element is no integer")
+    return row
 
 
 def missing_number(field: Field) -> float | int:

@@ -46,8 +46,9 @@ class WordPiece:
             ValueError: it holds no BERT tokenizer of this kind; says what differs.
         """
         path = _file(Path(path))
-        status = path.stat()
-        return _read(path, status.st_mtime_ns, status.st_size)
+        beside = path.with_name("tokenizer_config.json")
+        found = [each.stat() for each in (path, beside) if each.exists() or each == path]
+        return _read(path, *(n for s in found for n in (s.st_mtime_ns, s.st_size)))
 
     @property
     def size(self) -> int:
@@ -159,6 +160,7 @@ def _of_json(path: Path, text: str) -> WordPiece:
             _type(said, "post_processor"),
             ("TemplateProcessing", "BertProcessing"),
         ),
+        "post_processor": (_frame(said.get("post_processor") or {}), ("[CLS] A [SEP]",)),
     }
     for name, (found, allowed) in parts.items():
         if found not in allowed:
@@ -174,6 +176,13 @@ def _of_json(path: Path, text: str) -> WordPiece:
         _accents(normalizer.get("strip_accents"), lowercase),
         int(model.get("max_input_chars_per_word", LONGEST_WORD)),
     )
+
+
+def _frame(processor: Mapping[str, Any]) -> str:
+    """What is put around a text, in order."""
+    if processor.get("type") == "BertProcessing":
+        return f"{processor['cls'][0]} A {processor['sep'][0]}"
+    return " ".join(each["id"] for part in processor.get("single") or () for each in part.values())
 
 
 def _type(said: Mapping[str, Any], part: str) -> str | None:

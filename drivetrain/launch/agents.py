@@ -134,7 +134,8 @@ class _Agent:
     def leave(self, number: int, frame: object) -> None:
         """Go, when what runs has ended."""
         self._leaving = number
-        if self._children is not None:
+        # Who was asked already writes a checkpoint, and a second SIGTERM would end it at once.
+        if self._children is not None and self._kill_at is None:
             self._children.send(signal.SIGTERM)
             self._kill_at = time.monotonic() + _GRACE_SECONDS
 
@@ -212,7 +213,7 @@ class _Agent:
 
     def _attend(self, link: Link) -> int | None:
         """Do as the meeting says; the status of the jobs, when they are done."""
-        known = self._known
+        known, told = self._known, False
         link.send(
             {
                 "kind": "hello",
@@ -238,6 +239,9 @@ class _Agent:
             if now > self._beaten + BEAT_SECONDS:
                 self._beaten = now
                 link.send({"kind": "beat"})
+            if self._leaving is not None and not told:
+                told = True
+                link.send({"kind": "leaving"})
             self._look_after(link, now)
             if self._leaving is not None and self._children is None:
                 link.send({"kind": "leave"})
@@ -254,9 +258,10 @@ class _Agent:
             self._start(message)
         elif kind == "stop":
             self._stopped = int(message["generation"])
-            self._kill_at = time.monotonic() + min(float(message["seconds"]), 60.0)
-            if self._children is not None:
-                self._children.send(signal.SIGTERM)
+            if self._leaving is None:  # or else they have been asked
+                self._kill_at = time.monotonic() + min(float(message["seconds"]), 60.0)
+                if self._children is not None:
+                    self._children.send(signal.SIGTERM)
         elif kind == "done":
             if message["text"]:
                 say(message["text"])
@@ -293,6 +298,9 @@ class _Agent:
         if self._children is not None:
             self._children.kill()
         self._children = Children(job.command, environments, HURRIED_SECONDS).start()
+        if self._leaving is not None:  # asked to while they were started
+            self._kill_at = None
+            self.leave(self._leaving, None)
 
     def _interface(self) -> dict[str, str]:
         """Where gloo shall listen: a machine's own name often means its loopback address."""

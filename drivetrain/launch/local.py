@@ -64,7 +64,8 @@ class Local:
                     if children.late and status == LOST and not signals.passed:
                         late = ", ".join(map(str, children.late))
                         say(f"rank {late} stood still when the others had ended")
-            if signals.wanted is not None and (status in (0, LOST) or status < 0):
+            ended = status in (0, LOST) or status < 0
+            if signals.wanted is not None and not signals.passed and ended:
                 if status == 0:  # they were done before they heard of it
                     return 0
                 job = replace(job, resources=replace(job.resources, processes=signals.wanted))

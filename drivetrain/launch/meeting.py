@@ -208,6 +208,9 @@ class Meeting:
                 member.status = _number(message["status"], -64, 255)
             if kind == "ready":
                 member.running = False
+        elif kind == "leaving":
+            if member in self._chosen and not self._gathering and self._over is None:
+                self._again(f"{member.name} was asked to end", hurry=False)
         elif kind == "leave":
             self._lose(member, "it was asked to end")
         else:
@@ -226,11 +229,15 @@ class Meeting:
             generation=_number(message["generation"], 0, 1 << 53),
             phase=_number(message["phase"], 0, len(self._terms.nodes) - 1),
         )
-        if known.generation > self._known.generation:  # it was at a meeting that has gone
+        newer = known.generation > self._known.generation
+        if newer:  # it was at a meeting that has gone
             self._known = known
         self._came = time.monotonic()
         self._share(member)
-        if not self._gathering and len(self._chosen) < self._most():
+        if self._gathering or self._over is not None:
+            return
+        # What runs of a generation before that one is not heard any more.
+        if newer or len(self._chosen) < self._most():
             self._again(f"{member.name} has come", hurry=False)
 
     def _tell(self, member: Member, message: dict[str, Any]) -> None:

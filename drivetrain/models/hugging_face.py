@@ -98,6 +98,10 @@ def _encoder(config: HuggingFace, text: FeatureField) -> Any:
     if config.weights is None:
         kind = _family(said.pop("model_type"), "HuggingFace.config")
         transformers = need("transformers", EXTRA)
+        known = transformers.CONFIG_MAPPING[kind]()
+        for name in said:
+            if not hasattr(known, name):  # it would be kept, and read by nobody
+                raise unknown("option", name, known.to_dict(), f"HuggingFace.config of {kind}")
         said.setdefault("vocab_size", text.cardinality)
         made = transformers.CONFIG_MAPPING[kind](pad_token_id=0, **said)
         encoder = transformers.AutoModel.from_config(made, **lent)

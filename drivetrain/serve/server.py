@@ -36,7 +36,7 @@ from drivetrain.serve.transport.tls import Tls
 from drivetrain.serve.versions.aliases import Aliases
 from drivetrain.serve.workers.doors import Doors
 from drivetrain.serve.workers.repository import Repository
-from drivetrain.serve.workers.seat import Seat
+from drivetrain.serve.workers.seat import FAILED, Seat
 from drivetrain.serve.workers.shared import Shared
 from drivetrain.serve.workers.shared_memory import SharedMemory
 from drivetrain.serve.workers.supervisor import LOOK, Supervisor
@@ -48,7 +48,7 @@ _YOUNG_OBJECTS = 20_000
 """Until the cyclic garbage collector looks; what is answered goes without it."""
 _TICK_SECONDS = 0.25
 _END_SECONDS = 2.0
-"""Beyond its grace, until a worker that does not end is killed."""
+"""Beyond its grace, until a process that does not end is ended."""
 _LEAST_HANG_SECONDS = 2.0
 
 
@@ -147,6 +147,7 @@ class Server:
         self._reload_seconds = reload_seconds
         self._drain_seconds = drain_seconds
         self._grace_seconds = grace_seconds
+        self._last: threading.Timer | None = None
         self._workers = _count(workers)
         if hang_seconds < _LEAST_HANG_SECONDS:
             raise wrong("hang_seconds", hang_seconds, f"{_LEAST_HANG_SECONDS:g} or more")
@@ -193,8 +194,16 @@ class Server:
         log.info("requests are read by the %s path", native.path)
         if self._workers > 1:
             return self._supervise(started)
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            return runner.run(self._serve(started))
+        if threading.current_thread() is threading.main_thread():
+            seconds = self._drain_seconds + self._grace_seconds + _END_SECONDS
+            self._last = threading.Timer(seconds, os._exit, (FAILED,))  # a run may never return
+            self._last.daemon = True
+        try:
+            with asyncio.Runner(loop_factory=new_loop) as runner:
+                return runner.run(self._serve(started))
+        finally:
+            if self._last is not None:
+                self._last.cancel()
 
     def _supervise(self, started: Callable[[], object]) -> int:
         if threading.current_thread() is not threading.main_thread():
@@ -306,6 +315,8 @@ class Server:
             self._set_ready(application, True)
             started()
             await stopping.wait()
+            if self._last is not None:
+                self._last.start()
             self._set_ready(application, False)
             await asyncio.sleep(self._drain_seconds)
             left = await doors.drain(self._grace_seconds)

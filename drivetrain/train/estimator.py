@@ -55,6 +55,7 @@ class Estimator:
             validate, held = _arrays(source, "validate", run)
             arguments = self.fit_arguments(validate, held[name])
         model.fit(x, targets[name], **arguments)
+        _check_classes(model, name)
         run.emit(Metric(name="train/rows", value=float(len(x))))
         return _behind_blocks(self.convert(model, x.shape[1]), source, name)
 
@@ -186,3 +187,14 @@ def _rounded_down(number: str) -> str:
     nearest = np.float32(exact)
     below = np.nextafter(nearest, np.float32(-np.inf)) if float(nearest) > exact else nearest
     return repr(float(below))
+
+
+def _check_classes(model: Any, target: str) -> None:
+    """A column of probabilities counts as the class of its number, so those must be the classes."""
+    import numpy as np
+
+    classes = np.asarray(getattr(model, "classes_", (0, 1)))
+    counted = len(classes) > 1 and np.array_equal(classes, np.arange(len(classes)))
+    if classes.dtype.kind in "biuf" and not counted:
+        allowed = "0, 1 and so on, each of them in some row"
+        raise wrong(f"classes of target {target!r} in training", classes.tolist(), allowed)

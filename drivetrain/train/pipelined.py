@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from drivetrain.core.claim import Claim
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Note, silent
 from drivetrain.core.seams import Examples, Run
@@ -160,6 +161,9 @@ class Pipelined(Several):
         from drivetrain.train.together.group import beside
 
         part = self._whole(model)
+        claim = Claim.of(run.directory, run.world)
+        if group.rank == 0:
+            claim.take()
         return StageCheckpoints(
             run.directory,
             fingerprint,
@@ -168,6 +172,7 @@ class Pipelined(Several):
             whole=model.whole if isinstance(model, Stage) else part,
             part=part,
             writes=group.shard.index == 0,
+            claim=claim,
         )
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":

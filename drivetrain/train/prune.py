@@ -100,9 +100,9 @@ class Prune:
         graph = pruning.DependencyGraph().build_dependency(model, list(sample))
         importance = pruning.importance.MagnitudeImportance(p=2)
         layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-        groups = list(graph.get_all_groups(ignored_layers=kept, root_module_types=layers))
         pruned = 0
-        for group in groups:
+        # One by one: what is pruned moves the columns of what is joined with it.
+        for group in graph.get_all_groups(ignored_layers=kept, root_module_types=layers):
             first, channels = group[0]
             if getattr(first.target.module, "groups", 1) > 1 or len(channels) < 2:
                 continue  # channels of a grouped convolution go together or not at all

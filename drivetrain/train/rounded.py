@@ -99,10 +99,13 @@ class Rounded(nn.Module):
     def __init__(self, layer: Rounding) -> None:
         super().__init__()
         self.layer = layer.layer  # for its stride, padding and groups; its weights go
+        scale, zero = layer.inputs.steps()
         scales = layer.scales()
+        if self.layer.bias is not None:
+            # Where inputs or weights were 0 all along, the sums' steps are too small for a bias.
+            scales = torch.maximum(scales, self.layer.bias.detach().abs() / (scale * 2.0**30))
         shape = (-1, *[1] * (self.layer.weight.dim() - 1))
         codes = (self.layer.weight.detach() / scales.view(shape)).round().clamp(-MOST, MOST)
-        scale, zero = layer.inputs.steps()
         held: dict[str, Tensor | None] = {
             "codes": codes.to(torch.int8),
             "scales": scales,

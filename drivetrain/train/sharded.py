@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from drivetrain.core.claim import Claim
 from drivetrain.core.errors import wrong
 from drivetrain.core.metric import silent
 from drivetrain.core.seams import Examples, Run
@@ -75,7 +76,10 @@ class Sharded(Several):
 
         emit = run.emit if group.rank == 0 else silent
         channel = beside(group, self.wait_seconds)
-        return ShardedCheckpoints(run.directory, fingerprint, emit, channel)
+        claim = Claim.of(run.directory, run.world)
+        if group.rank == 0:
+            claim.take()
+        return ShardedCheckpoints(run.directory, fingerprint, emit, channel, claim=claim)
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
         from drivetrain.train.together.sharding import Shards

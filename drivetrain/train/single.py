@@ -164,7 +164,10 @@ class Single:
             self._together(source, run) as group,
             repeatable(self.seed + group.stream, run.device, deterministic=self.deterministic),
         ):
-            model = self._train(model.to(run.device).train(), source, run, group, ending)
+            model = model.to(run.device).train()
+            for parameter in model.parameters():  # kernels and messages take them as they lie
+                parameter.data = parameter.data.contiguous()
+            model = self._train(model, source, run, group, ending)
             return self._smaller(model.eval(), source, run, group, ending)
 
     def predictions(self, outputs: Any) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from drivetrain.core.claim import Claim
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Metric, Note, silent
 from drivetrain.core.seams import Examples, Run
@@ -116,7 +117,9 @@ class TensorParallel(Several):
 
         assert isinstance(group, Mesh)
         start_equal(model, group)
-        rows = next(iter(source.batches("train", size=SAMPLE)))
+        rows = next(iter(source.batches("train", size=SAMPLE)), None)
+        if rows is None or not len(rows):
+            raise ValueError("split 'train': found 0 rows, allowed: at least 1.")
         sample, _ = Feed(source, run.device)(rows)
         model.eval()
         plan = planned(model, sample, self.ways, self.at_least, self.plan)
@@ -143,7 +146,10 @@ class TensorParallel(Several):
 
         emit = run.emit if group.rank == 0 else silent
         channel = beside(group, self.wait_seconds)
-        return ShardedCheckpoints(run.directory, fingerprint, emit, channel)
+        claim = Claim.of(run.directory, run.world)
+        if group.rank == 0:
+            claim.take()
+        return ShardedCheckpoints(run.directory, fingerprint, emit, channel, claim=claim)
 
     def _shards(self, group: "Group") -> bool:
         """Whether there are copies that share out what they hold."""

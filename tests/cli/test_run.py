@@ -123,3 +123,15 @@ def test_the_stages_that_the_command_line_names_are_those_of_the_pipeline() -> N
     from drivetrain import cli, pipeline
 
     assert cli.STAGES == pipeline.STAGES
+
+
+def test_a_training_that_breaks_is_an_error_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, drive: Drive, ran: Any
+) -> None:
+    from drivetrain import cli
+
+    def broken(options: Any) -> int:
+        raise ArithmeticError("the loss is nan at step 7")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    assert drive("run", ran.file) == (2, "", "drivetrain: the loss is nan at step 7\n")

@@ -189,3 +189,16 @@ def test_a_column_is_fed_by_its_name_and_its_bytes_by_a_suffix():
 def test_a_column_that_is_not_there_is_not_fed(name: str):
     with pytest.raises(ValueError, match=r"unknown column 'carrie'.*Did you mean 'carrier'"):
         feed(BATCH, name, ())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("string", ["x", 5]), ("string", ["x", {}]), ("int64", [1.5, 2])]
+)
+def test_an_element_of_another_type_in_a_shape_is_refused(dtype: Any, value: object):
+    with pytest.raises(ValueError, match="row 0, column 'a'"):
+        column_of([value], Field("a", dtype, (2,)))
+
+
+def test_a_missing_text_in_a_shape_is_empty():
+    found = column_of([["x", None], None], Field("a", "string", (2,)))
+    assert found.tolist() == [["x", ""], ["", ""]]

@@ -77,9 +77,9 @@ def test_a_signal_to_the_launcher_reaches_its_processes(tmp_path: Path) -> None:
     launcher = launcher.replace(repr(child), repr(textwrap.dedent(child)))
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(launcher)])
     pid = tmp_path / "pid"
-    for _ in range(200):
-        if pid.exists() and pid.read_text():
-            break
+    end = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text()):
+        assert time.monotonic() < end
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 128 + signal.SIGTERM
@@ -112,6 +112,31 @@ def wait_for(path: Path) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"{path.name} did not come")
+
+
+@pytest.mark.slow
+def test_a_request_to_end_outweighs_one_for_another_number(tmp_path: Path) -> None:
+    def sizes() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 3
+
+    def ask() -> None:
+        wait_for(tmp_path / "2-0")
+        wait_for(tmp_path / "2-1")
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    code = f"""
+        import os, pathlib, signal, time
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+        name = os.environ["WORLD_SIZE"] + "-" + os.environ["RANK"]
+        pathlib.Path({str(tmp_path)!r}, name).write_text("x")
+        time.sleep(20)
+    """
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert Local(sizes=sizes).start(job(code, processes=2)) == 75
+    asking.join()
+    assert not list(tmp_path.glob("3-*"))
 
 
 @pytest.mark.slow

@@ -39,7 +39,10 @@ FEATURES = FeatureSchema((TEXT,))
 
 
 def small(**changes: Any) -> HuggingFace:
-    return HuggingFace(config={**SMALL, **changes.pop("config", {})}, **changes)
+    config = {**SMALL, **changes.pop("config", {})}
+    if config["model_type"] == "distilbert":
+        del config["intermediate_size"]  # it has another name for it
+    return HuggingFace(config=config, **changes)
 
 
 def tokens(rows: int = 4, seed: int = 0) -> torch.Tensor:
@@ -183,6 +186,7 @@ def test_pickled_weights_are_no_weights(tmp_path: Path) -> None:
     [
         (small(), FeatureSchema((FeatureField(name="a", kind="dense"),)), "bags: found []"),
         (small(tokens="txt_tokens"), FEATURES, "Did you mean 'text_tokens'?"),
+        (small(config={"hiden_size": 8}), FEATURES, "Did you mean 'hidden_size'?"),
         (small(config={"model_type": "brt"}), FEATURES, "unknown model_type 'brt'"),
         (small(config={"vocab_size": 49}), FEATURES, "vocab_size of bert: found 49, allowed: 50"),
         (

@@ -14,7 +14,7 @@ from drivetrain.train.checkpoints.pieces import clip, piece, writes
 from drivetrain.train.together.group import Group, joined
 from drivetrain.train.together.mesh import Mesh
 
-SECONDS = 2.0
+SECONDS = 60.0
 
 
 def place(group: Group) -> list[int]:

@@ -123,7 +123,7 @@ def test_nobody_waits_longer_than_was_said_for_one_that_stands_still(
     job_of: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
-    options = {"strategy": {"wait_seconds": 2}, "cut": {"1": 3, "how": "stopped"}}
+    options = {"strategy": {"wait_seconds": 15}, "cut": {"1": 3, "how": "stopped"}}
     begin = time.monotonic()
     assert Local(grace=0.5).start(job_of(tmp_path, 2, options)) == LOST
     assert time.monotonic() - begin < 60

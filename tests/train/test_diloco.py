@@ -88,10 +88,12 @@ def test_the_outer_step_is_sgd_with_nesterovs_momentum() -> None:
 
 
 @pytest.mark.slow
-def test_processes_meet_with_equal_weights_and_a_restart_changes_no_bit(train: Any) -> None:
-    strategy = {"every": 4, "checkpoint_steps": 8, "epochs": 4}
-    options = {"kind": "DiLoCo", "strategy": strategy, "model": {"dropout": 0.1}}
-    options["compression"] = "PowerSGD"
+@pytest.mark.parametrize("way", [{"compression": "PowerSGD"}, {"strategy": {"optimizer": "sgd"}}])
+def test_processes_meet_with_equal_weights_and_a_restart_changes_no_bit(
+    train: Any, way: dict[str, Any]
+) -> None:
+    strategy = {"every": 4, "checkpoint_steps": 8, "epochs": 4, **way.get("strategy", {})}
+    options = {"kind": "DiLoCo", "model": {"dropout": 0.1}, **way, "strategy": strategy}
     whole = train(2, **options)  # `train` holds that the weights of all are equal
     train(2, "cut", status=128 + signal.SIGKILL, cut={"1": 13, "how": "killed"}, **options)
     again = train(2, "cut", **options)
@@ -118,3 +120,10 @@ def test_a_process_by_itself_trains_as_it_would_without(made: Any, tmp_path: Pat
 def test_an_option_out_of_range_is_refused(options: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         DiLoCo(loss=LOSS, compression=PowerSGD(), **options)
+
+
+@pytest.mark.slow
+def test_what_one_process_began_several_go_on_with(train: Any) -> None:
+    options = {"kind": "DiLoCo", "strategy": {"every": 4, "checkpoint_steps": 8, "epochs": 4}}
+    train(1, "cut", status=128 + signal.SIGKILL, cut={"0": 13, "how": "killed"}, **options)
+    train(2, "cut", **options)

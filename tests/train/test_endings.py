@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,16 @@ def test_a_full_disk_ends_a_training_that_goes_on_when_there_is_room(
 
     whole = fit(made(1003), tmp_path / "whole")
     run = disk.folder / "run"
+
+    def fill() -> None:
+        end = time.monotonic() + 30
+        while not list(run.glob("step-000000000008-*")):  # it is written behind the training's back
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        disk.fill()
+
     with pytest.raises(OSError, match=r"(No space left on device|File too large)") as caught:
-        fit(at_batch(made(1003), 9, disk.fill), run)
+        fit(at_batch(made(1003), 9, fill), run)
     # Checkpoints are written behind its back: it is the one of step 12 that finds no room.
     assert re.search(r"step-000000000012-", str(caught.value.filename))
     steps = sorted(int(path.name.split("-")[1]) for path in run.glob("step-*"))

@@ -230,3 +230,13 @@ def test_the_sklearn_example_serves_what_its_pipeline_says(tmp_path: Path) -> No
     model = example.pipeline().fit(columns(train), train["malignant"])
     answer = bundle.predict(test.select(example.COLUMNS))["malignant"]
     np.testing.assert_allclose(answer, model.predict_proba(columns(test))[:, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [(0, 0), (0, 2), (1, 2)])
+def test_classes_that_do_not_count_from_zero_are_refused(tmp_path: Path, classes: Any) -> None:
+    class Other(Rows):
+        def tables(self, split: str) -> dict[str, Any]:
+            return {**super().tables(split), "y": np.array(classes)[np.arange(3000) % 2]}
+
+    with pytest.raises(ValueError, match="classes of target 'y' in training"):
+        fitted(tmp_path, forest, Other(), Estimator(convert=sklearn))

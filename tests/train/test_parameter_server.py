@@ -302,7 +302,7 @@ def test_another_number_of_servers_goes_on_with_the_rows_that_were_left(
 @pytest.mark.slow
 def test_one_that_stands_still_is_named_in_time(train_rows: Any, tmp_path: Path) -> None:
     begin = time.monotonic()
-    strategy = {"wait_seconds": 3, "staleness": 1}
+    strategy = {"wait_seconds": 15, "staleness": 1}
     train_rows(2, "cut", status=LOST, strategy=strategy, cut={"1": 3, "how": "stopped"})
     assert time.monotonic() - begin < 60
     assert "in vain" in (tmp_path / "cut" / "lost-0").read_text()

@@ -165,3 +165,24 @@ def test_fine_tuning_brings_back_what_pruning_cost_and_a_restart_ends_alike(
     again = fit("cut").model.state_dict().values()
     pairs = zip(fitted.model.state_dict().values(), again, strict=True)
     assert all(torch.equal(one, two) for one, two in pairs)
+
+
+def test_layers_that_are_joined_lose_their_own_weakest_channels() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(16, 1)
+
+        def forward(self, a: Tensor) -> Tensor:
+            return self.head(torch.relu(torch.cat([self.left(a), self.right(a)], 1))).squeeze(1)
+
+    features = FeatureSchema((FeatureField(name="a", kind="dense", width=3),))
+    model: Any = build(Two, features, seed=1)
+    with torch.no_grad():
+        for part, first in ((model.module.left, 0), (model.module.right, 8)):
+            part.weight[:4] *= 1e-3
+            model.module.head.weight[:, first : first + 4] *= 1e-3
+    kept = [getattr(model.module, name).weight[4:].clone() for name in ("left", "right")]
+    pruned: Any = Prune(channels=0.5)(model, features.tensors, silent)
+    assert torch.equal(pruned.module.left.weight, kept[0])
+    assert torch.equal(pruned.module.right.weight, kept[1])

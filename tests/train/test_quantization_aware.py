@@ -260,3 +260,18 @@ def test_a_strategy_that_cannot_says_so(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         kind(loss=BCE, quantize=QuantizationAware(), **options)
+
+
+@pytest.mark.parametrize("dead", ["inputs", "weights"])
+def test_a_bias_outlives_inputs_or_weights_that_are_all_zero(dead: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([0.5, -0.25]))
+        if dead == "weights":
+            layer.weight[0] = 0
+    rounding = Rounding(layer, per_channel=True).train()
+    rows = torch.zeros(4, 3) if dead == "inputs" else torch.randn(4, 3)
+    rounding(rows)
+    before = rounding.eval()(rows).detach()
+    torch.testing.assert_close(Rounded(rounding)(rows), before, atol=1e-2, rtol=0)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,10 @@ from drivetrain.core.seams import Run
 from drivetrain.models import MLP
 from drivetrain.models.bind import build
 from drivetrain.train import BinaryCrossEntropy, Cosine, EarlyStopping, MeanSquaredError, Single
+from drivetrain.train.checkpoints.behind import Behind
+from drivetrain.train.checkpoints.checkpoint import Checkpoints
+from drivetrain.train.checkpoints.resume import Keep
+from drivetrain.train.together.group import Alone
 
 MODEL = MLP(hidden=(16,), dim=4, dropout=0.2, norm="batch", members=2)
 EVERYTHING = Single(
@@ -225,3 +230,14 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None
             break
     assert killed >= 5
     assert weights.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_processes_that_find_checkpoints_of_other_steps_do_not_go_on(tmp_path: Path) -> None:
+    class Other(Alone):
+        def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+            return [values, values + 1]
+
+    keep = Keep(Behind(Checkpoints(tmp_path, "made")), {}, seconds=None, steps=None)
+    loop: Any = SimpleNamespace(group=Other())
+    with pytest.raises(ConnectionError, match="checkpoints of different steps: none, 0"):
+        keep.resume(loop)

@@ -176,3 +176,19 @@ def test_ids_that_a_table_has_not_are_refused(made_servers: Make) -> None:
     _, (client,) = made_servers(1, 1)
     with pytest.raises(IndexError, match="found 3 to 100, allowed: 0 to 99"):
         want(client, [3, 100], [])
+
+
+def test_rows_and_gradients_larger_than_sockets_hold_pass_each_other() -> None:
+    count = 200_000
+    spread = Spread(count, 1)
+    shape = TableShape("t", count, 32, Start("constant"))
+    server = RowServer([HeldRows(shape, spread, 0, RowSGD(), 0)], 1, seconds=30)
+    client = RowClient([Server(*server.address, server.token)], 0, [shape], 30)
+    try:
+        wanted = [Wanted(np.arange(count), spread)]
+        coming = client.pull(wanted, 0)
+        client.push(wanted, [np.ones((count, 32), np.float32)], 0.1)
+        assert client.wait(coming)[0].shape == (count, 32)
+    finally:
+        client.close()
+        server.close()

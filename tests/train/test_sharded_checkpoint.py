@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drivetrain.core.claim import Claim
 from drivetrain.core.metric import Emitted, Note
 from drivetrain.train.checkpoints import sharded as sharded_checkpoint
 from drivetrain.train.checkpoints.checkpoint import Checkpoint
@@ -254,3 +255,13 @@ def test_killed_after_any_operation_on_disk_one_of_the_two_newest_is_found(
     storage.save(parts(TABLE + 4, [])[0], 4)
     assert value(tmp_path) == 4
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_later_generation_is_not_written_over(tmp_path: Path) -> None:
+    old, new = Claim(tmp_path, "job", 1), Claim(tmp_path, "job", 2)
+    old.take()
+    new.take()
+    storage = ShardedCheckpoints(tmp_path, "made", claim=old)
+    with pytest.raises(ConnectionError, match="generation 2"):
+        storage.save(parts(TABLE, [])[0], 1)
+    assert not list(tmp_path.glob("step-*"))

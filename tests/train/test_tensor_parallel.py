@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import random
 import shutil
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +50,21 @@ def fit(job_of: Any, tmp_path: Path) -> Callable[..., int]:
     """Trains models in ``size`` processes, one after the other; the exit status."""
 
     def start(size: int, *trainings: dict[str, Any]) -> int:
-        with ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in trainings]
-            for each in sockets:
-                each.bind(("127.0.0.1", 0))
-            ports = [each.getsockname()[1] for each in sockets]
+        # Below those that sockets get by themselves, as the ones of the trainings before do.
+        some = random.sample(range(20_000, 32_000), 1_000)
+        ports = list(islice(filter(free, some), len(trainings)))
         told = [{**t, "port": port} for t, port in zip(trainings, ports, strict=True)]
         job = job_of(tmp_path, size, {})
         command = (sys.executable, "-W", "error", str(WORKER), str(tmp_path), json.dumps(told))
         return Local().start(replace(job, command=command))
 
     return start
+
+
+def free(port: int) -> bool:
+    """Whether nobody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def weights(directory: Path, size: int) -> Weights:

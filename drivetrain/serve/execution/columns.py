@@ -138,7 +138,7 @@ class Columns:
         found = [msgspec.structs.astuple(row) for row in rows]
         if self._moments:
             found = [self._timed(row) for row in found]
-        if not self._shaped:
+        if not self._shaped or not found:
             return Rows(found)
         columns: list[Values] = list(Rows(found))
         for i in self._shaped:

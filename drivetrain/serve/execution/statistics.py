@@ -82,7 +82,7 @@ class Tally:
             more[0] += (requests - 1) * join
             more[1] += (requests - 1) * infer
             more[2] += (requests - 1) * write
-        self.last = ended
+        self.last = max(self.last, ended)  # threads may end in another order
         try:
             batch = self.batches[rows]
         except KeyError:

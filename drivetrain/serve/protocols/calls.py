@@ -21,12 +21,17 @@ from drivetrain.serve.telemetry.access import entry
 from drivetrain.serve.telemetry.metrics import Counter, Metrics
 from drivetrain.serve.telemetry.spans import Request, Timing
 from drivetrain.serve.telemetry.traces import Traces, parent
-from drivetrain.serve.transport.exchange import JSON, NOT_MANAGED, Exchange, RefusedError
+from drivetrain.serve.transport.exchange import (
+    JSON,
+    NOT_MANAGED,
+    RETRY,
+    Exchange,
+    RefusedError,
+)
 from drivetrain.serve.workers.shared_memory import Place, SharedMemory
 
 log = logging.getLogger("drivetrain.serve")
 
-RETRY = b"Retry-After: 1\r\n"
 _ID = re.compile(r"[\x21-\x7e]{1,256}")
 _ID_LENGTH = 256
 
@@ -254,7 +259,9 @@ class Call(Task):
 
     def failed(self, error: Exception) -> None:
         self._exchange.on_gone = None
-        if isinstance(error, ExpiredError):
+        if self._exchange.answered:  # what came behind the answer failed, not the request
+            log.error("request %s was answered and not recorded", self.request_id, exc_info=error)
+        elif isinstance(error, ExpiredError):
             self._fail(504, "timeout: it was over before the run began; nothing was computed.")
         elif isinstance(error, UnfitError):
             self._fail(400, str(error))

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 from drivetrain.core.errors import unknown
-from drivetrain.serve.protocols.calls import RETRY, Series, Service
+from drivetrain.serve.protocols.calls import Series, Service
 from drivetrain.serve.protocols.grpc_infer import values_of
 from drivetrain.serve.protocols.grpc_method import PROTOBUF, Answer, Served, found, parsed, refuse
 from drivetrain.serve.protocols.management import Management
 from drivetrain.serve.protocols.messages_v2 import messages
-from drivetrain.serve.transport.exchange import NOT_MANAGED, Exchange, RefusedError
+from drivetrain.serve.transport.exchange import NOT_MANAGED, RETRY, Exchange, RefusedError
 
 log = logging.getLogger("drivetrain.serve")
 

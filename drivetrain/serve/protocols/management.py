@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from drivetrain.core.errors import unknown
-from drivetrain.serve.protocols.calls import RETRY, Series, Service
-from drivetrain.serve.transport.exchange import NOT_MANAGED, Exchange, RefusedError
+from drivetrain.serve.protocols.calls import Series, Service
+from drivetrain.serve.transport.exchange import NOT_MANAGED, RETRY, Exchange, RefusedError
 from drivetrain.serve.workers.repository import Repository
 from drivetrain.serve.workers.shared_memory import SharedMemory
 

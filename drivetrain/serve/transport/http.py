@@ -60,10 +60,12 @@ class Peer(Protocol):
     """A connection, whatever it speaks, as :class:`Http` sees it.
 
     Attributes:
-        deadline: ``time.monotonic()`` at which what is awaited is overdue.
+        idle_since: ``time.monotonic()`` at which it came, or had its last request answered.
+        deadline: the same at which what is awaited is overdue.
         write_deadline: the same of a client that does not take its answers.
     """
 
+    idle_since: float
     deadline: float
     write_deadline: float
 
@@ -146,7 +148,7 @@ class Http:
             idle = [c for c in self.connections if c.idle]
             if not idle:
                 return False
-            min(idle, key=lambda c: c.deadline).close()
+            min(idle, key=lambda c: c.idle_since).close()
         self.connections.add(connection)
         return True
 

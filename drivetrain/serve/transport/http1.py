@@ -37,6 +37,7 @@ class Connection(asyncio.Protocol):
         self.http = http
         self.managed = managed
         self.stage = READY
+        self.idle_since = monotonic()
         self.deadline = self.write_deadline = math.inf
         self.transport: Any = None
         self._reader = RequestReader(self)
@@ -126,7 +127,8 @@ class Connection(asyncio.Protocol):
             exchange.refuse(503, str(gate.error), gate.error.extra)
         else:
             self.stage = READY
-            self.deadline = monotonic() + self.http.limits.idle_seconds
+            self.idle_since = monotonic()
+            self.deadline = self.idle_since + self.http.limits.idle_seconds
             if not self.transport.is_closing():
                 self.transport.write(gate.answer)
         gate.turn_away(self, self.transport)
@@ -185,7 +187,8 @@ class Connection(asyncio.Protocol):
                 self.close()
                 return
             if self.stage is READY:
-                self.deadline = monotonic() + self.http.limits.idle_seconds
+                self.idle_since = monotonic()
+                self.deadline = self.idle_since + self.http.limits.idle_seconds
         if self._paused:
             self._resume()
 

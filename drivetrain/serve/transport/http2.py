@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         )
         self._last = 0
         self._received = 0
-        self._heard = self._idle_since = monotonic()
+        self._heard = self.idle_since = monotonic()
         self._resets: dict[int, None] = {}
         self._futile = Futile()
         self._out: list[bytes] = []
@@ -343,8 +343,8 @@ class Connection(asyncio.Protocol):
         if stream.number in self.blocked:
             del self.blocked[stream.number]
         if not self.streams and not self.ending:
-            self._idle_since = monotonic()
-            self.deadline = self._idle_since + self._idle_seconds
+            self.idle_since = monotonic()
+            self.deadline = self.idle_since + self._idle_seconds
             if self._eof or self._final is not None:
                 self._loop.call_soon(self._end)
             elif self._drain_until < math.inf:
@@ -429,12 +429,12 @@ class Connection(asyncio.Protocol):
         elif self.streams:
             self.deadline = now + _WATCH_SECONDS
             self._watch(now)
-        elif self._idle_since + self._idle_seconds <= now or not self._reader.greeted:
+        elif self.idle_since + self._idle_seconds <= now or not self._reader.greeted:
             self._write_goaway(frames.NO_ERROR, "")
             self._end()
         else:
             self.deadline = min(
-                self._idle_since + self._idle_seconds,
+                self.idle_since + self._idle_seconds,
                 self._reader.partial_since + limits.header_seconds,
                 self._drain_until if self._final is None else math.inf,
             )

@@ -30,6 +30,7 @@ class Opening(asyncio.Protocol):
         self.http = http
         self.managed = managed
         self.transport: Any = None
+        self.idle_since = monotonic()
         self.deadline = math.inf
         self._data = b""
 

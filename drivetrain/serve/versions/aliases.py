@@ -199,8 +199,13 @@ class Aliases:
                 async with self._lock:
                     self._forgiving, self._refused = False, set()
             for name in self.names:
-                if name not in self._unloaded:
+                if name in self._unloaded:
+                    continue
+                try:
                     await self._look(name)
+                except Exception as error:  # or nobody would be followed any more
+                    log.exception("%s could not be changed", name)
+                    self._fail(name, str(error))
 
     def _first(self, name: str, ask: Resolve) -> Release:
         """What an alias means; in a worker that is replaced, at worst what it meant before."""

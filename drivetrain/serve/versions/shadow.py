@@ -34,7 +34,6 @@ _SHARE = 0.2
 _BUSY = 0.7
 """A thread with a greater demand leaves no time for a shadow."""
 _LOOK_SECONDS = 0.1
-_LONGEST_REST = 1.0
 
 
 def places(shadow: Schema, answering: Schema) -> tuple[int, ...]:
@@ -185,7 +184,7 @@ class Shadow:
                     log.exception("answers of the shadow %s were lost", self.model.version)
                     tally.failed = len(batch) - tally.answered
                 self._tell(batch, tally)
-                self._ended.wait(min(tally.seconds * (1.0 / _SHARE - 1.0), _LONGEST_REST))
+                self._ended.wait(tally.seconds * (1.0 / _SHARE - 1.0))
         self._tell(list(self._tasks), None)
 
     def _take(self) -> list[_Asked]:

@@ -129,6 +129,7 @@ class Keep:
     def resume(self, loop: Loop) -> bool:
         """Go on from the newest whole checkpoint; whether it was the final one."""
         found = self.checkpoints.latest()
+        _check_same(loop, found)
         if found is None:
             return False
         checkpoint, final = found
@@ -149,6 +150,22 @@ class Keep:
         check_finite(loop)
         final = Checkpoint({"step": loop.step.done}, dict(unique(loop.step.model)))
         self.checkpoints.save(final, loop.step.done, final=True)
+
+
+def _check_same(loop: Loop, found: tuple[Checkpoint, bool] | None) -> None:
+    """Hold that all go on from one step: a shared disk may show some of them an older listing.
+
+    Raises:
+        ConnectionError: they found others; whoever starts them anew finds the same soon.
+    """
+    step = [-1, 0] if found is None else [int(found[0].state["step"]), int(found[1])]
+    steps = [tuple(each.tolist()) for each in loop.group.gather(torch.tensor(step))]
+    if len(set(steps)) > 1:
+        told = ", ".join("none" if at < 0 else str(at) for at, _ in steps)
+        raise ConnectionError(
+            f"rank {loop.group.rank} of {loop.group.size}: the processes found checkpoints of "
+            f"different steps: {told}."
+        )
 
 
 def capture(loop: Loop, keeps: Mapping[str, Callback]) -> Checkpoint:
@@ -201,15 +218,18 @@ def restore(loop: Loop, checkpoint: Checkpoint, keeps: Mapping[str, Callback]) -
         own: list[dict[str, Tensor]] = []
         while held := _read(tensors, f"exchange/{len(own)}/"):
             own.append(held)
-        if own:  # there is none if one process wrote it by itself
-            step.exchange.load(_read(tensors, "exchange/common/"), own)
+        common = _read(tensors, "exchange/common/")
+        if own or common:  # there is neither if one process wrote it by itself
+            step.exchange.load(common, own)
+    step.done = state["step"]
     weights = dict(unique(step.model))
     for name, callback in keeps.items():
         held = _read(tensors, f"callback/{name}/", weights)  # best weights lie as the weights do
         device = step.parameters[0].device
-        callback.load(state[f"callback/{name}"], {k: t.to(device) for k, t in held.items()})
+        # One process by itself has not what several need.
+        told = state.get(f"callback/{name}", {})
+        callback.load(told, {k: t.to(device) for k, t in held.items()})
     loop.position = Position(**state["position"])
-    step.done = state["step"]
     # A process that was not there goes on with the generators that its own seed gave it.
     for device, generator in _read(tensors, f"{_GENERATOR}/{loop.group.stream}/").items():
         if device == "cpu":

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from drivetrain.core.claim import Claim
 from drivetrain.core.durable import write
 from drivetrain.core.metric import Emit, Note, silent
 from drivetrain.train.checkpoints.checkpoint import KEPT, Checkpoint
@@ -38,6 +39,7 @@ class ShardedCheckpoints:
         fingerprint: names the training; checkpoints of another one are not used.
         emit: where it is said that one was not used.
         group: the processes, over a channel of its own: saving happens behind the training's back.
+        claim: this generation's right to write; None for one that nobody takes over.
     """
 
     def __init__(
@@ -46,7 +48,10 @@ class ShardedCheckpoints:
         fingerprint: str,
         emit: Emit = silent,
         group: Group | None = None,
+        *,
+        claim: Claim | None = None,
     ) -> None:
+        self.claim = claim
         self.directory = directory
         self.fingerprint = fingerprint
         self.emit = emit
@@ -83,16 +88,21 @@ class ShardedCheckpoints:
         data = save(tensors, {WHERE: where})
         digest = hashlib.sha256(data).digest()
         path = self.directory / self._part_name(head, self.group.rank, digest)
-        digests = self._agreed(lambda: write(path, data), digest, path)
+        digests = self._agreed(lambda: self._write(path, data), digest, path)
         names = [self._part_name(head, rank, each) for rank, each in enumerate(digests)]
         index = {"fingerprint": self.fingerprint, "parts": names, "state": state}
         text = json.dumps(index, sort_keys=True).encode()
         made = self.directory / f"{head}-{hashlib.sha256(text).hexdigest()}.json"
         leads = self.group.rank == 0
-        self._agreed((lambda: write(made, text)) if leads else lambda: None, b"", path)
+        self._agreed((lambda: self._write(made, text)) if leads else lambda: None, b"", path)
         if leads:
             self._let_go(made, head, final)
         return made
+
+    def _write(self, path: Path, data: bytes) -> None:
+        if self.claim is not None:
+            self.claim.check()  # its ConnectionError is an OSError, of which all are told
+        write(path, data)
 
     def _part_name(self, head: str, rank: int, digest: bytes) -> str:
         return f"part-{head}-{rank:05d}-of-{self.group.size:05d}-{digest.hex()}.safetensors"

@@ -11,7 +11,7 @@ from drivetrain.core.need import need
 from drivetrain.core.schema import FeatureSchema
 from drivetrain.models.bind import arguments, plan
 from drivetrain.train.foreign.graph import between
-from drivetrain.train.foreign.jax_graph import converted, of_width
+from drivetrain.train.foreign.jax_graph import converted, narrow, of_width
 from drivetrain.train.foreign.native import Native
 from drivetrain.train.foreign.outputs import inner, leaves, mapped, plain
 
@@ -83,7 +83,7 @@ class FlaxModel:
             self._rest,
             self._optimizer,
             self.bound.given(inputs),
-            {name: _narrow(array) for name, array in targets.items()},
+            {name: narrow(array) for name, array in targets.items()},
         )
         return loss
 
@@ -95,7 +95,7 @@ class FlaxModel:
     def measure(self, outputs: Any, targets: Mapping[str, Array]) -> float:
         """The loss of :meth:`outputs`."""
         jnp = need("jax.numpy", "jax")
-        arrays = {name: jnp.asarray(_narrow(array)) for name, array in targets.items()}
+        arrays = {name: jnp.asarray(narrow(array)) for name, array in targets.items()}
         return float(self.loss(mapped(outputs, jnp.asarray), arrays))
 
     def weights(self) -> dict[str, Array]:
@@ -158,10 +158,3 @@ def _loaded(head: str, tree: Any, arrays: Mapping[str, Array]) -> Any:
 def _is_key(leaf: Any) -> bool:
     jax = need("jax", "jax")
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _narrow(array: Array) -> Array:
-    """A target in 32 bits, which is what JAX computes in."""
-    narrow = {"f": "float32", "i": "int32", "u": "uint32"}
-    kind = narrow.get(array.dtype.kind)
-    return array if kind is None or array.dtype.itemsize <= 4 else array.astype(kind)

@@ -14,6 +14,8 @@ from drivetrain.train.foreign.graph import taken
 if TYPE_CHECKING:
     import onnx
 
+    from drivetrain.core.batch import Array
+
 HINT = (
     "the number of rows is a symbol there: take x.shape[0], not len(x), and name the arguments of "
     "pooling (window_shape=, strides=)"
@@ -64,3 +66,9 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def narrow(array: "Array") -> "Array":
+    """A target in 32 bits, which is what JAX computes in."""
+    kind = {"f": "float32", "i": "int32", "u": "uint32"}.get(array.dtype.kind)
+    return array if kind is None or array.dtype.itemsize <= 4 else array.astype(kind)

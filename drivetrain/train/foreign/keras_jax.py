@@ -10,7 +10,7 @@ from drivetrain.core.graph import Graph
 from drivetrain.core.need import need
 from drivetrain.core.schema import FeatureSchema
 from drivetrain.train.foreign.graph import between
-from drivetrain.train.foreign.jax_graph import converted
+from drivetrain.train.foreign.jax_graph import converted, narrow
 from drivetrain.train.foreign.keras_model import BoundKeras, KerasModel
 from drivetrain.train.foreign.native import Native
 from drivetrain.train.foreign.outputs import inner
@@ -51,7 +51,7 @@ class KerasOnJax(KerasModel):
         self.set_rate(rate)
         groups = self._variables()
         values = [[variable.value for variable in group] for group in groups]
-        labels = {name: _narrow(array) for name, array in targets.items()}
+        labels = {name: narrow(array) for name, array in targets.items()}
         loss, *after = self._update(*values, self.bound.given(inputs), labels)
         for group, updated in zip(groups, after, strict=True):
             for variable, value in zip(group, updated, strict=True):
@@ -74,7 +74,7 @@ class KerasOnJax(KerasModel):
 
     def measure(self, outputs: Any, targets: Mapping[str, Array]) -> float:
         """The loss of outputs."""
-        return super().measure(outputs, {n: _narrow(array) for n, array in targets.items()})
+        return super().measure(outputs, {n: narrow(array) for n, array in targets.items()})
 
     def graph(self, features: FeatureSchema) -> Graph:
         """By jax2onnx, the weights inside."""
@@ -84,10 +84,3 @@ class KerasOnJax(KerasModel):
 
         model = converted(answer, features, "Keras on jax")
         return between(model, features.tensors, inner(self.bound.like))
-
-
-def _narrow(array: Array) -> Array:
-    """A target in 32 bits, which is what JAX computes in."""
-    narrow = {"f": "float32", "i": "int32", "u": "uint32"}
-    kind = narrow.get(array.dtype.kind)
-    return array if kind is None or array.dtype.itemsize <= 4 else array.astype(kind)

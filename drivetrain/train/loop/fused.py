@@ -13,6 +13,12 @@ Ready = tuple[dict[str, Any], list[nn.Parameter], list[list[Tensor]]]
 """A group, its parameters, and of each what is remembered, by name in :data:`_STATE`."""
 
 
+# torch wraps the step of a class of its own, for hooks and a record, where one was made of it.
+_wrapped = getattr(torch.optim.Adam.step, "hooked", False)
+_wrap: Any = torch.optim.Optimizer.profile_hook_step
+_torch_step: Any = torch.optim.Adam.step if _wrapped else _wrap(torch.optim.Adam.step)
+
+
 class _Prepared(torch.optim.Adam):
     """The same arithmetic in the same kernel, and so the same bits.
 
@@ -26,16 +32,17 @@ class _Prepared(torch.optim.Adam):
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """As :meth:`torch.optim.Adam.step`."""
-        if self._ready is not None and closure is None:
+        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        if self._ready is not None and closure is None and not hooks:
             gradients = [[p.grad for p in parameters] for _, parameters, _ in self._ready]
             if not any(gradient is None for each in gradients for gradient in each):
                 self._straight(self._ready, gradients)
                 return None
-        loss = super().step(closure)
+        loss = _torch_step(self, closure)
         self._ready = self._prepare()
         return loss
 
-    # torch wraps a step that does not say this: for hooks, of which there are none, and a record.
+    # torch wraps a step that does not say this; its own step, within, is wrapped already.
     step.hooked = True  # pyright: ignore[reportFunctionMemberAccess]
 
     @torch.no_grad()
@@ -62,8 +69,6 @@ class _Prepared(torch.optim.Adam):
     def _prepare(self) -> list[Ready] | None:
         """What the kernel takes for each group; None where torch's own step must go on."""
         found: list[Ready] = []
-        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks:
-            return None
         for group in self.param_groups:
             parameters = group["params"]
             kinds = {(type(p), p.device, p.dtype) for p in parameters}

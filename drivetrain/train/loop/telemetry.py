@@ -12,6 +12,7 @@ from drivetrain.core.metric import Metric
 from drivetrain.train.loop.loop import Loop
 
 _STATM = Path("/proc/self/statm")
+_STATUS = Path("/proc/self/status")
 _MEGABYTE = 1e6
 
 
@@ -77,8 +78,17 @@ def memory(device: torch.device) -> Iterator[tuple[str, float]]:
     if _STATM.exists():  # Linux alone tells what is held now
         pages = int(_STATM.read_text().split()[1])
         yield "memory/rss_mb", pages * resource.getpagesize() / _MEGABYTE
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield "memory/rss_peak_mb", most * (1 if sys.platform == "darwin" else 1024) / _MEGABYTE
+    yield "memory/rss_peak_mb", _peak() / _MEGABYTE
     if device.type == "cuda":
         yield "memory/device_mb", torch.cuda.memory_allocated(device) / _MEGABYTE
         yield "memory/device_peak_mb", torch.cuda.max_memory_allocated(device) / _MEGABYTE
+
+
+def _peak() -> int:
+    """The most bytes that this process held at once."""
+    if _STATUS.exists():  # what started this process may have had more, which getrusage tells
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024)

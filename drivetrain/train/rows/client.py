@@ -161,6 +161,7 @@ class RowClient:
         kind = frames.PEEK if peek else frames.PULL
         for number in sorted(pull.missing):
             body = frames.request([each.places[number] for each in wanted])
+            self._read_on(number)
             with self._naming(number, "room for a pull"):
                 frames.send(self._connections[number], kind, after, body, len(wanted))
             self._waiting[number].append(pull)
@@ -178,6 +179,12 @@ class RowClient:
                     first = self._waiting[number].popleft()
                     self._receive(number, first)
         return pull.rows
+
+    def _read_on(self, number: int) -> None:
+        """Read what a server has to say: while it waits for room for rows it reads nothing."""
+        with self._naming(number, "rows"):
+            while self._waiting[number]:
+                self._receive(number, self._waiting[number].popleft())
 
     def _receive(self, number: int, pull: Pull) -> None:
         reader, parts = self._readers[number], pull.parts[number]
@@ -207,6 +214,7 @@ class RowClient:
             parts = [
                 each.of(number, gradient) for each, gradient in zip(wanted, gradients, strict=True)
             ]
+            self._read_on(number)
             with self._naming(number, "room for gradients"):
                 body = frames.update(places, parts, lr)
                 frames.send(connection, frames.PUSH, self.pushed, body, len(wanted))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from drivetrain.core.claim import Claim
 from drivetrain.core.metric import Emit, silent
 from drivetrain.train.checkpoints.checkpoint import Checkpoint
 from drivetrain.train.checkpoints.sharded import ShardedCheckpoints
@@ -33,6 +34,7 @@ class StageCheckpoints(ShardedCheckpoints):
         whole: of all of the model.
         part: of this process, in the order in which an optimizer counts its parameters.
         writes: whether this is the first copy.
+        claim: this generation's right to write.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class StageCheckpoints(ShardedCheckpoints):
         whole: Whole,
         part: Whole,
         writes: bool,
+        claim: Claim | None = None,
     ) -> None:
-        super().__init__(directory, fingerprint, emit, group)
+        super().__init__(directory, fingerprint, emit, group, claim=claim)
         self._writes = writes
         self._held = {name for name, _ in part.shapes}
         of_all = {"optimizer": whole.optimized, "average": whole.trained}

@@ -174,7 +174,9 @@ def _compare(division: Division, inputs: Sequence[Tensor], training: bool) -> No
             value = each(value, tuple(inputs))
             if number < len(division.begins):
                 sent = [tensor.clone() for tensor in parcels.tensors(value)]
-                value = parcels.put_together(parcels.label(value), sent)
+                value = parcels.put_together(
+                    parcels.opened(parcels.sealed(parcels.label(value))), sent
+                )
     pairs = zip(_tensors(expected), _tensors(value), strict=True)
     if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs):
         count = len(steps(division.training[0]))

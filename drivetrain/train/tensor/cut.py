@@ -18,6 +18,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from drivetrain.core.errors import wrong
 from drivetrain.train.checkpoints.pieces import clip, is_cut, piece, shared
 from drivetrain.train.loop.step import Step
 from drivetrain.train.tensor.attention import closed
@@ -151,12 +152,24 @@ class CutDropout(nn.Module):
 
 
 def cut_dropouts(model: nn.Module, found: Tried, whole: Tried, mesh: Mesh) -> None:
-    """Let dropout of what is cut drop what it would drop of the whole, in place."""
+    """Let dropout of what is cut drop what it would drop of the whole, in place.
+
+    Raises:
+        ValueError: one module drops of what is cut and of what is whole.
+    """
     ways, part = mesh.model.size, mesh.model.rank
-    for name, shape in found.dropouts.items():
-        dimensions = [
-            d for d, (a, b) in enumerate(zip(shape, whole.dropouts[name], strict=True)) if a != b
-        ]
+    for name, shapes in found.dropouts.items():
+        calls = {
+            tuple(d for d, (a, b) in enumerate(zip(shape, before, strict=True)) if a != b)
+            for shape, before in zip(shapes, whole.dropouts[name], strict=True)
+        }
+        if len(calls) > 1:
+            raise wrong(
+                f"TensorParallel: {name!r}",
+                "a dropout of what is cut and of what is not",
+                'a nn.Dropout for each of them, or "whole" in plan for the layers around it',
+            )
+        (dimensions,) = calls
         if not dimensions:
             continue
         module = model.get_submodule(name)

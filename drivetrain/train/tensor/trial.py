@@ -23,12 +23,12 @@ class Tried:
     Attributes:
         outputs: every tensor of numbers among its outputs.
         squares: the sum of squares of each parameter's gradient, over all parts of it.
-        dropouts: the shape of what each ``nn.Dropout`` takes.
+        dropouts: the shapes of what each ``nn.Dropout`` takes, call by call.
     """
 
     outputs: list[Tensor]
     squares: dict[str, Tensor]
-    dropouts: dict[str, tuple[int, ...]]
+    dropouts: dict[str, list[tuple[int, ...]]]
 
 
 def tried(model: nn.Module, sample: Sequence[Tensor], group: Group) -> Tried:
@@ -40,7 +40,7 @@ def tried(model: nn.Module, sample: Sequence[Tensor], group: Group) -> Tried:
         group: those that hold a copy together.
     """
     squares: dict[str, Tensor] = {}
-    dropouts: dict[str, tuple[int, ...]] = {}
+    dropouts: dict[str, list[tuple[int, ...]]] = {}
 
     def measure(name: str) -> Any:
         def hook(parameter: Tensor) -> None:
@@ -52,7 +52,7 @@ def tried(model: nn.Module, sample: Sequence[Tensor], group: Group) -> Tried:
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            dropouts.setdefault(name, tuple(inputs[0].shape))
+            dropouts.setdefault(name, []).append(tuple(inputs[0].shape))
 
         return hook
 

@@ -35,6 +35,7 @@ class Sums:
             for number, members in enumerate(_divided(parameters, bucket_bytes))
         ]
         self._armed = False
+        self._next = 0  # buckets before it were sent
         for bucket in self._buckets:
             for parameter in bucket.parameters:
                 parameter.register_post_accumulate_grad_hook(self._noting(bucket))
@@ -43,10 +44,18 @@ class Sums:
         def complete(parameter: Tensor) -> None:
             if self._armed:
                 bucket.missing -= 1
-                if not bucket.missing:
-                    self._send(bucket)
+                self._send_complete()
 
         return complete
+
+    def _send_complete(self) -> None:
+        """Send what is complete, in the order that all have, for sums are matched by their order.
+
+        Another process may have had no rows, or none that used a parameter.
+        """
+        while self._next < len(self._buckets) and not self._buckets[self._next].missing:
+            self._send(self._buckets[self._next])
+            self._next += 1
 
     def _send(self, bucket: "_Bucket") -> None:
         bucket.fill()
@@ -64,10 +73,9 @@ class Sums:
         if not self._armed:
             self._buckets[0].loss.copy_(loss)
         self._armed = False
-        # All send in one order: what one never finished, another may have sent.
-        for bucket in self._buckets:
-            if bucket.work is None:
-                self._send(bucket)
+        for bucket in self._buckets[self._next :]:
+            self._send(bucket)
+        self._next = 0
         for bucket in self._buckets:
             with naming(self._group):
                 bucket.work.wait()

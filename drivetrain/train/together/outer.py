@@ -52,7 +52,11 @@ class Apart:
     def load(self, common: Mapping[str, Tensor], own: Sequence[Mapping[str, Tensor]]) -> None:
         """Go back to what :meth:`state` gave; a process that was not there takes another's part."""
         assert self.outer is not None
-        self.outer.load_own(common, own[self._group.rank % len(own)])
+        mine = dict(own[self._group.rank % len(own)]) if own else {}
+        if len(own) != self._group.size:  # a meeting takes the mean: each owes the mean of all
+            for name in [name for name in mine if name.startswith("owed/")]:
+                mine[name] = torch.stack([part[name] for part in own]).mean(0)
+        self.outer.load_own(common, mine)
 
 
 class Outer:
@@ -171,6 +175,6 @@ class Outer:
 
     def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Go on from the weights that the step has."""
-        self._met = state["met"]
+        self._met = state.get("met", self._step.done)  # one by itself has always met
         for start, parameter in zip(self._start, self._step.parameters, strict=True):
             start.copy_(parameter.detach())

@@ -165,3 +165,8 @@ def test_a_float32_reads_back_to_its_bits_in_at_most_nine_digits(value):
 def test_arrays_of_every_kind_become_json_rows(array, expected):
     assert nested(array) == expected
     assert [json.loads(text) for text in nested(array)] == [json.loads(text) for text in expected]
+
+
+def test_no_rows_of_a_shaped_column_are_no_rows():
+    schema = Schema((Field("a", "float32", (3,)), Field("b", "float32")))
+    assert len(Columns(schema, [("a", ("rows", 3)), ("b", ("rows",))]).of_rows([])) == 0

@@ -466,8 +466,8 @@ def test_requests_that_run_again_alone_are_not_one_long_run():
 
     def slow(feeds):
         if len(feeds["once"]) == 1:
-            time.sleep(0.02)
-            alone.append(engines[0].stuck(0.1))
+            time.sleep(0.1)
+            alone.append(engines[0].stuck(1.0))
         return infer(feeds)
 
     model.infer = slow

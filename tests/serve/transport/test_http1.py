@@ -453,3 +453,24 @@ def test_any_bytes_leave_the_server_whole(client, parts):
     connection = http.client.HTTPConnection(*client.address, timeout=5)
     assert client.get("/v2/health/ready", over=connection).status == 200
     connection.close()
+
+
+def test_what_fails_behind_an_answer_takes_no_other_with_it(serve, monkeypatch, tmp_path):
+    def offer(*_, **__):
+        raise TypeError("cannot be kept")
+
+    monkeypatch.setattr("drivetrain.serve.telemetry.feedback.Feedback.offer", offer)
+    client = serve(feedback=tmp_path)
+    assert statuses(client.raw(post() * 5 + post(headers=CLOSE))) == [200] * 6
+
+
+def test_who_has_just_come_does_not_make_way_for_the_next():
+    def answer(exchange):
+        exchange.respond(200, b"{}")
+
+    server = Http(answer, HttpLimits(connections=2))
+    old, kept = connected(server)
+    old.data_received(post())
+    _, fresh = connected(server)  # has said nothing yet
+    connected(server)
+    assert (kept.closing, fresh.closing) == (True, False)

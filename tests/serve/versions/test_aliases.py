@@ -90,7 +90,10 @@ def test_only_a_person_has_what_was_refused_tried_again(artefact, tmp_path):
             if forgiven:
                 aliases.forgive()
             again.set()
-            await asyncio.sleep(0.1)
+            async with asyncio.timeout(15):
+                while again.is_set() or failures.value < expected:
+                    await asyncio.sleep(0.005)
+            await asyncio.sleep(0.1)  # one too many would come meanwhile
             assert failures.value == expected
         following.cancel()
 
@@ -122,3 +125,29 @@ def test_a_version_that_comes_back_counts_on_however_long_it_was_gone(
     asyncio.run(main())
     assert metrics.requests.of("tiny", version, "rows", "200") is counted
     assert aliases.releases["tiny"].stable.version == version
+
+
+def test_a_change_that_fails_ends_no_following(artefact, write_bundle, tmp_path, monkeypatch):
+    other = write_bundle(tmp_path / "other", 0.5)
+    told = Traffic(stable=artefact)
+    aliases = aliases_of({"tiny": lambda: told})
+    install, failures = aliases._install, [RuntimeError("can't start new thread")]
+
+    def failing(release):
+        if failures:
+            raise failures.pop()
+        install(release)
+
+    async def main():
+        nonlocal told
+        aliases.begin()
+        monkeypatch.setattr(aliases, "_install", failing)
+        following = asyncio.create_task(aliases.follow(asyncio.Event(), 0.01))
+        told = Traffic(stable=Artefact(other.digest, other.path))
+        async with asyncio.timeout(15):
+            while aliases.releases["tiny"].stable.digest != other.digest:
+                await asyncio.sleep(0.01)
+        following.cancel()
+
+    asyncio.run(main())
+    assert failures == []

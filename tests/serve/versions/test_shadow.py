@@ -22,6 +22,18 @@ X, NAME = Field("x", "float32"), Field("name", "string")
 LATE = Field("late", "float32")
 
 
+DEMAND = [0.0]
+"""Of the busiest thread, as these tests have it: the machine's own load is none of theirs."""
+
+
+@pytest.fixture(autouse=True)
+def leisure(monkeypatch):
+    DEMAND[0] = 0.0
+    monkeypatch.setattr(
+        "drivetrain.serve.versions.shadow.Spare", lambda: SimpleNamespace(busiest=lambda: DEMAND[0])
+    )
+
+
 class Toy:
     """A version whose ``late`` is ``x + add``; a negative ``x`` fails it."""
 
@@ -163,9 +175,8 @@ def test_while_rows_wait_for_an_answer_it_neither_begins_nor_hears_of_more():
         wait_until(lambda: service.outcomes()["answered"] == 2)
 
 
-def test_while_another_thread_is_at_its_limit_it_neither_begins_nor_hears_of_more(monkeypatch):
-    demand = 1.0
-    monkeypatch.setattr(Spare, "busiest", lambda self: demand)
+def test_while_another_thread_is_at_its_limit_it_neither_begins_nor_hears_of_more():
+    DEMAND[0] = 1.0
     service, model = Service(), Toy("2")
     with asked(service, model) as ask:
         wait_until(lambda: not ask.shadow.spare)
@@ -173,7 +184,7 @@ def test_while_another_thread_is_at_its_limit_it_neither_begins_nor_hears_of_mor
             ask(1.0)
         wait_until(lambda: service.outcomes()["dropped"] == 5)
         assert model.runs == []
-        demand = 0.1
+        DEMAND[0] = 0.1
         wait_until(lambda: ask.shadow.spare)
         ask(1.0)
         wait_until(lambda: service.outcomes()["answered"] == 1)
@@ -240,3 +251,19 @@ def test_the_difference_of_anything_else_is_0_or_1_a_row():
     wide = np.array([[1.0, 2.0], [3.0, 4.0]])
     assert difference(wide, np.array([[1.0, 2.5], [3.0, 4.0]])).tolist() == [0.5, 0]
     assert difference(wide, wide[:, :1]).tolist() == [1, 1]
+
+
+def test_a_slow_shadow_rests_four_times_as_long_as_it_ran():
+    begun = []
+
+    def slow():
+        begun.append(time.perf_counter())
+        time.sleep(0.4)
+
+    service, model = Service(), Toy("2", gate=SimpleNamespace(wait=slow))
+    model.columns.stackable = False
+    with asked(service, model) as ask:
+        ask(1.0)
+        ask(2.0)
+        wait_until(lambda: len(begun) == 2)
+    assert begun[1] - begun[0] >= 5 * 0.4

@@ -114,21 +114,21 @@ def test_a_worker_that_dies_again_and_again_is_replaced_after_longer_and_longer(
 
 
 def test_a_worker_whose_loop_does_not_turn_is_passed_by_then_killed_and_replaced(several):
-    server = several(hang_seconds=3.0)
+    server = several(hang_seconds=5.0)
     time.sleep(1.5)  # it has been seen to turn
     victim, other = server.workers
     os.kill(victim, signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(3.2)
     started = time.monotonic()
     assert [server.ask()[0] for _ in range(12)] == [200] * 12
-    assert time.monotonic() - started < 1.0  # nobody waited for the one that is still
+    assert time.monotonic() - started < 1.4  # nobody waited for the one that is still
     assert victim in server.workers
     wait_until(lambda: victim not in server.workers and len(server.workers) == 2)
     assert other in server.workers
     wait_until(lambda: server.metric("drivetrain_ready") == 1)
     server.child.send_signal(signal.SIGTERM)
     assert server.child.wait(10) == 0
-    assert "hangs: its loop has not turned for 3 s" in server.child.stderr.read()
+    assert re.search(r"hangs: its loop has not turned for \d+ s", server.child.stderr.read())
 
 
 def endless(path):
