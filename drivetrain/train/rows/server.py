@@ -100,8 +100,9 @@ class RowServer:
 
     def _serve(self, connection: socket.socket) -> None:
         """Answer one worker until it goes."""
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # its machine may be gone
         try:
+            # A worker's machine may be gone.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             reader = frames.Reader(connection)
             frames.prepare(connection, self._seconds)
             worker = self._greeted(reader)
