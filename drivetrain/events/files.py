@@ -6,14 +6,19 @@ A path may be a glob; the files that match are read in order of name. All files 
 the columns of the first. Timestamps with a zone become UTC; columns of nested types are left out.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from glob import glob, has_magic
 from os import PathLike, fspath
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import Schema
-from drivetrain.events.table import Table
+from drivetrain.events.table import Leaf
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Paths: TypeAlias = str | PathLike[str] | Sequence[str | PathLike[str]]
 Type = Literal["string", "int64", "float32", "float64", "timestamp"]
@@ -34,18 +39,15 @@ def _last(part: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Files(Table):
+class Files(Leaf):
     """Rows that lie in files.
 
     Attributes:
         paths: one path, glob or URL, or several. Of absolute local ones only the last part is in
             the system's digest and its bundle.
-        time: the column that says when a row happened, if any.
     """
 
     paths: Paths = field(metadata={"as": _anywhere})
-    _: KW_ONLY
-    time: str | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:
         paths = self.paths
@@ -64,6 +66,33 @@ class Files(Table):
         from drivetrain.events.read import schema_of
 
         return schema_of(self)
+
+    def chunks(self, schema: Schema, rows: int) -> "Iterator[pa.Table]":
+        from drivetrain.events.read import read
+
+        return read(self, schema, rows)
+
+    def count(self) -> int | None:
+        from drivetrain.events.read import count
+
+        return count(self)
+
+    def stamps(self) -> Sequence[tuple[str, str]]:
+        from drivetrain.events.read import stamps
+
+        return stamps(self)
+
+    def local_stamps(self) -> Sequence[tuple[str, int, int]] | None:
+        found: list[tuple[str, int, int]] = []
+        for url in self.urls:
+            local = url.rpartition("::")[2] if url.startswith("zip://") else url
+            paths = sorted(glob(local)) if has_magic(local) else [local]
+            try:
+                states = [os.stat(path) for path in paths]
+            except OSError:
+                return None
+            found += [(p, s.st_size, s.st_mtime_ns) for p, s in zip(paths, states, strict=True)]
+        return found
 
 
 @dataclass(frozen=True, eq=False)

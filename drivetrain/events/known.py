@@ -1,16 +1,13 @@
 """Schemas of tables whose files have not changed, so that nobody reads their heads again."""
 
 import json
-import os
 from contextlib import suppress
-from glob import glob, has_magic
 from pathlib import Path
 
 from drivetrain.core.describe import canonical, describe, digest
 from drivetrain.core.durable import write
 from drivetrain.core.schema import Schema
 from drivetrain.core.seams import Source
-from drivetrain.events.files import Files
 from drivetrain.events.prepared import FORMAT, leaves
 from drivetrain.events.table import Table
 
@@ -47,13 +44,8 @@ def _stamps(source: Source) -> list[Stamp] | None:
         return None
     found: list[Stamp] = []
     for leaf in leaves(source):
-        assert isinstance(leaf, Files)
-        for url in leaf.urls:
-            local = url.rpartition("::")[2] if url.startswith("zip://") else url
-            paths = sorted(glob(local)) if has_magic(local) else [local]
-            try:
-                states = [os.stat(path) for path in paths]
-            except OSError:
-                return None
-            found += [(p, s.st_size, s.st_mtime_ns) for p, s in zip(paths, states, strict=True)]
+        stamps = leaf.local_stamps()
+        if stamps is None:
+            return None
+        found += stamps
     return found

@@ -20,12 +20,10 @@ from drivetrain.core.seams import SPLITS, Shard, Split
 from drivetrain.events.arrow import arrow_schema
 from drivetrain.events.asof import LastBefore
 from drivetrain.events.duckdb import CHUNK, ROW, Engine, Limits, engine
-from drivetrain.events.files import Files
 from drivetrain.events.join import AsOfJoin, Join
-from drivetrain.events.read import read
 from drivetrain.events.split import SPLIT, HashSplit
 from drivetrain.events.sql import SQL_TYPE, identifier, quote
-from drivetrain.events.table import Assign, DropDuplicates, RowStep, Step, Table
+from drivetrain.events.table import Assign, DropDuplicates, Leaf, RowStep, Step, Table
 
 pc = need("pyarrow.compute", "data")
 
@@ -121,7 +119,7 @@ class Plan:
     """A table's steps made ready to run on chunks of its spine.
 
     Attributes:
-        spine: the files that the rows come from.
+        spine: where the rows come from.
         reads: the columns of the spine that the steps need.
         gives: the columns of the result; its split, an int64, comes beside them as ``SPLIT``.
         stages: what a chunk goes through, in order.
@@ -129,7 +127,7 @@ class Plan:
         rows: how many rows of the spine have gone through.
     """
 
-    spine: Files
+    spine: Leaf
     reads: Schema
     gives: Schema
     stages: list[Stage] = field(default_factory=list)
@@ -177,8 +175,6 @@ def compile_plan(
     if split and not any(isinstance(step, Assign) for step in table.chain()[1]):
         table = Assign(table, HashSplit())
     spine, steps = table.chain()
-    if not isinstance(spine, Files):
-        raise wrong("a table", type(spine).__name__, "one that starts from files")
     schemas = [spine.schema]
     for step in steps:
         schemas.append(step.output(schemas[-1]))
@@ -330,7 +326,7 @@ def stream(
 ) -> Iterator[pa.Table]:
     """The rows of a table, unsplit, in order."""
     plan = compile_plan(table, columns, engine, limits, split=False)
-    for chunk in read(plan.spine, plan.reads, limits.chunk):
+    for chunk in plan.spine.chunks(plan.reads, limits.chunk):
         yield plan.run(chunk)
 
 
@@ -343,7 +339,7 @@ def batches(
     with engine(limits) as running:
         schema = table.schema
         plan = compile_plan(table, schema.names, running, limits)
-        for position, chunk in enumerate(read(plan.spine, plan.reads, limits.chunk)):
+        for position, chunk in enumerate(plan.spine.chunks(plan.reads, limits.chunk)):
             mine = position % shard.count == shard.index
             if not mine and not plan.stateful:
                 continue

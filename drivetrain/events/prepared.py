@@ -18,6 +18,7 @@ from drivetrain.core.seams import SPLITS, Shard, Source, Split
 
 if TYPE_CHECKING:
     from drivetrain.core.batch import Batch
+    from drivetrain.events.table import Leaf, Table
 
 FORMAT = 1
 """The layout of a prepared directory, and the meaning of the digest; part of every fingerprint."""
@@ -216,16 +217,15 @@ def fingerprint(table: Source) -> str:
     Raises:
         OSError: a file is absent.
     """
-    from drivetrain.events.read import stamps
     from drivetrain.events.table import Table
 
-    found = [stamps(leaf) for leaf in leaves(table)] if isinstance(table, Table) else []
+    found = [leaf.stamps() for leaf in leaves(table)] if isinstance(table, Table) else []
     text = canonical({"format": FORMAT, "table": describe(table), "files": found})
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def leaves(table: Any) -> Iterator[Any]:
-    """The files that a table reads, those that it is joined with included."""
+def leaves(table: "Table") -> Iterator["Leaf"]:
+    """What a table reads, what it is joined with included."""
     from drivetrain.events.join import Lookup
 
     spine, steps = table.chain()

@@ -19,8 +19,6 @@ from drivetrain.core.seams import SPLITS, Source
 from drivetrain.events.arrow import arrow_schema, arrow_type, normalise
 from drivetrain.events.duckdb import Limits
 from drivetrain.events.plan import Plan
-from drivetrain.events.read import count
-from drivetrain.events.read import read as read_files
 from drivetrain.events.split import SPLIT
 
 pc = need("pyarrow.compute", "data")
@@ -169,8 +167,8 @@ def _bytes_of(texts: pa.Array) -> Any:
 
 def from_plan(plan: Plan, limits: Limits, shelf: Shelf, emit: Emit) -> None:
     """Run a plan over all of its spine."""
-    total = count(plan.spine)
-    for chunk in read_files(plan.spine, plan.reads, limits.chunk):
+    total = plan.spine.count()
+    for chunk in plan.spine.chunks(plan.reads, limits.chunk):
         rows = plan.run(chunk)
         number = rows[SPLIT]
         values = rows.select(plan.gives.names)

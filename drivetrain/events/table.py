@@ -6,7 +6,7 @@ one row by itself, so memory does not grow with the rows and a stream can take t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -19,6 +19,8 @@ from drivetrain.events.split import SPLIT, HashSplit, TimeSplit
 from drivetrain.events.sql import Dialect, quote
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from drivetrain.core.batch import Batch
 
 Keys: TypeAlias = str | Sequence[str] | Mapping[str, str]
@@ -143,16 +145,22 @@ class Table:
 
     @property
     def time(self) -> str | None:
-        """The column that says when a row happened, as the spine's files declare it."""
+        """The column that says when a row happened, as the spine declares it."""
         return self.chain()[0].time
 
-    def chain(self) -> "tuple[Table, tuple[Step, ...]]":
-        """The spine and the steps on it, first to last."""
+    def chain(self) -> "tuple[Leaf, tuple[Step, ...]]":
+        """The spine and the steps on it, first to last.
+
+        Raises:
+            ValueError: it does not start from rows that lie somewhere.
+        """
         steps: list[Step] = []
         table: Table = self
         while isinstance(table, Step):
             steps.append(table)
             table = table.source
+        if not isinstance(table, Leaf):
+            raise wrong("a table", type(table).__name__, "one that starts from files or a topic")
         return table, tuple(reversed(steps))
 
     @property
@@ -179,6 +187,50 @@ class Table:
         from drivetrain.events.plan import batches
 
         return batches(self, split, shard)
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf(Table):
+    """Where a plan's rows come from: files, a table of a lake, a topic.
+
+    Attributes:
+        time: the column that says when a row happened, if any.
+    """
+
+    _: KW_ONLY
+    time: str | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def chunks(self, schema: Schema, rows: int) -> "Iterator[pa.Table]":
+        """All rows there are now, in a fixed order, in tables of at most ``rows`` rows.
+
+        Args:
+            schema: which columns, and their types.
+            rows: at most so many rows a table, fewer where they are wide.
+
+        Raises:
+            ValueError: what is read is damaged, or a column is absent or of another type.
+            OSError: it is absent or may not be read.
+        """
+        raise AssertionError(type(self))
+
+    def count(self) -> int | None:
+        """How many rows there are, where that is known without reading them."""
+        return None
+
+    def stamps(self) -> Sequence[tuple[str, str]]:
+        """The parts that rows are read from, each with a text that changes when its rows do.
+
+        Raises:
+            OSError: a part is absent.
+        """
+        raise AssertionError(type(self))
+
+    def local_stamps(self) -> Sequence[tuple[str, int, int]] | None:
+        """Path, size and time of change of every file; None unless all are local and there.
+
+        Asked where nothing but the standard library may be imported.
+        """
+        return None
 
 
 @dataclass(frozen=True, eq=False)

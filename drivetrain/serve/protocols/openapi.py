@@ -14,6 +14,25 @@ from drivetrain.serve.protocols.openapi_management import SCHEMAS, managing, rea
 
 Json = dict[str, Any]
 
+
+def _within(bits: int, signed: bool = True) -> Json:
+    """The bounds of an integer of so many bits: a number beyond them is refused."""
+    least = -(2 ** (bits - 1)) if signed else 0
+    return {"minimum": least, "maximum": least + 2**bits - 1}
+
+
+_MONTHS = (
+    r"(0[13578]|1[02])-(0[1-9]|[12]\d|3[01])",
+    r"(0[469]|11)-(0[1-9]|[12]\d|30)",
+    r"02-(0[1-9]|1\d|2[0-8])",
+)
+_LEAP_DAY = r"(\d\d(0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])00)-02-29"
+_CLOCK = r"([01]\d|2[0-3]):[0-5]\d"
+_MOMENT = (
+    rf"^(?!0|9999)(\d{{4}}-({'|'.join(_MONTHS)})|{_LEAP_DAY})"
+    rf"([T ]{_CLOCK}(:[0-5]\d(\.\d{{1,6}})?)?(Z|[+-]{_CLOCK})?)?$"
+).replace(r"\d", "[0-9]")
+"""A day of the calendar, and the time on it if any: what every client can write and read."""
 _ERROR: Json = {"$ref": "#/components/schemas/Error"}
 _HEADERS: list[Json] = [
     {
@@ -41,11 +60,23 @@ _ELEMENT: Mapping[str, tuple[list[str], Json]] = {
     "bool": (["boolean"], {}),
     "timestamp": (
         ["string", "integer"],
-        {"description": "ISO 8601, or microseconds since 1970-01-01 in UTC"},
+        {
+            "description": "ISO 8601, or microseconds since 1970-01-01 in UTC",
+            "pattern": _MOMENT,
+            **_within(64),
+        },
     ),
     "float16": (["number"], {"format": "float"}),
     "float32": (["number"], {"format": "float"}),
     "float64": (["number"], {"format": "double"}),
+    **{
+        f"{sign}int{bits}": (
+            ["integer"],
+            {"format": f"{sign}int{bits}", **_within(bits, signed=not sign)},
+        )
+        for bits in (8, 16, 32, 64)
+        for sign in ("", "u")
+    },
 }
 _EXAMPLE: Mapping[str, Any] = {
     "string": "text",
@@ -322,7 +353,7 @@ def _value(field: Field, given: bool = True) -> Json:
 
     Where a client gives a number, a boolean is taken as 0 or 1, as events hold it.
     """
-    types, more = _ELEMENT.get(field.dtype, (["integer"], {"format": field.dtype}))
+    types, more = _ELEMENT[field.dtype]
     also = ["boolean"] if given and types[0] in ("integer", "number") else []
     found: Json = {"type": [*types, *also, "null"], **more}
     for size in reversed(field.shape):
