@@ -21,7 +21,7 @@ test: $(VENV)/.test system-packages ## set up and run every test, with lint and 
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	@.ci/test
 
 test-fast: $(VENV)/.test ## the tests that take no more than a moment each
 	$(BIN)/python -m pytest -m "not slow" -x
