@@ -45,6 +45,9 @@ class Manifest:
         parents: digests of what it was made of (``events``, ``system``, ``model`` …).
         system: the declaration, as plain data.
         packages: versions that made it.
+        windows: ``core.window.Windows.to_json()`` of the windows among the inputs, which a server
+            keeps itself; empty if there is none.
+        window_schema: the columns that these windows ask for and observe.
         files: ``{path: {"sha256": …, "bytes": …}}`` of every other file.
     """
 
@@ -60,13 +63,20 @@ class Manifest:
     parents: Mapping[str, str] = field(default_factory=dict[str, str])
     system: Mapping[str, Any] = field(default_factory=dict[str, Any])
     packages: Mapping[str, str] = field(default_factory=dict[str, str])
+    windows: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    window_schema: Schema = Schema(())
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         schemas = ("inputs", "outputs", "targets", "features")
         plain = {name: getattr(self, name).to_json() for name in schemas}
-        return {"format": FORMAT, **vars(self), **plain}
+        found = {"format": FORMAT, **vars(self), **plain}
+        if not self.windows:  # so that a bundle without any keeps the digest that it always had
+            del found["windows"], found["window_schema"]
+        else:
+            found["window_schema"] = self.window_schema.to_json()
+        return found
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
@@ -79,11 +89,12 @@ class Manifest:
         if found != FORMAT:
             raise wrong("manifest.format", found, f"{FORMAT}")
         values = {key: value for key, value in data.items() if key != "format"}
-        for name in ("metrics", "bounds", "parents", "system", "packages", "files"):
+        for name in ("metrics", "bounds", "parents", "system", "packages", "windows", "files"):
             if not isinstance(values.get(name, {}), Mapping):
                 raise wrong(f"manifest.{name}", values[name], "an object")
         for name in ("inputs", "outputs", "targets"):
             values[name] = Schema.from_json(values[name])
+        values["window_schema"] = Schema.from_json(values.get("window_schema", ()))
         values["features"] = FeatureSchema.from_json(values["features"])
         try:
             return cls(**values)

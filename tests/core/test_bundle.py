@@ -17,6 +17,7 @@ from drivetrain.core.graph import Graph
 from drivetrain.core.schema import FeatureField, FeatureSchema, Field, Schema
 from drivetrain.core.sketch import Fitted, MomentsValue
 from drivetrain.core.statistic import Moments
+from drivetrain.core.window import Window, Windows
 
 FITTED: Fitted = {Moments("x"): MomentsValue(3, 0, 2.0, 2.0, 1.0, 3.0)}
 
@@ -66,6 +67,23 @@ def test_equal_parts_make_equal_bundles(tmp_path: Path, bundle: Bundle):
     assert again.digest == bundle.digest
     other = Bundle.write(tmp_path / "other", made_graph(), manifest(metrics={"a": 1.0}), FITTED)
     assert other.digest != bundle.digest
+
+
+def test_windows_are_in_the_manifest_and_change_nothing_where_there_is_none(
+    tmp_path: Path, bundle: Bundle
+):
+    windows = Windows("at", (("spent", Window("amount", by="card", stat="sum", over="1h")),))
+    columns = Schema(
+        (Field("at", "timestamp"), Field("card", "string"), Field("amount", "float64"))
+    )
+    said = manifest(windows=windows.to_json(), window_schema=columns)
+    written = Bundle.write(tmp_path / "b", made_graph(), said, FITTED)
+    opened = Bundle.open(tmp_path / "b", written.digest).manifest
+    assert Windows.from_json(opened.windows) == windows
+    assert opened.window_schema == columns
+    assert "windows" not in bundle.manifest.to_json()
+    assert "window_schema" not in bundle.manifest.to_json()
+    assert (bundle.manifest.windows, bundle.manifest.window_schema) == ({}, Schema(()))
 
 
 def test_predictions_of_rows_and_of_batches(bundle: Bundle):
