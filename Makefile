@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-NATIVE := setup.py $(wildcard drivetrain/serve/native/*.[ch])
+NATIVE := setup.py $(wildcard drivetrain/*/native/*.[ch])
 PEERS := $(patsubst bench/peers/%.txt,$(VENV)/peers/%/.done,$(wildcard bench/peers/*.txt))
 
 .PHONY: help run stop test test-fast lint types format bench-setup bench clean system-packages

@@ -1,19 +1,30 @@
-"""The compiled part of the server, which an installation without a compiler goes without."""
+"""The compiled parts, which an installation without a compiler goes without."""
 
 from setuptools import Extension, setup
 
-SOURCES = "drivetrain/serve/native"
+
+def part(module: str, *names: str, header: str = "") -> Extension:
+    """A module out of C files that lie beside it."""
+    folder = module.rpartition(".")[0].replace(".", "/")
+    return Extension(
+        module,
+        [f"{folder}/{name}.c" for name in names],
+        depends=[f"{folder}/{header}"] if header else [],
+        extra_compile_args=["-O3"],
+        py_limited_api=True,
+        optional=True,
+    )
+
 
 setup(
     ext_modules=[
-        Extension(
-            "drivetrain.serve.native.compiled",
-            [f"{SOURCES}/{name}.c" for name in ("module", "reader", "json", "text")],
-            depends=[f"{SOURCES}/native.h"],
-            py_limited_api=True,
-            optional=True,
-        )
+        part(
+            "drivetrain.serve.native.compiled", "module", "reader", "json", "text", header="native.h"
+        ),
+        part("drivetrain.train.native.rows", "rows"),
     ],
-    exclude_package_data={"drivetrain.serve.native": ["*.c", "*.h"]},
+    exclude_package_data={
+        f"drivetrain.{stage}.native": ["*.c", "*.h"] for stage in ("core", "serve", "train")
+    },
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )
