@@ -8,7 +8,7 @@ one row by itself, so memory does not grow with the rows and a stream can take t
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Field, Schema
@@ -224,6 +224,23 @@ class Leaf(Table):
             OSError: a part is absent.
         """
         raise AssertionError(type(self))
+
+    def pinned(self) -> "Leaf":
+        """This leaf held to the rows that there are now, where others may follow.
+
+        One that is held already, or whose rows nothing can hold, is itself.
+
+        Raises:
+            OSError: what is read is absent or may not be read.
+        """
+        return self
+
+    def lineage(self) -> Mapping[str, Any]:
+        """What names the rows of a pinned leaf in a bundle, as plain data; nothing by default.
+
+        A table's last name and its version, a topic and its offsets: no folder, host or secret.
+        """
+        return {}
 
     def local_stamps(self) -> Sequence[tuple[str, int, int]] | None:
         """Path, size and time of change of every file; None unless all are local and there.
