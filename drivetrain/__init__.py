@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from drivetrain.train.private import Private
     from drivetrain.train.prune import Prune
     from drivetrain.train.quantization_aware import QuantizationAware
+    from drivetrain.train.row_wise import RowWise
     from drivetrain.train.schedule import Constant, Cosine, StepDecay
     from drivetrain.train.sharded import Sharded
     from drivetrain.train.single import Single
@@ -129,6 +130,7 @@ _HOME = {
     "train.private": ("Private",),
     "train.prune": ("Prune",),
     "train.quantization_aware": ("QuantizationAware",),
+    "train.row_wise": ("RowWise",),
     "train.schedule": (
         "Constant",
         "Cosine",
@@ -201,6 +203,7 @@ __all__ = [
     "Quantize",
     "Raw",
     "Registry",
+    "RowWise",
     "Scale",
     "Sharded",
     "Single",

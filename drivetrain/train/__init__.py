@@ -10,6 +10,7 @@ from drivetrain.train.pipelined import Pipelined
 from drivetrain.train.private import Private
 from drivetrain.train.prune import Prune
 from drivetrain.train.quantization_aware import QuantizationAware
+from drivetrain.train.row_wise import RowWise
 from drivetrain.train.schedule import Constant, Cosine, StepDecay
 from drivetrain.train.sharded import Sharded
 from drivetrain.train.single import Single
@@ -34,6 +35,7 @@ __all__ = [
     "Private",
     "Prune",
     "QuantizationAware",
+    "RowWise",
     "Sharded",
     "Single",
     "StepDecay",

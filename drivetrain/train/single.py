@@ -14,6 +14,7 @@ from drivetrain.train.loss import Loss
 from drivetrain.train.private import Private
 from drivetrain.train.prune import Prune
 from drivetrain.train.quantization_aware import QuantizationAware
+from drivetrain.train.row_wise import RowWise
 from drivetrain.train.schedule import Constant, Schedule
 from drivetrain.train.stopping import EarlyStopping
 
@@ -59,6 +60,8 @@ class Single:
         early_stopping: None trains all epochs and keeps the last weights.
         average: the decay of an exponential moving average of the weights, which is then what
             is validated and served; None keeps the weights themselves.
+        rows: trains large embedding tables by the rows that a batch takes; None trains them as all
+            other weights.
         privacy: hides each training row behind noise, for an ε that is stated; None for none.
         prune: takes channels out of the trained model, which is then trained further; None
             leaves it as it is.
@@ -72,6 +75,8 @@ class Single:
 
     can_be_private: ClassVar[bool] = True
     """That ε holds for how it trains; a class that inherits from this one says so for itself."""
+    can_take_rows: ClassVar[bool] = True
+    """That ``rows`` are trained so; a class that inherits from this one says so for itself."""
 
     loss: Loss | Callable[[Any, Mapping[str, Any]], Any]
     epochs: int = 1
@@ -90,6 +95,7 @@ class Single:
     validate_every: int | None = None
     early_stopping: EarlyStopping | None = None
     average: float | None = None
+    rows: RowWise | None = None
     privacy: Private | None = None
     prune: Prune | None = None
     quantize: QuantizationAware | None = None
@@ -121,6 +127,8 @@ class Single:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise wrong(f"{where}.{name}", value, "a number above 0, or None")
+        if self.rows is not None:
+            self.rows.check(self)
         if self.privacy is not None:
             self.privacy.check(self)
         for name in ("prune", "quantize"):
@@ -192,13 +200,25 @@ class Single:
         self, model: "nn.Module", source: Examples, run: Run, group: "Group", ending: "Ending"
     ) -> "nn.Module":
         """Train from the last checkpoint, or the beginning, to the end."""
-        loop, keep, validate = self._assemble(model, source, run, group, ending)
-        with keep.checkpoints:
-            if not keep.resume(loop):
-                loop.run()
-                self._final_weights(loop.step, validate)
-                keep.finish(loop)
-            return self._fitted(model, run, group)
+        with self._by_rows(model):
+            loop, keep, validate = self._assemble(model, source, run, group, ending)
+            with keep.checkpoints:
+                if not keep.resume(loop):
+                    loop.run()
+                    self._final_weights(loop.step, validate)
+                    keep.finish(loop)
+                return self._fitted(model, run, group)
+
+    @contextmanager
+    def _by_rows(self, model: "nn.Module") -> "Generator[None]":
+        """Let the model's large tables keep what is taken of them, where rows are trained so."""
+        if self.rows is None:
+            yield
+            return
+        from drivetrain.train.rows.touched import in_place, touched
+
+        with in_place(model, touched(model, self.rows.at_least)):
+            yield
 
     def _smaller(
         self, model: "nn.Module", source: Examples, run: Run, group: "Group", ending: "Ending"
@@ -269,7 +289,13 @@ class Single:
 
     def _first_callbacks(self, step: "Step", group: "Group") -> "tuple[Callback, ...]":
         """What happens after an update before it is reported, validated and kept."""
-        return ()
+        if self.rows is None:
+            return ()
+        from drivetrain.train.rows.optimizers import ROW_OPTIMIZERS
+        from drivetrain.train.rows.touched import TouchedRows
+
+        factor = 1.0 if self.rows.lr is None else self.rows.lr / self.lr
+        return (TouchedRows(step, ROW_OPTIMIZERS[self.rows.optimizer](self.betas), factor),)
 
     def _fitted(self, model: "nn.Module", run: Run, group: "Group") -> "nn.Module":
         """What is handed back of a model that has its final weights."""
