@@ -4,13 +4,13 @@
 
 DCN-V2 over 26 categories and 13 numbers of made clicks, 1.5 million rows of width 16 in all tables,
 batches of 4096. The peer is what FuxiCTR does: one Adam over all weights, whose gradient of a table
-is as large as the table, in float32; its torch loop is written out here, with the fused kernel, which
-is faster than the one that it uses. Ours is the whole of ``Single.fit`` with
+is as large as the table, in float32; its torch loop is written out here, with the fused kernel,
+which is faster than the one that it uses. Ours is the whole of ``Single.fit`` with
 ``rows=RowWise(…)`` and products in bfloat16 where the processor has them.
 
 ``ctr_train_vs_dense_adam``: samples per CPU second, ours over the peer's, in turn.
-``ctr_train_auc_gain``: AUC on rows that neither saw, ours less the peer's, after one pass over the same
-rows, for each seed.
+``ctr_train_auc_gain``: AUC on rows that neither saw, ours less the peer's, after one pass over the
+same rows, for each seed.
 """
 
 import sys

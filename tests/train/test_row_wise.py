@@ -214,7 +214,7 @@ def test_a_wrong_option_says_what_is_allowed(make: Callable[[], Any], message: s
 def test_a_table_that_cannot_be_trained_so_is_named() -> None:
     with pytest.raises(ValueError, match=r"found \[\], allowed: an nn.Embedding of at least 100"):
         touched(nn.Sequential(nn.Embedding(10, 2)), 100)
-    with pytest.raises(ValueError, match="table '0' with rows.*padding_idx"):
+    with pytest.raises(ValueError, match=r"table '0' with rows.*padding_idx"):
         touched(nn.Sequential(nn.Embedding(10, 2, padding_idx=0)), 2)
 
 
