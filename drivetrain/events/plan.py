@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from drivetrain.core.batch import Batch
+from drivetrain.core.batch import Array, Batch
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
 from drivetrain.core.schema import Field, Schema
@@ -141,7 +141,12 @@ class Plan:
 
     def run(self, chunk: pa.Table) -> pa.Table:
         """What a chunk of the spine becomes, in order."""
-        numbers = np.arange(self.rows, self.rows + len(chunk), dtype=np.int64)
+        return self.trace(chunk)[0]
+
+    def trace(self, chunk: pa.Table) -> tuple[pa.Table, Array]:
+        """What a chunk becomes, and int64 ``[rows]``: the row of it that each came from."""
+        first = self.rows
+        numbers = np.arange(first, first + len(chunk), dtype=np.int64)
         self.rows += len(chunk)
         chunk = chunk.rename_columns([identifier(name) for name in chunk.column_names])
         chunk = chunk.append_column(ROW, pa.array(numbers))
@@ -152,7 +157,7 @@ class Plan:
             fields.append(pa.field(SPLIT, pa.int64()))
         schema = pa.schema(fields)
         columns = [chunk[identifier(name)].cast(schema.field(name).type) for name in schema.names]
-        return pa.Table.from_arrays(columns, schema=schema)
+        return pa.Table.from_arrays(columns, schema=schema), chunk[ROW].to_numpy() - first
 
 
 def compile_plan(
