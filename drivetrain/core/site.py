@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,17 +12,25 @@ from drivetrain.core.job import Resources
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSite:
-    """Which engine computes statistics, and what it may use.
+    """Which engine prepares events and computes statistics, and what it may use.
 
     Attributes:
-        kind: ``duckdb``.
-        memory: the most memory it takes, as DuckDB writes it.
+        kind: ``duckdb`` or ``spark``.
+        memory: the most memory it takes, as DuckDB writes it; of Spark each executor's, at least
+            512 MB.
         threads: 0 for one a core.
+        master: of ``spark``: ``local`` (in this process), ``local[n]``, ``spark://host:port`` (a
+            standalone cluster) or ``sc://host:port`` (a server of Spark Connect).
+        conf: of ``spark``: further settings by their names.
+        wait_seconds: of ``spark``: how long a cluster may take to give an executor.
     """
 
     kind: str = "duckdb"
     memory: str = "1GB"
     threads: int = 0
+    master: str = "local"
+    conf: Mapping[str, str] = field(default_factory=dict[str, str])
+    wait_seconds: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
