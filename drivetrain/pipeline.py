@@ -8,12 +8,12 @@ what has not changed is not made again.
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from drivetrain.compress.apply import Given, apply
 from drivetrain.core import durable, sketch
@@ -32,7 +32,7 @@ from drivetrain.core.statistic import Quantiles, Statistic, TopK
 from drivetrain.core.system import System
 from drivetrain.core.world import World
 from drivetrain.events import prepared as laid
-from drivetrain.events.prepared import Prepared, fingerprint, prepare
+from drivetrain.events.prepared import Prepared, fingerprint, pin, prepare
 from drivetrain.events.table import Table
 from drivetrain.features.compile import compile
 from drivetrain.features.engines.duckdb import DuckDB
@@ -64,12 +64,14 @@ class Data:
         schema: the raw columns that the features read.
         targets: the columns that the loss sees.
         digest: of the rows where they lie in files, else of the declaration.
+        sources: what names the rows of tables and topics that they were read from.
     """
 
     source: Source
     schema: Schema
     targets: Schema
     digest: str
+    sources: Sequence[Mapping[str, Any]] = ()
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """Raw rows with their targets."""
@@ -178,6 +180,7 @@ def make_events(system: System, site: Site, emit: Emit = silent) -> Data:
     source: Source = system.events
     data_digest = digest(describe(source))
     if isinstance(source, Table):
+        source = pin(source)  # a table of a lake may change while we read
         directory = Path(site.work) / "events" / digest(fingerprint(source), names)
         if (directory / laid.MANIFEST).exists():
             source = Prepared.open(directory)
@@ -194,6 +197,7 @@ def make_events(system: System, site: Site, emit: Emit = silent) -> Data:
         schema.select(system.columns),
         schema.select(system.targets),
         data_digest,
+        source.sources if isinstance(source, Prepared) else (),
     )
 
 
@@ -391,10 +395,12 @@ def _bundle(system: System, data: Data, features: Features, graph: Graph, work: 
         targets=data.targets,
         features=features.schema,
         parents=parents,
+        sources=data.sources,
         system=system.describe(),
         packages=_packages(),
     )
-    path = work / "candidates" / digest(graph.digest, system.digest, data.digest, _packages())
+    made_of = (graph.digest, system.digest, data.digest, data.sources, _packages())
+    path = work / "candidates" / digest(*made_of)
     return (
         Bundle.open(path)
         if path.exists()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from drivetrain.core import packed, sketch
 from drivetrain.core.batch import Batch
@@ -43,6 +43,8 @@ class Manifest:
         metrics: repeatable figures, such as ``test/auc``.
         bounds: ``{metric: [at_least, at_most]}`` of the probes; they gate promotion.
         parents: digests of what it was made of (``events``, ``system``, ``model`` …).
+        sources: what names the rows that it was made of where they lie on in something that
+            changes: a table and its version, a topic and its offsets.
         system: the declaration, as plain data.
         packages: versions that made it.
         windows: ``core.window.Windows.to_json()`` of the windows among the inputs, which a server
@@ -61,6 +63,7 @@ class Manifest:
         default_factory=dict[str, Sequence[float | None]]
     )
     parents: Mapping[str, str] = field(default_factory=dict[str, str])
+    sources: Sequence[Mapping[str, Any]] = ()
     system: Mapping[str, Any] = field(default_factory=dict[str, Any])
     packages: Mapping[str, str] = field(default_factory=dict[str, str])
     windows: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -72,10 +75,13 @@ class Manifest:
         schemas = ("inputs", "outputs", "targets", "features")
         plain = {name: getattr(self, name).to_json() for name in schemas}
         found = {"format": FORMAT, **vars(self), **plain}
-        if not self.windows:  # so that a bundle without any keeps the digest that it always had
+        # What a bundle has none of is left out, so that it keeps the digest that it always had.
+        if not self.windows:
             del found["windows"], found["window_schema"]
         else:
             found["window_schema"] = self.window_schema.to_json()
+        if not self.sources:
+            del found["sources"]
         return found
 
     @classmethod
@@ -92,6 +98,10 @@ class Manifest:
         for name in ("metrics", "bounds", "parents", "system", "packages", "windows", "files"):
             if not isinstance(values.get(name, {}), Mapping):
                 raise wrong(f"manifest.{name}", values[name], "an object")
+        sources = values.get("sources", ())
+        if not isinstance(sources, list | tuple):
+            raise wrong("manifest.sources", sources, "a list")
+        values["sources"] = tuple(cast("Sequence[Mapping[str, Any]]", sources))
         for name in ("inputs", "outputs", "targets"):
             values[name] = Schema.from_json(values[name])
         values["window_schema"] = Schema.from_json(values.get("window_schema", ()))

@@ -35,12 +35,15 @@ class Prepared:
         schema: the columns.
         contents: for each split its rows, files and column digests, as the manifest says.
         dropped: for each step that left rows out, how many it was given and how many it kept.
+        sources: what names the rows of each leaf that can say so: a table and its version, a topic
+            and its offsets.
     """
 
     directory: Path
     schema: Schema
     contents: Mapping[str, Any]
     dropped: Sequence[Mapping[str, Any]] = ()
+    sources: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def open(cls, directory: Path) -> "Prepared":
@@ -56,7 +59,8 @@ class Prepared:
             if data["format"] != FORMAT:
                 raise wrong(f"{manifest}, format", data["format"], f"{FORMAT}; prepare it anew")
             schema = Schema.from_json(data["schema"])
-            found = cls(Path(directory), schema, data["splits"], tuple(data["dropped"]))
+            dropped, sources = tuple(data["dropped"]), tuple(data.get("sources", ()))
+            found = cls(Path(directory), schema, data["splits"], dropped, sources)
             sizes = {f["name"]: f["bytes"] for s in SPLITS for f in found.contents[s]["files"]}
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise wrong(str(manifest), str(error), "a whole manifest; prepare it anew") from error
@@ -159,6 +163,12 @@ def prepare(
         return Prepared.open(directory)
     if not columns:
         raise wrong("prepare columns", columns, "at least one column")
+    sources: list[Mapping[str, Any]] = []
+    if isinstance(table, Table):
+        table = pin(table)
+        for leaf in leaves(table):
+            if (named := leaf.lineage()) and named not in sources:
+                sources.append(named)
     schema = table.schema.select(columns, "prepare")
     dropped: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -180,6 +190,7 @@ def prepare(
             "schema": schema.to_json(),
             "splits": contents,
             "dropped": dropped,
+            "sources": sources,
         }
         text = json.dumps(manifest, indent=1, sort_keys=True)
         (target / MANIFEST).write_text(text)
@@ -233,6 +244,26 @@ def leaves(table: "Table") -> Iterator["Leaf"]:
     for step in steps:
         if isinstance(step, Lookup):
             yield from leaves(step.other)
+
+
+def pin(table: "Table") -> "Table":
+    """The table held to the rows that there are now in all that it reads.
+
+    Raises:
+        OSError: what is read is absent or may not be read.
+    """
+    from drivetrain.events.join import Lookup
+
+    spine, steps = table.chain()
+    held: Table = spine.pinned()
+    for step in steps:
+        changed: dict[str, Table] = {}
+        if held is not step.source:
+            changed["source"] = held
+        if isinstance(step, Lookup) and (other := pin(step.other)) is not step.other:
+            changed["other"] = other
+        held = dataclasses.replace(step, **changed) if changed else step
+    return held
 
 
 def find(room: Path, digest: str) -> Prepared | None:

@@ -110,7 +110,7 @@ class _Parquet:
             # Arrow would keep every byte that it has read ahead until the file is closed.
             reader = pq.ParquetFile(opened, pre_buffer=False)
             columns = [name for name in schema.names if name in reader.schema_arrow.names]
-            for batch in reader.iter_batches(_rows_within(reader, rows), columns=columns):
+            for batch in reader.iter_batches(rows_within(reader, rows), columns=columns):
                 yield pa.Table.from_batches([batch])
 
     def rows(self, file: File) -> int | None:
@@ -118,7 +118,7 @@ class _Parquet:
             return pq.ParquetFile(opened).metadata.num_rows
 
 
-def _rows_within(reader: pq.ParquetFile, rows: int) -> int:
+def rows_within(reader: pq.ParquetFile, rows: int) -> int:
     """At most ``rows``, fewer where rows are so wide that these would not fit a chunk."""
     metadata = reader.metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
@@ -303,10 +303,10 @@ def read(leaf: Files, schema: Schema, rows: int) -> Iterator[pa.Table]:
         for file in files_of(leaf)
         for table in _named(file, _format(leaf).tables(file, leaf, schema, rows))
     )
-    return _chunks(whole, rows)
+    return chunks_of(whole, rows)
 
 
-def _chunks(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+def chunks_of(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
     """The same rows in tables of even size."""
     held: list[pa.Table] = []
     count = size = 0

@@ -1,5 +1,6 @@
 """Draws a system or a bundle: as plain data, for the terminal, and as one self-contained page."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from textwrap import wrap
@@ -55,6 +56,7 @@ def plain(
         drawn["metrics"] = dict(manifest.metrics)
         drawn["bounds"] = {name: list(bound) for name, bound in manifest.bounds.items()}
         drawn["parents"] = dict(manifest.parents)
+        drawn["sources"] = [dict(source) for source in manifest.sources]
         drawn["packages"] = dict(manifest.packages)
         drawn["files"] = {name: dict(file) for name, file in manifest.files.items()}
     if features is not None:
@@ -84,7 +86,15 @@ def text(drawn: Plain) -> str:
                 f"  {key:40}{_number(item):12}{_bound(bounds.get(key))}".rstrip()
                 for key, item in drawn[title].items()
             ]
+    if drawn.get("sources"):
+        lines += ["", "sources", *(f"  {source}" for source in _sources(drawn))]
     return "\n".join(map(_printable, lines)) + "\n"
+
+
+def _sources(drawn: Plain) -> Iterable[str]:
+    """What names the rows that a bundle was made of, a line each."""
+    for source in drawn["sources"]:
+        yield ", ".join(f"{key} {json.dumps(value)}" for key, value in source.items())
 
 
 def _columns(title: str, fields: Any) -> list[str]:
@@ -174,6 +184,8 @@ def html(drawn: Plain) -> str:
         for title in ("parents", "packages")
         if drawn.get(title)
     ]
+    if drawn.get("sources"):
+        parts.append(_table("sources", ("rows of",), [(line,) for line in _sources(drawn)]))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
