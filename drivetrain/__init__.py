@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from drivetrain.core.graph import Graph
     from drivetrain.core.site import Site
     from drivetrain.core.system import System
+    from drivetrain.core.window import Window
     from drivetrain.events.expression import (
         coalesce,
         col,
@@ -69,6 +70,7 @@ _HOME = {
     "core.graph": ("Graph",),
     "core.site": ("Site",),
     "core.system": ("System",),
+    "core.window": ("Window",),
     "events.expression": (
         "coalesce",
         "col",
@@ -215,6 +217,7 @@ __all__ = [
     "TimeSplit",
     "Tokens",
     "TopK",
+    "Window",
     "coalesce",
     "col",
     "concat",

@@ -1,7 +1,7 @@
 """DuckDB within bounds: a connection of its own, and queries over one chunk of rows at a time."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -51,8 +51,9 @@ class Limits:
 class Engine:
     """One DuckDB in memory that runs queries over chunks and holds the tables they look up in."""
 
-    def __init__(self, connection: "duckdb.DuckDBPyConnection") -> None:
-        self.connection = connection
+    def __init__(self, connection: "duckdb.DuckDBPyConnection", directory: Path) -> None:
+        """Run on a connection; ``directory`` is for what lies on disk as long as it does."""
+        self.connection, self.directory = connection, directory
         self._numbers = count()
 
     def create(self, columns: str) -> str:
@@ -65,6 +66,23 @@ class Engine:
         """Append what ``query`` gives for :data:`CHUNK` to a table."""
         with self._seen(chunk), _named(label):
             self.connection.execute(f"INSERT INTO {table} {query}")
+
+    def drop(self, table: str) -> None:
+        """Let go of a table."""
+        self.connection.execute(f"DROP TABLE {table}")
+
+    def sorted(
+        self, table: str, by: Sequence[str], rows: int, label: str
+    ) -> "Iterator[pa.RecordBatch]":
+        """The rows of a table in order of columns, at most ``rows`` at a time.
+
+        Raises:
+            MemoryError: sorting needs more than the memory limit even so.
+            OSError: DuckDB cannot spill.
+        """
+        with _named(label):
+            found = self.connection.sql(f"SELECT * FROM {table} ORDER BY {', '.join(by)}")
+            yield from found.to_arrow_reader(rows)
 
     def run(self, query: str, chunk: pa.Table, label: str) -> pa.Table:
         """What ``query`` gives for :data:`CHUNK`, in order of :data:`ROW`.
@@ -132,6 +150,6 @@ def engine(limits: Limits) -> Iterator[Engine]:
         except duckdb.Error as error:
             raise wrong("memory", limits.memory, f"an amount such as '1GB' ({error})") from None
         try:
-            yield Engine(connection)
+            yield Engine(connection, Path(spill))
         finally:
             connection.close()

@@ -1,13 +1,14 @@
 """Runs the steps of a table: its spine a chunk at a time, what it is joined with held once.
 
 Each chunk of the spine goes through all steps before the next is read, so memory is bounded by
-the chunk, the joined tables and the engine's limit, however many rows there are. What a chunk
-becomes does not depend on where chunks begin; the rows keep the order of the spine.
+the chunk, the joined tables and the engine's limit, however many rows there are. Only windows have
+to see all rows before they answer the first; those lie on disk meanwhile. What a chunk becomes does
+not depend on where chunks begin; the rows keep the order of the spine.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,13 @@ from drivetrain.core.schema import Field, Schema
 from drivetrain.core.seams import SPLITS, Shard, Split
 from drivetrain.events.arrow import arrow_schema
 from drivetrain.events.asof import LastBefore
+from drivetrain.events.carry import Remembers, pack, unpack
 from drivetrain.events.duckdb import CHUNK, ROW, Engine, Limits, engine
 from drivetrain.events.join import AsOfJoin, Join
 from drivetrain.events.split import SPLIT, HashSplit
 from drivetrain.events.sql import SQL_TYPE, identifier, quote
 from drivetrain.events.table import Assign, DropDuplicates, Leaf, RowStep, Step, Table
+from drivetrain.events.windows import WithWindows
 
 pc = need("pyarrow.compute", "data")
 
@@ -47,6 +50,15 @@ class Stage(Protocol):
     """What a chunk goes through."""
 
     def __call__(self, chunk: pa.Table) -> pa.Table: ...
+
+
+@runtime_checkable
+class Whole(Protocol):
+    """A stage that gives other rows where it may see all of them first."""
+
+    def over(self, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """What all chunks become, each at its place."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,33 @@ class Distinct:
         self.engine.insert(self.seen, f"SELECT {keys} FROM {CHUNK}", kept, self.tally.step)
         return self.tally.count(chunk, kept)
 
+    @property
+    def label(self) -> str:
+        """The step, as it was written."""
+        return self.tally.step
+
+    def dump(self) -> bytes:
+        """All keys seen so far."""
+        seen = self.engine.connection.table(self.seen).to_arrow_table()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, seen.schema) as writer:
+            writer.write_table(seen)
+        return sink.getvalue().to_pybytes()
+
+    def load(self, data: bytes) -> None:
+        """Have seen those keys.
+
+        Raises:
+            ValueError: they are damaged.
+        """
+        keys = ", ".join(self.by)
+        try:
+            seen = pa.ipc.open_stream(data).read_all()
+        except pa.ArrowInvalid as error:
+            raise wrong(f"{self.label}, its state", str(error), "what dump gave") from None
+        self.engine.connection.execute(f"DELETE FROM {self.seen}")
+        self.engine.insert(self.seen, f"SELECT {keys} FROM {CHUNK}", seen, self.label)
+
 
 @dataclass(frozen=True)
 class Assigned:
@@ -137,7 +176,22 @@ class Plan:
     @property
     def stateful(self) -> bool:
         """Whether what a chunk becomes depends on the chunks before it."""
-        return any(isinstance(stage, Distinct) for stage in self.stages)
+        return bool(self._remembering)
+
+    @property
+    def _remembering(self) -> list[Remembers]:
+        return [stage for stage in self.stages if isinstance(stage, Remembers)]
+
+    def over(self, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """What all chunks of the spine become, each at its place.
+
+        A window then holds what was known at its row's time in any row, as :meth:`run` can't tell:
+        it has seen no further than its chunk.
+        """
+        found: Iterable[pa.Table] = map(self._numbered, chunks)
+        for stage in self.stages:
+            found = stage.over(found) if isinstance(stage, Whole) else map(stage, found)
+        return map(self._finished, found)
 
     def run(self, chunk: pa.Table) -> pa.Table:
         """What a chunk of the spine becomes, in order."""
@@ -146,18 +200,36 @@ class Plan:
     def trace(self, chunk: pa.Table) -> tuple[pa.Table, Array]:
         """What a chunk becomes, and int64 ``[rows]``: the row of it that each came from."""
         first = self.rows
-        numbers = np.arange(first, first + len(chunk), dtype=np.int64)
-        self.rows += len(chunk)
-        chunk = chunk.rename_columns([identifier(name) for name in chunk.column_names])
-        chunk = chunk.append_column(ROW, pa.array(numbers))
+        chunk = self._numbered(chunk)
         for stage in self.stages:
             chunk = stage(chunk)
+        return self._finished(chunk), chunk[ROW].to_numpy() - first
+
+    def state(self) -> bytes:
+        """What goes on from chunk to chunk: keys of drop_duplicates, windows of a stream."""
+        return pack(self._remembering, self.rows)
+
+    def restore(self, state: bytes) -> None:
+        """Go on from where a run of the same plan stood.
+
+        Raises:
+            ValueError: the state is damaged, or of another plan.
+        """
+        self.rows = unpack(state, self._remembering)
+
+    def _numbered(self, chunk: pa.Table) -> pa.Table:
+        numbers = np.arange(self.rows, self.rows + len(chunk), dtype=np.int64)
+        self.rows += len(chunk)
+        chunk = chunk.rename_columns([identifier(name) for name in chunk.column_names])
+        return chunk.append_column(ROW, pa.array(numbers))
+
+    def _finished(self, chunk: pa.Table) -> pa.Table:
         fields = list(arrow_schema(self.gives))
         if SPLIT in chunk.column_names:
             fields.append(pa.field(SPLIT, pa.int64()))
         schema = pa.schema(fields)
         columns = [chunk[identifier(name)].cast(schema.field(name).type) for name in schema.names]
-        return pa.Table.from_arrays(columns, schema=schema), chunk[ROW].to_numpy() - first
+        return pa.Table.from_arrays(columns, schema=schema)
 
 
 def compile_plan(
@@ -218,6 +290,8 @@ class _Compiler:
             self._join(step, before, live)
         elif isinstance(step, AsOfJoin):
             self._asof(step, before, live)
+        elif isinstance(step, WithWindows):
+            self._windows(step, before, live)
         else:
             assert isinstance(step, DropDuplicates), type(step)
             self._distinct(step, before)
@@ -306,6 +380,17 @@ class _Compiler:
         own = [identifier(name) for name in live if name not in added.values()]
         self.plan.stages.append(AsOf(search, observed, by, identifier(step.on_time[0]), own))
 
+    def _windows(self, step: WithWindows, before: Schema, live: Sequence[str]) -> None:
+        windows = step.windows.select(live)
+        if not windows.columns:
+            return
+        from drivetrain.events.backfill import Windowed  # which needs the compiled part
+
+        self.flush()
+        reads = before.select(dict.fromkeys((*windows.asked, *windows.observed)))
+        own = [identifier(name) for name in live if name not in windows.names]
+        self.plan.stages.append(Windowed(self.engine, windows, reads, own, step.label))
+
     def _distinct(self, step: DropDuplicates, before: Schema) -> None:
         self.flush()
         by = step.by or before.names
@@ -331,8 +416,7 @@ def stream(
 ) -> Iterator[pa.Table]:
     """The rows of a table, unsplit, in order."""
     plan = compile_plan(table, columns, engine, limits, split=False)
-    for chunk in plan.spine.chunks(plan.reads, limits.chunk):
-        yield plan.run(chunk)
+    yield from plan.over(plan.spine.chunks(plan.reads, limits.chunk))
 
 
 def batches(
@@ -344,11 +428,14 @@ def batches(
     with engine(limits) as running:
         schema = table.schema
         plan = compile_plan(table, schema.names, running, limits)
-        for position, chunk in enumerate(plan.spine.chunks(plan.reads, limits.chunk)):
-            mine = position % shard.count == shard.index
-            if not mine and not plan.stateful:
-                continue
-            rows = plan.run(chunk)
+        chunks = enumerate(plan.spine.chunks(plan.reads, limits.chunk))
+        if plan.stateful:
+            found = enumerate(plan.over(chunk for _, chunk in chunks))
+            mine = (rows for position, rows in found if position % shard.count == shard.index)
+        else:
+            own = (chunk for position, chunk in chunks if position % shard.count == shard.index)
+            mine = plan.over(own)
+        for rows in mine:
             rows = rows.filter(pc.equal(rows[SPLIT], number))
-            if mine and len(rows):
+            if len(rows):
                 yield Batch.from_arrow(rows.select(schema.names), schema)

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +167,7 @@ def _bytes_of(texts: pa.Array) -> Any:
 
 def from_plan(plan: Plan, limits: Limits, shelf: Shelf, emit: Emit) -> None:
     """Run a plan over all of its spine."""
-    total = plan.spine.count()
-    for chunk in plan.spine.chunks(plan.reads, limits.chunk):
-        rows = plan.run(chunk)
+    for rows in plan.over(_told(plan, plan.spine.chunks(plan.reads, limits.chunk), emit)):
         number = rows[SPLIT]
         values = rows.select(plan.gives.names)
         for position, split in enumerate(SPLITS):
@@ -178,6 +176,13 @@ def from_plan(plan: Plan, limits: Limits, shelf: Shelf, emit: Emit) -> None:
                 shelf.add(split, values)
                 break
             shelf.add(split, values.filter(mine))
+
+
+def _told(plan: Plan, chunks: Iterable[pa.Table], emit: Emit) -> Iterator[pa.Table]:
+    """Chunks of the spine, and after each how far that is."""
+    total = plan.spine.count()
+    for chunk in chunks:
+        yield chunk
         emit(Progress(stage="events", done=plan.rows, total=total))
 
 

@@ -1,8 +1,8 @@
 """A table as a plan: files, and the cleaning, joins and split that its rows go through.
 
 A table is a value: declaring one reads nothing. The leftmost files of a plan are its *spine*;
-their rows are streamed in order, a chunk at a time, and every step but ``drop_duplicates`` sees
-one row by itself, so memory does not grow with the rows and a stream can take the same plan.
+their rows are streamed in order, a chunk at a time; every step but ``drop_duplicates`` and
+``with_windows`` sees one row by itself. So memory is bounded, and a stream can take the same plan.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from drivetrain.core.batch import Batch
+    from drivetrain.core.window import Length, Window
 
 Keys: TypeAlias = str | Sequence[str] | Mapping[str, str]
 """Key columns: one name, several, or ``{left: right}`` where the two tables name them apart."""
@@ -132,6 +133,22 @@ class Table:
         age = None if tolerance is None else tolerance // timedelta(microseconds=1)
         keys = pairs("join_asof", by, empty=True)
         return AsOfJoin(self, other, _chosen(columns), suffix, (left, right), keys, strict, age)
+
+    def with_windows(
+        self, *, time: str | None = None, lateness: "Length | None" = None, **columns: "Window"
+    ) -> "Table":
+        """Columns that earlier rows with the same key give, each a ``Window``.
+
+        Each row of this step is asked at its time and observed from when it was known, whatever
+        their order. All are read before one goes on; those of a stream see what came before them.
+
+        Args:
+            time: the timestamp column at which a row is asked; None takes the files' own.
+            lateness: how much too late an observation of a stream may come; None: none may.
+        """
+        from drivetrain.events.windows import WithWindows, declared
+
+        return WithWindows(self, declared(self, time, lateness, columns))
 
     def split(self, by: TimeSplit | HashSplit) -> "Table":
         """Each row assigned to train, validate or test, by its values at this step."""

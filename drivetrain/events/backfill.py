@@ -1,0 +1,241 @@
+"""Windows for all rows of a spine, exactly and within bounded memory: laid down, sorted, walked.
+
+What a row is told does not depend on the order of the rows, so all of them have to be read before
+the first one is answered; they lie on disk meanwhile. Where they come in order of time and are
+known at once, one walk over them as they come is enough. Otherwise the engine sorts the narrow
+columns of a track (key, time, value) key by key, and a walk over these needs the state of one key.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from drivetrain.core.batch import Array, Batch
+from drivetrain.core.need import need
+from drivetrain.core.schema import MISSING_INT, Field, Schema
+from drivetrain.core.tracks import Tracks
+from drivetrain.core.window import Windows
+from drivetrain.events.arrow import arrow_type
+from drivetrain.events.duckdb import CHUNK, ROW, Engine
+from drivetrain.events.spill import Rows, Values
+from drivetrain.events.sql import identifier
+
+pc = need("pyarrow.compute", "data")
+
+ASK, TELL = 1, 2
+
+PIECE = 1 << 20
+"""So many sorted questions and observations are walked at a time."""
+
+STATE = 256 << 20
+"""Where all keys together take more bytes than this, they are sorted and walked one by one."""
+
+
+@dataclass
+class Windowed:
+    """Adds windows to the rows of a plan.
+
+    Attributes:
+        engine: sorts, and knows where rows may lie.
+        windows: those that are needed.
+        schema: the columns that they ask for and observe.
+        keep: the other columns that go on, as SQL identifiers.
+        label: the step, for errors.
+        tracks: what a stream has made known so far.
+    """
+
+    engine: Engine
+    windows: Windows
+    schema: Schema
+    keep: Sequence[str]
+    label: str
+    tracks: Tracks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tracks = Tracks(self.windows, self.schema)
+
+    def __call__(self, chunk: pa.Table) -> pa.Table:
+        """The next rows of a stream: in the order in which they come, each asks and then tells."""
+        return self._attach(chunk, self.tracks.replay(self._batch(chunk, self.schema)))
+
+    def dump(self) -> bytes:
+        """All that the rows of a stream made known."""
+        return self.tracks.dump()
+
+    def load(self, data: bytes) -> None:
+        """Know that instead.
+
+        Raises:
+            ValueError: it is damaged, or of other windows.
+        """
+        self.tracks = Tracks.load(data, self.windows, self.schema)
+
+    def over(self, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """All rows of a spine, table by table as they came."""
+        with TemporaryDirectory(prefix="windows-", dir=self.engine.directory) as name:
+            folder = Path(name)
+            rows = Rows(folder / "rows.arrow", self.label)
+            in_order = _InOrder(self.windows, self.schema, folder, self.label)
+            for chunk in chunks:
+                rows.add(chunk)
+                in_order.add(self._batch(chunk, self.schema))
+            rows.close()
+            groups = [in_order.answers] if in_order.answers else []
+            answered = {name for group in groups for name in group.windows.names}
+            for track in self.windows.tracks:
+                names = [name for name, _ in track.windows if name not in answered]
+                if names:
+                    groups.append(self._by_key(self.windows.select(names), rows, folder))
+            start = 0
+            for chunk in rows.read():
+                stop = start + len(chunk)
+                yield self._attach(chunk, dict(i for g in groups for i in g.take(start, stop)))
+                start = stop
+
+    def _by_key(self, windows: Windows, rows: Rows, folder: Path) -> "_Answers":
+        """The windows of one track, its questions and observations sorted by key and time."""
+        reads = self.schema.select(dict.fromkeys((*windows.asked, *windows.observed)))
+        tracks = Tracks(windows, reads)
+        held = self.engine.create(_COLUMNS)
+        start = 0
+        for chunk in rows.read([identifier(name) for name in reads.names]):
+            narrow = _narrow(tracks, windows, self._batch(chunk, reads), start)
+            self.engine.insert(held, f"SELECT * FROM {CHUNK}", narrow, self.label)
+            start += len(chunk)
+        answers = _Answers(windows, tracks.fields, folder, self.label)
+        pieces = self.engine.sorted(held, _ORDER, PIECE, self.label)
+        for asked, found in _walked(lambda: Tracks(windows, reads), pieces):
+            answers.put(asked, found)
+        self.engine.drop(held)
+        return answers
+
+    def _batch(self, chunk: pa.Table, schema: Schema) -> Batch:
+        chunk = chunk.select([identifier(name) for name in schema.names])
+        return Batch.from_arrow(chunk.rename_columns(list(schema.names)), schema)
+
+    def _attach(self, chunk: pa.Table, found: dict[str, Array]) -> pa.Table:
+        columns = {name: chunk[name] for name in (*self.keep, ROW)}
+        for given in self.tracks.fields:
+            columns[identifier(given.name)] = _column(found[given.name], given)
+        return pa.table(columns)
+
+
+def _column(values: Array, field: Field) -> Any:
+    """An Arrow column of windows, those that are missing as nulls."""
+    flat = values.reshape(-1)
+    missing = np.isnan(flat) if flat.dtype.kind == "f" else flat == MISSING_INT
+    column = pa.array(flat, mask=missing).cast(arrow_type(Field(field.name, field.dtype)))
+    if field.shape:
+        return pa.FixedSizeListArray.from_arrays(column, field.shape[0])
+    return column
+
+
+class _Answers:
+    """The windows of all rows, put in any order and taken in that of the rows."""
+
+    def __init__(self, windows: Windows, fields: Sequence[Field], folder: Path, label: str) -> None:
+        self.windows = windows
+        self.names = [field.name for field in fields]
+        self._folder = Path(mkdtemp(dir=folder))
+        forms = [(field.numpy, tuple(size or 0 for size in field.shape)) for field in fields]
+        self._values = Values(self._folder, forms, label)
+
+    def put(self, rows: Array, columns: Sequence[Array]) -> None:
+        self._values.put(rows, columns)
+
+    def take(self, start: int, stop: int) -> Iterable[tuple[str, Array]]:
+        return zip(self.names, self._values.take(start, stop), strict=True)
+
+
+class _InOrder:
+    """Answers rows as they come, for as long as they come in order of time.
+
+    Attributes:
+        answers: the windows of all rows so far whose tracks are known at the row's own time; None
+            if there is no such track, or the rows were not in order.
+    """
+
+    def __init__(self, windows: Windows, schema: Schema, folder: Path, label: str) -> None:
+        at_once = [track for track in windows.tracks if track.known == windows.time]
+        windows = windows.select([name for track in at_once for name, _ in track.windows])
+        self.answers: _Answers | None = None
+        self._rows, self._latest = 0, MISSING_INT
+        if at_once:
+            self._time = windows.time
+            self._tracks = Tracks(windows, schema)
+            self.answers = _Answers(windows, self._tracks.fields, folder, label)
+
+    def add(self, batch: Batch) -> None:
+        """The next rows."""
+        if self.answers is None:
+            return
+        times = batch[self._time]
+        times = times[times != MISSING_INT]
+        if len(times):
+            if times[0] < self._latest or bool((times[1:] < times[:-1]).any()):
+                self.answers = None
+                return
+            self._latest = int(times[-1])
+        found = self._tracks.replay(batch)
+        rows = np.arange(self._rows, self._rows + len(batch))
+        self.answers.put(rows, [found[name] for name in self.answers.names])
+        self._rows += len(batch)
+        self._tracks.expire(self._latest)
+        if self._tracks.bytes > STATE:
+            self.answers = None
+
+
+# -- key by key ------------------------------------------------------------------------------------
+
+_COLUMNS = "k1 UBIGINT, k2 UBIGINT, at BIGINT, value BIGINT, kind UTINYINT, position BIGINT"
+_ORDER = ("k1", "k2", "at", "position")
+_NAMES = ("k1", "k2", "at", "value", "kind", "position")
+
+
+def _narrow(tracks: Tracks, windows: Windows, batch: Batch, start: int) -> pa.Table:
+    """The questions and the observations of rows for the only track there is."""
+    (track,) = windows.tracks
+    keys = tracks.hash(0, batch)
+    times, known = batch[windows.time], batch[track.known]
+    rows = np.arange(start, start + len(batch))
+    values, there = tracks.encode(0, batch)
+    tells = there & (known != MISSING_INT) & keys.any(axis=1)
+    # whoever has no time asks as one without a key, and is given an empty window
+    asking = np.where((times == MISSING_INT)[:, None], np.uint64(0), keys)
+    if track.known == windows.time:
+        kinds = np.where(tells, ASK | TELL, ASK)
+        return _table(asking, times, values, kinds, rows)
+    asks = _table(asking, times, np.zeros_like(values), np.full(len(rows), ASK), rows)
+    told = _table(keys, known, values, np.full(len(rows), TELL), rows)
+    return pa.concat_tables([asks, told.filter(pa.array(tells))])
+
+
+def _table(keys: Array, at: Array, values: Array, kinds: Array, rows: Array) -> pa.Table:
+    columns = (keys[:, 0], keys[:, 1], at, values.view(np.int64), kinds.astype(np.uint8), rows)
+    return pa.table(dict(zip(_NAMES, map(np.ascontiguousarray, columns), strict=True)))
+
+
+def _walked(
+    make: Callable[[], Tracks], pieces: Iterable[pa.RecordBatch]
+) -> Iterator[tuple[Array, list[Array]]]:
+    """Rows and their windows, piece by piece; what a key made known is forgotten behind it."""
+    tracks = make()
+    for piece in pieces:
+        columns = [piece[name].to_numpy() for name in _NAMES]
+        keys = np.stack(columns[:2], axis=1)
+        # Only the last key of a piece may go on in the next one.
+        last = int(np.argmax((keys == keys[-1]).all(axis=1)))
+        for begin, end in ((0, last), (last, len(keys))):
+            if begin == end:
+                continue
+            if begin:
+                tracks = make()
+            at, values, kinds, rows = (column[begin:end] for column in columns[2:])
+            found = tracks.run(0, keys[begin:end], at, values, kinds)
+            asks = np.flatnonzero(kinds & ASK)
+            yield rows[asks], [column[asks] for column in found]
