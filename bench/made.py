@@ -139,6 +139,10 @@ class InMemory:
             high = first + count * (shard.index + 1) // shard.count
             yield whole.slice(low, high) if places is None else whole.take(places[low:high])
 
+    def take(self, split: Split, rows: Array) -> Batch:
+        """The rows of these numbers."""
+        return Batch(self.splits[split]).take(rows)
+
 
 CATEGORIES = (7, 24, 3, 16, 105, 4_000, 50, 200, 1_000, 12)
 NUMBERS = 13
