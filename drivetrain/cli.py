@@ -173,10 +173,12 @@ def _json(data: Any) -> str:
 
 def _check(options: argparse.Namespace) -> int:
     from drivetrain.events.known import known_schema
+    from drivetrain.events.windows import kept
 
     system, site = _read(options, options.file)
     schema = known_schema(system.events, Path(site.work, "schemas"))
     system.check(schema)
+    kept(system.events, system.columns)
     found = {
         "system": system.name,
         "columns": len(schema),

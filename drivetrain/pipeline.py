@@ -34,6 +34,7 @@ from drivetrain.core.world import World
 from drivetrain.events import prepared as laid
 from drivetrain.events.prepared import Prepared, fingerprint, pin, prepare
 from drivetrain.events.table import Table
+from drivetrain.events.windows import Kept, kept
 from drivetrain.features.compile import compile
 from drivetrain.features.engines.duckdb import DuckDB
 from drivetrain.features.examples import Examples
@@ -65,6 +66,7 @@ class Data:
         targets: the columns that the loss sees.
         digest: of the rows where they lie in files, else of the declaration.
         sources: what names the rows of tables and topics that they were read from.
+        kept: the windows among the columns, which a server keeps by itself.
     """
 
     source: Source
@@ -72,6 +74,7 @@ class Data:
     targets: Schema
     digest: str
     sources: Sequence[Mapping[str, Any]] = ()
+    kept: Kept | None = None
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """Raw rows with their targets."""
@@ -173,6 +176,7 @@ def _account(site: Site, bundle: Bundle, meter: Meter, emit: Emit) -> None:
 def make_events(system: System, site: Site, emit: Emit = silent) -> Data:
     """Clean, join and split the events once; a source that is no table is read as it is."""
     system.check(system.events.schema)
+    windows = kept(system.events, system.columns)
     names = [*system.columns, *system.targets]
     lessons = _lessons(system)
     if lessons is not None:  # the teacher may read other columns than the student
@@ -198,6 +202,7 @@ def make_events(system: System, site: Site, emit: Emit = silent) -> Data:
         schema.select(system.targets),
         data_digest,
         source.sources if isinstance(source, Prepared) else (),
+        windows,
     )
 
 
@@ -388,6 +393,7 @@ def _bundle(system: System, data: Data, features: Features, graph: Graph, work: 
     lessons = _lessons(system)
     if lessons is not None:
         parents["teacher"] = lessons.bundle.digest
+    windows = data.kept and data.kept.among(inputs.names)
     manifest = Manifest(
         name=system.name,
         inputs=inputs,
@@ -398,6 +404,8 @@ def _bundle(system: System, data: Data, features: Features, graph: Graph, work: 
         sources=data.sources,
         system=system.describe(),
         packages=_packages(),
+        windows=windows.windows.to_json() if windows else {},
+        window_schema=windows.schema if windows else Schema(()),
     )
     made_of = (graph.digest, system.digest, data.digest, data.sources, _packages())
     path = work / "candidates" / digest(*made_of)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Schema
+from drivetrain.core.seams import Source
 from drivetrain.core.window import Length, Window, Windows, microseconds_of
 from drivetrain.events.operators import columns_of
 from drivetrain.events.table import Drop, Rename, Select, Step, Table, WithColumns
@@ -65,6 +66,11 @@ class Kept:
     windows: Windows
     step: WithWindows
 
+    def among(self, columns: Sequence[str]) -> "Kept | None":
+        """Those that give one of these columns; None if there is none."""
+        windows = self.windows.select(columns)
+        return Kept(windows, self.step) if windows.columns else None
+
     @property
     def schema(self) -> Schema:
         """The columns that they ask for and observe; reads the heads of the files."""
@@ -72,7 +78,7 @@ class Kept:
         return self.step.source.schema.select(names, self.step.label)
 
 
-def kept(table: Table, columns: Sequence[str]) -> Kept | None:
+def kept(source: Source, columns: Sequence[str]) -> Kept | None:
     """The windows among the columns that a system's features read; None if there is none.
 
     A server is given rows as they are after the last step and has only the windows to add. So a
@@ -80,7 +86,7 @@ def kept(table: Table, columns: Sequence[str]) -> Kept | None:
     a feature reads must be the same at both places. No file is read.
 
     Args:
-        table: the whole plan.
+        source: the whole plan; a source that is no table has no windows.
         columns: what the features read.
 
     Raises:
@@ -88,7 +94,7 @@ def kept(table: Table, columns: Sequence[str]) -> Kept | None:
             another column under the name of one that a window asks for.
     """
     walk = _Walk()
-    for step in table.chain()[1]:
+    for step in source.chain()[1] if isinstance(source, Table) else ():
         walk.add(step)
     used = [name for name in columns if name in walk.windows]
     for name in columns:
