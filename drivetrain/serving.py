@@ -105,6 +105,7 @@ def server_of(site: Site, references: Sequence[str], port: int | None = None) ->
             site asks, or two of one name.
     """
     from drivetrain.serve.server import Server
+    from drivetrain.serve.state.states import Keeping
     from drivetrain.serve.telemetry.retention import Retention
 
     registry = registry_of(site)
@@ -135,6 +136,11 @@ def server_of(site: Site, references: Sequence[str], port: int | None = None) ->
         hang_seconds=site.serve.hang_seconds,
         placement=site.serve.placement,
         parity=site.serve.parity,
+        state=Keeping(
+            place=site.serve.state,
+            bytes=site.serve.state_bytes,
+            missing=site.serve.state_missing,
+        ),
     )
 
 

@@ -102,6 +102,11 @@ class ServeSite:
             ``openvino``, ``openvino-bf16``, ``cuda``, ``tensorrt`` and others are used, or are an
             error; ``auto`` measures what is installed and picks the fastest that gives the same.
         parity: how far answers may be from the plain CPU's; 0 for the placement's own limit.
+        state: where the observations are kept that windows are read off: a directory, for one
+            process; ``redis://host:port/db`` for several; empty for memory that ends with it.
+        state_bytes: of memory that the observations of an alias may take.
+        state_missing: while Redis cannot be asked, ``refuse`` answers 503, and ``empty`` predicts
+            with empty windows and counts them.
     """
 
     host: str = "127.0.0.1"
@@ -121,6 +126,9 @@ class ServeSite:
     token_file: str = ""
     placement: str = "cpu"
     parity: float = 0.0
+    state: str = ""
+    state_bytes: int = 1 << 30
+    state_missing: str = "refuse"
 
     def token(self) -> str | None:
         """What ``token_file`` holds, less white space around it; None if there is none.

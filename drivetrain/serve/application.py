@@ -20,6 +20,7 @@ from drivetrain.serve.protocols.openapi import PAGE_HEADERS, document, page
 from drivetrain.serve.protocols.rows import RowsRoute
 from drivetrain.serve.protocols.tfserving import PredictRoute, status
 from drivetrain.serve.protocols.v2 import InferRoute, model_metadata, server_metadata
+from drivetrain.serve.state.observing import Observing
 from drivetrain.serve.telemetry.metrics import CONTENT_TYPE
 from drivetrain.serve.transport.coding import inflate
 from drivetrain.serve.transport.exchange import Exchange, RefusedError
@@ -33,7 +34,9 @@ HTML = b"text/html; charset=utf-8"
 _LIVE, _READY = "/v2/health/live", "/v2/health/ready"
 _OPEN = frozenset(target.encode() for target in (_LIVE, _READY, *OPEN_METHODS))
 """Targets that need no token: a platform's health checks carry none, and they say nothing else."""
-_MODEL = re.compile(r"/(?:v[12]/models|predict)/([^/:]+)(?:/versions/([^/:]+))?(?:[/:][a-z]+)?")
+_MODEL = re.compile(
+    r"/(?:v[12]/models|predict|observe)/([^/:]+)(?:/versions/([^/:]+))?(?:[/:][a-z]+)?"
+)
 
 
 ROUTES: tuple[type[Route], ...] = (RowsRoute, InferRoute, PredictRoute, *GRPC_ROUTES)
@@ -140,6 +143,10 @@ class Application:
             targets[f"{v2}/infer"] = {b"POST": self.route(InferRoute.name, name, version)}
             targets[f"{v1}:predict"] = {b"POST": self.route(PredictRoute.name, name, version)}
         targets[f"/predict/{name}"] = {b"POST": self.route(RowsRoute.name, name)}
+        state = None if self._service.states is None else self._service.states.of(name)
+        if state is not None:
+            observing = Observing(state, self._service)
+            targets[f"/observe/{name}"] = {**_reading(observing.tell), b"POST": observing}
         self._of_model[name] = targets
         self._hang(release, targets)
         self._fill()

@@ -23,8 +23,9 @@ from drivetrain.serve.event_loop import import_loop, new_loop
 from drivetrain.serve.execution.engine import Batching, Engine
 from drivetrain.serve.execution.loading import Loader, Verify
 from drivetrain.serve.execution.models import Resolve, checked_name, pinned
-from drivetrain.serve.execution.weights import Weights
+from drivetrain.serve.execution.weights import Weights, shared_weights
 from drivetrain.serve.protocols.calls import RequestIds, Service
+from drivetrain.serve.state.states import Keeping, States
 from drivetrain.serve.telemetry.access import AccessLog
 from drivetrain.serve.telemetry.feedback import Feedback
 from drivetrain.serve.telemetry.metrics import Figures, Metrics
@@ -74,6 +75,8 @@ class Server:
         access_log: gets one line of JSON for each answer; a path is appended to (see
             :class:`drivetrain.serve.telemetry.access.AccessLog`).
         tracing: where the traces of requests go; None makes none.
+        state: where the observations are kept that windows are read off; None keeps them in
+            memory.
         limits: what one client may take.
         batching: how requests share runs.
         reload_seconds: how often aliases are asked.
@@ -109,6 +112,7 @@ class Server:
         retention: Retention | None = None,
         access_log: TextIO | Path | None = None,
         tracing: Tracing | None = None,
+        state: Keeping | None = None,
         limits: HttpLimits | None = None,
         batching: Batching | None = None,
         reload_seconds: float = 1.0,
@@ -149,6 +153,8 @@ class Server:
         self._grace_seconds = grace_seconds
         self._last: threading.Timer | None = None
         self._workers = _count(workers)
+        kept = (self._workers, self.metrics, self._batching.most_rows)
+        self._states = States(state or Keeping(), *kept)
         if hang_seconds < _LEAST_HANG_SECONDS:
             raise wrong("hang_seconds", hang_seconds, f"{_LEAST_HANG_SECONDS:g} or more")
         self._hang_seconds, self._load_seconds = hang_seconds, load_seconds
@@ -219,7 +225,7 @@ class Server:
             *(self._work, listeners, end_seconds, self._hang_seconds, self._load_seconds),
             ended=shared.left,
         )
-        self._weights = _shared_weights(needed=self._placement == AUTO)
+        self._weights = shared_weights(needed=self._placement == AUTO)
         try:
             return self._supervisor.run(started)
         finally:
@@ -278,12 +284,13 @@ class Server:
                 self.metrics.others = self._others
                 stack.callback(self._publish)
             engine = Engine(self._batching, self.metrics, loop)
+            stack.callback(self._states.end)
             application = self._application(engine, memory, stack)
             stack.callback(engine.shut_down)
             stack.callback(application.shut_down)
             loader = Loader(self._weights, self._placement, self._parity, self._verify)
             told = (self.metrics, loader, seat, self._load_seconds)
-            aliases = Aliases(self._resolve, application, engine, *told)
+            aliases = Aliases(self._resolve, application, engine, *told, self._states)
             repository = Repository(aliases, shared.repository, number)
             application.manage(repository, memory)
             aliases.begin(repository.unloaded)
@@ -347,6 +354,7 @@ class Server:
             access=access,
             traces=traces,
             shared_memory=memory,
+            states=self._states,
             tensor_bytes=self._limits.body_bytes,
         )
         return Application(service, self._token)
@@ -443,18 +451,6 @@ def _figures(seat: Seat, number: int) -> Figures:
     """What the last process in a seat had counted."""
     text = seat.board.read(number)
     return msgspec.msgpack.decode(text) if text else {}
-
-
-def _shared_weights(needed: bool) -> Weights | None:
-    """Where workers share weights; without it each has its own, and they serve as well. But
-    what ``auto`` picks they must share: ``needed``."""
-    try:
-        return Weights()
-    except OSError as error:
-        if needed:
-            raise
-        log.warning("every worker keeps its weights to itself: %s", error)
-        return None
 
 
 def _count(workers: int) -> int:

@@ -27,7 +27,7 @@ Values = list[Any] | Array
 """One column of a request: checked values, None for what is missing, or the array itself."""
 
 _INT64: Any = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_JSON_TYPE: Mapping[str, Any] = {
+JSON_TYPE: Mapping[str, Any] = {
     "string": str | None,
     "bytes": bytes | None,  # base64, as JSON has no bytes
     "int64": _INT64 | None,
@@ -35,6 +35,7 @@ _JSON_TYPE: Mapping[str, Any] = {
     "float64": float | None,
     "timestamp": _INT64 | str | None,
 }
+"""What a value of a raw column is in JSON, as msgspec's decoders check it."""
 
 
 class UnfitError(ValueError):
@@ -73,20 +74,25 @@ class Columns:
     Args:
         inputs: the bundle's raw columns.
         graph_inputs: name and shape of each input of its graph.
+        filled: columns that the server puts behind those of a request before its batch runs.
 
     Raises:
         ValueError: the graph takes a column that the bundle does not declare.
     """
 
     def __init__(
-        self, inputs: Schema, graph_inputs: Sequence[tuple[str, tuple[int | str | None, ...]]]
+        self,
+        inputs: Schema,
+        graph_inputs: Sequence[tuple[str, tuple[int | str | None, ...]]],
+        filled: Sequence[Field] = (),
     ) -> None:
         self.schema = inputs
         self.fields = inputs.fields
         self.stackable = all(None not in field.shape for field in self.fields)
         """Whether rows of different requests have one shape, and so can share a batch."""
-        self._to_array = [_to_array(field) for field in self.fields]
-        position = {field.name: number for number, field in enumerate(self.fields)}
+        self._to_array = [to_array(field) for field in self.fields]
+        whole = (*self.fields, *filled)
+        position = {field.name: number for number, field in enumerate(whole)}
         self._plain: list[tuple[str, int]] = []
         self._bytes: list[tuple[str, str, int, tuple[int | str | None, ...]]] = []
         for name, shape in graph_inputs:
@@ -277,7 +283,7 @@ class Columns:
 def _row_type(inputs: Schema) -> type[msgspec.Struct]:
     """The type whose decoder checks a row in C; what it refuses, core.batch explains."""
     names = [f"c{number}" for number in range(len(inputs))]
-    types = [Any if field.shape else _JSON_TYPE.get(field.dtype, Any) for field in inputs]
+    types = [Any if field.shape else JSON_TYPE.get(field.dtype, Any) for field in inputs]
     return msgspec.defstruct(
         "Row",
         list(zip(names, types, strict=True)),
@@ -329,7 +335,8 @@ class Arrays(Sequence[Array]):
         return self._columns.array(index, self._values[index])
 
 
-def _to_array(field: Field) -> Callable[[list[Any]], Array]:
+def to_array(field: Field) -> Callable[[list[Any]], Array]:
+    """What makes checked values of a column, None for what is missing, an array."""
     if field.shape:
         return lambda values: column_of(values, field)
     if field.dtype == "float32":

@@ -14,6 +14,7 @@ import numpy as np
 
 from drivetrain.core.batch import Array
 from drivetrain.serve.execution.columns import Values
+from drivetrain.serve.execution.filling import Lookup
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.execution.packed import Packed
 from drivetrain.serve.execution.runs import Run, compute
@@ -145,6 +146,7 @@ class _Lane:
         self.alone = 0
         """Runs since one had several requests."""
         self.shares = model.cost.pays and model.columns.stackable
+        self.lookup = model.lookup
         self.seconds = metrics.inference_seconds.of(model.name, model.version)
         self.sizes = metrics.batch_rows.of(model.name, model.version)
         self.tally = metrics.statistics.of(model.name, model.version)
@@ -297,15 +299,53 @@ class Engine:
         if not batch:
             return
         lane.alone = lane.alone + 1 if len(batch) == 1 and not lane.tasks else 0
+        if lane.lookup is not None:
+            self._look_up(lane, lane.lookup, batch, rows)
+            return
+        self._run(lane, batch, rows)
+
+    def _look_up(self, lane: _Lane, lookup: Lookup, batch: list[Task], rows: int) -> None:
+        """Have the windows of a batch filled in, and then run it."""
+        lane.running = True
+        model = lane.model
+        try:
+            given = model.columns.arrays([task.columns for task in batch])
+            lookup(given, lambda found: self._looked_up(lane, batch, rows, given, found))
+        except Exception as error:
+            self._looked_up(lane, batch, rows, (), error)
+
+    def _looked_up(
+        self,
+        lane: _Lane,
+        batch: list[Task],
+        rows: int,
+        given: Sequence[Array],
+        found: Sequence[Array] | Exception,
+    ) -> None:
+        lane.running = False
+        if not isinstance(found, Exception):
+            self._run(lane, batch, rows, (*given, *found))
+            return
+        self._go_on(lane)
+        for task in batch:
+            self.held -= task.holds
+            self._fail(lane, task, found)
+        if self.full:
+            self._reopen()
+
+    def _run(
+        self, lane: _Lane, batch: list[Task], rows: int, filled: Sequence[Array] | None = None
+    ) -> None:
         cost = lane.model.cost
         if cost.steady and cost.seconds(rows) <= self.batching.inline_seconds:
-            self._land(lane, batch, rows, compute(lane.model, batch))
+            self._land(lane, batch, rows, compute(lane.model, batch, None, filled))
             return
         lane.running = True
         self._away[lane] = math.inf  # until a thread has time for it
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.batching.threads, "drivetrain-run")
-        future = self._pool.submit(compute, lane.model, batch, partial(self._begun, lane))
+        begun = partial(self._begun, lane)
+        future = self._pool.submit(compute, lane.model, batch, begun, filled)
 
         def landed(future: "Future[Run]") -> None:
             self._loop.call_soon_threadsafe(self._land, lane, batch, rows, future.result())
@@ -335,12 +375,16 @@ class Engine:
             rows += task.rows
         return batch, rows
 
-    def _land(self, lane: _Lane, batch: list[Task], rows: int, run: Run) -> None:
-        lane.running = False
-        self._away.pop(lane, None)
+    def _go_on(self, lane: _Lane) -> None:
+        """Have the next batch run, if anybody waits."""
         if lane.tasks and not lane.scheduled:
             lane.scheduled = True
             self._loop.call_soon(self._turn, lane)
+
+    def _land(self, lane: _Lane, batch: list[Task], rows: int, run: Run) -> None:
+        lane.running = False
+        self._away.pop(lane, None)
+        self._go_on(lane)
         cost = lane.model.cost
         cost.seen(rows, run.seconds)
         lane.quick = _FEW if cost.seconds(_FEW, _FEW) < self.batching.queue_seconds else 0

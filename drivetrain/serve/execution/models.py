@@ -11,13 +11,14 @@ from typing import Literal
 
 import numpy as np
 
-from drivetrain.core.batch import PIXELS_SUFFIX, Array, Batch, Column
+from drivetrain.core.batch import PIXELS_SUFFIX, Array
 from drivetrain.core.bundle import Bundle, digest_of
 from drivetrain.core.errors import wrong
 from drivetrain.core.placement import OPENVINO
-from drivetrain.core.schema import MISSING_INT, Field
+from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.serve.execution.bound import Bound
 from drivetrain.serve.execution.columns import Columns, Values
+from drivetrain.serve.execution.filling import Filling, Lookup
 from drivetrain.serve.execution.loading import Loader
 
 log = logging.getLogger("drivetrain.serve")
@@ -128,6 +129,9 @@ class Model:
     Attributes:
         name: the alias.
         version: the first twelve digits of the bundle's digest.
+        inputs: what a request brings: the raw columns, but for windows, which are filled in.
+        filling: how windows come into the rows; None where there are none.
+        lookup: gives them, once the model is served; None where there are none.
         columns: the compiled path from values to feeds.
         outputs: the names of the predictions.
         cost: how long a run takes.
@@ -138,13 +142,16 @@ class Model:
         self.bundle = bundle
         self.digest = bundle.digest
         self.version = bundle.digest[:VERSION_DIGITS]
-        self.inputs = bundle.manifest.inputs
+        self.filling = Filling.of(bundle.manifest)
+        self.inputs = bundle.manifest.inputs if self.filling is None else self.filling.given
+        self.lookup: Lookup | None = None
         self.outputs = list(bundle.manifest.outputs.names)
         self._session = loader.session(bundle)
-        self.columns = Columns(self.inputs, self._session.inputs)
+        filled = () if self.filling is None else self.filling.filled.fields
+        columns = self.columns = Columns(self.inputs, self._session.inputs, filled)
         outputs = bundle.manifest.outputs.fields
-        columns = self.columns
-        self.bound = Bound.of(self._session, columns.form, columns.plain, outputs)
+        form = None if filled else columns.form  # what is filled in lies in none of these
+        self.bound = Bound.of(self._session, form, columns.plain, outputs)
         """The quick way to run it; None if there is none."""
         self.cost = self._warm_up()
 
@@ -174,9 +181,21 @@ class Model:
         """What runs it, in the words of V2 and Triton."""
         return "openvino" if self.placement in OPENVINO else "onnxruntime"
 
+    @property
+    def whole(self) -> Schema:
+        """The columns of a row as the graph sees it, windows behind what the request brought."""
+        return self.inputs if self.filling is None else self.filling.whole
+
     def run(self, requests: Sequence[Sequence[Values]]) -> tuple[list[Array], list[Array]]:
-        """The columns' arrays of all requests together, and the outputs for them."""
-        arrays = self.columns.arrays(requests)
+        """The columns' arrays of all requests together, and the outputs for them.
+
+        Args:
+            requests: the columns of each; arrays where there are windows, with these filled in.
+        """
+        if self.filling is None:
+            arrays = self.columns.arrays(requests)
+        else:
+            arrays = [np.concatenate(parts) for parts in zip(*requests, strict=True)]  # pyright: ignore[reportArgumentType, reportCallIssue]
         return arrays, self.infer(self.columns.feeds(arrays))
 
     def infer(self, feeds: Mapping[str, Array]) -> list[Array]:
@@ -187,7 +206,7 @@ class Model:
         """Run once for one row and once for several, until the times settle."""
         times = dict.fromkeys((1, _WARM_ROWS), math.inf)
         for rows in times:
-            batch = [self.columns.of_batch(_missing_rows(self.inputs.fields, rows))]
+            batch = [[_missing(field, rows) for field in self.whole]]
             spent = 0.0
             for attempt in range(10):
                 started = time.perf_counter()
@@ -273,15 +292,8 @@ class Release:
         return text
 
 
-def _missing_rows(fields: Sequence[Field], rows: int) -> Batch:
-    """Rows of missing values, which every graph of a bundle takes."""
-    columns: dict[str, Column] = {}
-    for field in fields:
-        columns[field.name] = _missing(field, rows)
-    return Batch(columns)
-
-
 def _missing(field: Field, rows: int) -> Array:
+    """A column of missing values, which every graph of a bundle takes."""
     shape = (rows, *(1 if n is None else n for n in field.shape))
     if field.numpy == "object":
         return np.full(shape, "" if field.dtype == "string" else b"", np.object_)

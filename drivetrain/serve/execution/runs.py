@@ -1,7 +1,7 @@
 """One run of a graph over the requests of a batch, in which only the offender fails."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from drivetrain.core.batch import Array
 from drivetrain.core.pixels import Unfit
 from drivetrain.serve.execution.bound import MOST_ROWS
-from drivetrain.serve.execution.columns import Arrays, UnfitError
+from drivetrain.serve.execution.columns import Arrays, UnfitError, Values
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.execution.packed import Packed
 
@@ -69,12 +69,22 @@ class Run(NamedTuple):
 
 
 def compute(
-    model: Model, batch: Sequence["Task"], begins: Callable[[], object] | None = None
+    model: Model,
+    batch: Sequence["Task"],
+    begins: Callable[[], object] | None = None,
+    filled: Sequence[Array] | None = None,
 ) -> Run:
     """Run a batch; only the offender fails.
 
     A task with a value that cannot be fed is known before the run. One that the graph refuses is
-    not: then each runs alone. ``begins`` is called before every run.
+    not: then each runs alone.
+
+    Args:
+        model: the version that answers.
+        batch: what it answers.
+        begins: called before every run.
+        filled: the columns of all tasks together with the windows behind them, where there are
+            windows.
     """
     if begins is not None:
         begins()
@@ -93,7 +103,7 @@ def compute(
             finally:
                 bound.lock.release()
         else:
-            inputs = model.columns.arrays(requests)
+            inputs = model.columns.arrays(requests) if filled is None else filled
             unfit: list[Unfit] = []
             feeds = model.columns.feeds(inputs, unfit)
             fed = monotonic()
@@ -104,7 +114,7 @@ def compute(
         # A binding says of whatever went wrong that the execution did; a plain run says what.
         alone = len(batch) == 1 and inputs is not None
         outcomes: list[Outcome] = (
-            [error] if alone else [_alone(model, task, begins) for task in batch]
+            [error] if alone else [_alone(model, c, begins) for c in _each(batch, filled)]
         )
         return Run(outcomes, begun, fed, monotonic(), seconds, rows)
     inferred = monotonic()
@@ -138,10 +148,19 @@ def _refused(batch: Sequence["Task"], unfit: Sequence[Unfit]) -> dict[int, Unfit
     return refused
 
 
-def _alone(model: Model, task: "Task", begins: Callable[[], object] | None) -> Outcome:
+def _each(batch: Sequence["Task"], filled: Sequence[Array] | None) -> Iterator[Sequence[Values]]:
+    """The columns of each task, with the windows behind them where there are windows."""
+    start = 0
+    for task in batch:
+        stop = start + task.rows
+        yield task.columns if filled is None else [array[start:stop] for array in filled]
+        start = stop
+
+
+def _alone(model: Model, columns: Sequence[Values], begins: Callable[[], object] | None) -> Outcome:
     if begins is not None:
         begins()
     try:
-        return model.run([task.columns])
+        return model.run([columns])
     except Exception as error:
         return error

@@ -180,3 +180,15 @@ def _delete_left_behind(parent: Path) -> None:
             ours = found.st_uid == os.geteuid()
             if ours and time.time() - found.st_mtime > _YOUNG_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def shared_weights(needed: bool) -> Weights | None:
+    """Where workers share weights; without it each has its own, and they serve as well. But
+    what ``auto`` picks they must share: ``needed``."""
+    try:
+        return Weights()
+    except OSError as error:
+        if needed:
+            raise
+        log.warning("every worker keeps its weights to itself: %s", error)
+        return None

@@ -16,7 +16,9 @@ from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.serve.execution.columns import UnfitError, Values
 from drivetrain.serve.execution.engine import Engine, ExpiredError, OverloadedError, Task
+from drivetrain.serve.execution.filling import AwayError
 from drivetrain.serve.execution.models import Model, Role
+from drivetrain.serve.state.states import States
 from drivetrain.serve.telemetry.access import entry
 from drivetrain.serve.telemetry.metrics import Counter, Metrics
 from drivetrain.serve.telemetry.spans import Request, Timing
@@ -84,6 +86,7 @@ class Service:
         access: takes what the access log says of each answer, or None.
         traces: takes the requests that are traced, or None.
         shared_memory: where tensors of requests that may use it lie, or None.
+        states: keeps what windows are read off, or None.
         tensor_bytes: what the inputs of a request may take in shared memory, and its body when
             the compression is off.
     """
@@ -95,6 +98,7 @@ class Service:
     access: Callable[[Mapping[str, Any]], None] | None = None
     traces: Traces | None = None
     shared_memory: SharedMemory | None = None
+    states: States | None = None
     tensor_bytes: int = 16 << 20
 
 
@@ -265,15 +269,17 @@ class Call(Task):
             self._fail(504, "timeout: it was over before the run began; nothing was computed.")
         elif isinstance(error, UnfitError):
             self._fail(400, str(error))
+        elif isinstance(error, AwayError):
+            self._fail(503, str(error), RETRY)
         elif type(error).__name__ == "InvalidArgument":  # what ONNX Runtime calls bad values
             self._fail(400, f"the graph refuses these values: {str(error)[:300]}")
         else:
             log.error("request %s failed", self.request_id, exc_info=error)
             self._fail(500, f"the graph failed on request {self.request_id!r}; the log says why.")
 
-    def _fail(self, status: int, message: str) -> None:
+    def _fail(self, status: int, message: str, extra: bytes = b"") -> None:
         self._route.series.refuse(
-            self._exchange, status, message, self._identity, self.request_id, self
+            self._exchange, status, message, self._identity + extra, self.request_id, self
         )
 
 

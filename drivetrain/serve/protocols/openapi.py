@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from drivetrain.core.schema import Field, Schema
+from drivetrain.serve.execution.filling import observed_by
 from drivetrain.serve.execution.models import Model
+from drivetrain.serve.protocols import openapi_observing
 from drivetrain.serve.protocols.openapi_management import SCHEMAS, managing, reading
 
 Json = dict[str, Any]
@@ -136,6 +138,12 @@ def document(
     for model in models:
         paths.update(_paths(model))
         schemas.update(_schemas(model))
+        if model.filling is not None:
+            kept = model.filling.kept
+            values = {field.name: _value(field) for field in observed_by(kept)}
+            observed = (model.name, values, [each.columns for each in kept])
+            paths.update(openapi_observing.observing(*observed))
+            schemas.update(openapi_observing.schemas(*observed))
     paths.update(reading())
     if loadable:
         paths.update(managing(loadable))

@@ -30,6 +30,8 @@ SECONDS = (
     *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 """Bounds of durations: a cheap graph answers in 50 µs, a hopeless request ends at 10 s."""
+LOOKUPS = (*(1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5), *SECONDS)
+"""Bounds of what it takes to look windows up: in memory some microseconds."""
 ROWS = tuple(float(2**n) for n in range(13))
 """Bounds of batch sizes, 1 to 4096."""
 DECILES = tuple(n / 10 for n in range(1, 11))
@@ -283,6 +285,35 @@ class Metrics:
             "Files of events that were deleted, because they were too old or too many.",
             ("model",), Counter,
         )  # fmt: skip
+        self.observations = Family(
+            "drivetrain_window_observations_total", "counter",
+            "What became of observations, by track that they feed; of ignored and refused, rows.",
+            ("model", "outcome"), Counter,
+        )  # fmt: skip
+        self.windows_begun = Family(
+            "drivetrain_window_tracks_begun_total", "counter",
+            "Tracks of windows that began with no observations.", ("model",), Counter,
+        )  # fmt: skip
+        self.windows_empty = Family(
+            "drivetrain_window_rows_empty_total", "counter",
+            "Rows whose windows were left empty, because what is kept could not be asked.",
+            ("model",), Counter,
+        )  # fmt: skip
+        self.lookup_seconds = Family(
+            "drivetrain_window_lookup_seconds", "histogram",
+            "The windows of one batch.", ("model",), lambda: Histogram(LOOKUPS),
+        )  # fmt: skip
+        gauges = (
+            ("keys", "Keys with observations, of all tracks."),
+            ("bytes", "Memory of all tracks."),
+            ("key_bytes", "Memory of a key of a track, the mean."),
+            ("watermark_lag_seconds", "How long ago the latest observation became known."),
+        )
+        windows = [
+            Family(f"drivetrain_window_{name}", "gauge", text, ("model",), _nothing)
+            for name, text in gauges
+        ]
+        self.window_keys, self.window_bytes, self.window_key_bytes, self.watermark_lag = windows
         self.access_dropped = Family(
             "drivetrain_access_lines_dropped_total", "counter",
             "Lines that the access log did not take.", (), Counter,
@@ -321,6 +352,8 @@ class Metrics:
             *(self.placement_info, self.traffic_share, self.canaries_stopped),
             *(self.shadow_requests, self.shadow_difference),
             *(self.feedback_rows, self.feedback_dropped, self.feedback_deleted),
+            *(self.observations, self.windows_begun, self.windows_empty, self.lookup_seconds),
+            *windows,
             *(self.access_dropped, self.trace_spans, self.trace_dropped),
             *(self.ready, memory, cpu),
         )
@@ -371,6 +404,10 @@ class Metrics:
         lasting = {family.name for family in self._shared if family.lasting}
         kept = {name: series for name, series in figures.items() if name in lasting}
         return {**kept, self.ready.name: [((), (0.0,))]}
+
+
+def _nothing() -> Reading:
+    return Reading(lambda: 0.0)
 
 
 def resident_bytes() -> float:

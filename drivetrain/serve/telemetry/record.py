@@ -26,14 +26,14 @@ class Layout:
     Attributes:
         name: the alias.
         version: its version.
-        inputs: the raw columns.
+        inputs: the raw columns, windows that were filled in among them.
         outputs: the predictions.
     """
 
     def __init__(self, model: Model) -> None:
         self.name = model.name
         self.version = model.version
-        self.inputs = model.inputs
+        self.inputs = model.whole
         self.outputs = model.bundle.manifest.outputs
         self._row = 0
         self._looked: list[int] = []

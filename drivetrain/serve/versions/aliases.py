@@ -12,10 +12,13 @@ from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
+from drivetrain.core.errors import wrong
 from drivetrain.serve.application import Application
 from drivetrain.serve.execution.engine import Engine
+from drivetrain.serve.execution.filling import observed_by
 from drivetrain.serve.execution.loading import Loader, give_back
 from drivetrain.serve.execution.models import Artefact, Model, Release, Resolve, Traffic
+from drivetrain.serve.state.states import States
 from drivetrain.serve.telemetry.metrics import Counter, Metrics
 from drivetrain.serve.versions.guard import Guard
 from drivetrain.serve.versions.shadow import places
@@ -40,6 +43,7 @@ class Aliases:
         loader: loads their graphs.
         seat: in one of several workers, to tell the others; None in a process by itself.
         load_seconds: a version whose loading takes longer is told of; the present one serves on.
+        states: keeps what the windows of versions are read off; None serves none that has some.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Aliases:
         loader: Loader,
         seat: Seat | None = None,
         load_seconds: float = math.inf,
+        states: States | None = None,
     ) -> None:
         self._resolve = resolve
         self._application = application
@@ -59,6 +64,7 @@ class Aliases:
         self._loader = loader
         self._seat = seat
         self._load_seconds = load_seconds
+        self._states = states
         self._guard = Guard(metrics.requests)
         self._refused: set[tuple[str, str]] = set()
         self._forgiving = False
@@ -216,7 +222,16 @@ class Aliases:
                 raise
             digest, path = self._seat.known[name]
             log.error("%s begins as version %s: %s", name, digest[:12], error)
-            return Release(Model.load(name, Artefact(digest, Path(path)), self._loader))
+            return Release(self._load(name, Artefact(digest, Path(path))))
+
+    def _load(self, name: str, artefact: Artefact) -> Model:
+        """Load a version, and see that its windows can be kept."""
+        model = Model.load(name, artefact, self._loader)
+        if self._states is not None:
+            self._states.check(model)
+        elif model.filling is not None:
+            raise wrong(f"{name}, windows", "some", "none where no state is kept")
+        return model
 
     def _fresh(self, name: str, ask: Resolve) -> Release:
         """What an alias means of which nothing is loaded."""
@@ -225,7 +240,7 @@ class Aliases:
         if refused in self._refused:
             raise ValueError(self.reasons.get(name, "it was refused"))
         try:
-            stable = Model.load(name, traffic.stable, self._loader)
+            stable = self._load(name, traffic.stable)
         except Exception:
             self._refused.add(refused)
             raise
@@ -257,7 +272,20 @@ class Aliases:
         canary = traffic.canary and self._loaded(present, traffic.canary, loaded)
         shadow = traffic.shadow and self._loaded(present, traffic.shadow, loaded)
         release = Release(stable, canary, traffic.share if canary else 0.0, shadow)
-        return self._heard(release)
+        return self._heard(self._observed(release))
+
+    def _observed(self, release: Release) -> Release:
+        """``release``, less a canary and a shadow that observe a column as something else."""
+        for role in ("canary", "shadow"):
+            model = getattr(release, role)
+            found = [m.filling for m in (release.stable, release.canary, model) if m and m.filling]
+            try:
+                observed_by([kept for filling in found for kept in filling.kept])
+            except ValueError as error:
+                self._refuse(Release(release.stable), model.digest, error)
+                share = 0.0 if role == "canary" else release.share
+                release = replace(release, **{role: None}, share=share)
+        return release
 
     def _heard(self, release: Release) -> Release:
         """``release``, less a shadow that cannot be asked what the others are asked."""
@@ -280,7 +308,7 @@ class Aliases:
         if (present.name, artefact.digest) in self._refused:
             return None
         try:
-            return Model.load(present.name, artefact, self._loader)
+            return self._load(present.name, artefact)
         except Exception as error:
             self._refuse(present, artefact.digest, error)
             return None
@@ -298,6 +326,8 @@ class Aliases:
         """Put versions in the place of those before; what these have begun they will end."""
         old = self._application.releases.get(release.name)
         before = () if old is None else old.models
+        if self._states is not None:
+            self._states.adopt(release)
         for model in release.models:
             if model not in before:
                 self._metrics.serve(model.name, model.version)

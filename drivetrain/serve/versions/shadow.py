@@ -286,7 +286,11 @@ class Mirror:
     def __init__(self, shadow: Shadow, answering: Model) -> None:
         self.shadow = shadow
         self.version = answering.version
-        self._order = places(shadow.model.inputs, answering.inputs)
+        # Rows of equal windows were filled in already; others are looked up for the shadow alone.
+        same = shadow.model.filling == answering.filling
+        self._lookup = None if same else shadow.model.lookup
+        wanted = shadow.model.inputs if self._lookup is not None else shadow.model.whole
+        self._order = places(wanted, answering.whole)
         theirs = {o: number for number, o in enumerate(answering.bundle.manifest.outputs)}
         self.shared = [
             (output.name, theirs[output], number)
@@ -300,6 +304,19 @@ class Mirror:
             self.shadow.drop()
             return
         columns = [inputs[number] for number in self._order]
+        if self._lookup is None:
+            self._ask(request_id, columns, outputs)
+            return
+
+        def filled(found: Sequence[Array] | Exception) -> None:
+            if isinstance(found, Exception):
+                self.shadow.drop()
+            else:
+                self._ask(request_id, [*columns, *found], outputs)
+
+        self._lookup(columns, filled)
+
+    def _ask(self, request_id: str, columns: list[Array], outputs: Sequence[Array]) -> None:
         size = self.shadow.layout.size(columns, outputs)
         self.shadow.ask(_Asked(self, request_id, columns, outputs, len(outputs[0]), size))
 

@@ -48,7 +48,7 @@ class Doubling:
             feeds=lambda arrays, unfit=None: {"once": arrays[0]},
         )
         self.cost = Cost(seconds, seconds * (1 if pays else 8), 8)
-        self.bound = None
+        self.bound = self.lookup = None
         outputs = Schema((Field("twice", "float32"),))
         self.bundle = SimpleNamespace(manifest=SimpleNamespace(outputs=outputs))
         self.runs = []

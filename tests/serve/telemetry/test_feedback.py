@@ -45,7 +45,7 @@ class Toy:
     name, version = "toy", "v1"
 
     def __init__(self, *inputs):
-        self.inputs = Schema(inputs)
+        self.inputs = self.whole = Schema(inputs)
         outputs = Schema((Field("late", "float32"),))
         self.bundle = SimpleNamespace(manifest=SimpleNamespace(outputs=outputs))
 

@@ -28,6 +28,10 @@ NAMES = {
     *("drivetrain_access_lines_dropped", "drivetrain_trace_spans", "drivetrain_traces_dropped"),
     *("drivetrain_feedback_files_deleted", "drivetrain_placement_info"),
     *("process_resident_memory_bytes", "process_cpu_seconds"),
+    *("drivetrain_window_observations", "drivetrain_window_tracks_begun"),
+    *("drivetrain_window_rows_empty", "drivetrain_window_lookup_seconds"),
+    *("drivetrain_window_keys", "drivetrain_window_bytes", "drivetrain_window_key_bytes"),
+    "drivetrain_window_watermark_lag_seconds",
 }
 
 

@@ -14,7 +14,7 @@ from drivetrain.serve.telemetry.record import Event, Layout, table
 def layout(*inputs):
     manifest = SimpleNamespace(outputs=Schema((Field("out", "float32"),)))
     bundle = SimpleNamespace(manifest=manifest)
-    return Layout(SimpleNamespace(name="m", version="1", inputs=Schema(inputs), bundle=bundle))
+    return Layout(SimpleNamespace(name="m", version="1", whole=Schema(inputs), bundle=bundle))
 
 
 def event(of, *inputs, outputs=None):

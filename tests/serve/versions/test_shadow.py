@@ -41,7 +41,8 @@ class Toy:
 
     def __init__(self, version, add=0.0, inputs=(X,), outputs=(LATE,), gate=None):
         self.version, self.add, self.gate = version, add, gate
-        self.inputs = Schema(tuple(inputs))
+        self.inputs = self.whole = Schema(tuple(inputs))
+        self.filling = self.lookup = None
         manifest = SimpleNamespace(outputs=Schema(tuple(outputs)))
         self.bundle = SimpleNamespace(manifest=manifest)
         self.columns = SimpleNamespace(stackable=True)

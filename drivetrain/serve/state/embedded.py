@@ -1,0 +1,286 @@
+"""Observations in the memory of this process, safe in a directory."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drivetrain.serve.execution.filling import AwayError, Filling, Kept, Lookup, observed_by
+from drivetrain.serve.state.journal import Journal
+from drivetrain.serve.state.kept import Outcome, State, Told
+from drivetrain.serve.state.memory import Counts, Memory, Reading
+from drivetrain.serve.state.posts import Post, Reader
+from drivetrain.serve.telemetry.metrics import Metrics
+from drivetrain.serve.telemetry.metrics import Reading as Gauge
+
+log = logging.getLogger("drivetrain.serve")
+
+_KEEP, _POST = 0, 1
+_GROUP_BYTES = 4 << 20
+"""Of the posts that share a flush."""
+_WAITING_BYTES = 64 << 20
+"""Of the posts that wait for one."""
+_LOG_BYTES = 64 << 20
+"""Of the log until a snapshot takes its place; a snapshot that is longer waits for as much."""
+
+_Waits = tuple[Post, Told]
+
+
+class Embedded(State):
+    """Keeps the observations of an alias in this process.
+
+    What is posted is first in the log and then in memory, in the same order, so that memory is at
+    any time what the log gives. All that arrives while the disk flushes shares the next flush.
+
+    Args:
+        name: of the alias.
+        room: the directory of its log and its snapshots; None keeps memory only.
+        most_bytes: that the tracks may take in memory.
+        metrics: where it is counted.
+
+    Raises:
+        OSError: the directory cannot be read or written.
+        ValueError: another process uses it, or a file in it is damaged.
+    """
+
+    def __init__(self, name: str, room: Path | None, most_bytes: int, metrics: Metrics) -> None:
+        super().__init__(name, metrics)
+        self.memory = Memory()
+        self._most_bytes = most_bytes
+        self._metrics = metrics
+        self._changed: Sequence[Kept] | None = None
+        self._waiting: list[_Waits] = []
+        self._waiting_bytes = 0
+        self._task: asyncio.Task[None] | None = None
+        self._snapshot_bytes = 0
+        self._keeping: asyncio.Future[None] | None = None
+        self._journal = None if room is None else Journal(room)
+        self._pool = ThreadPoolExecutor(2, "drivetrain-state") if self._journal else None
+        if self._journal is not None:
+            try:
+                self._recover(self._journal)
+            except BaseException:
+                self._journal.close()
+                raise
+        memory = self.memory
+        for family, read in (
+            (metrics.window_keys, lambda: float(memory.keys)),
+            (metrics.window_bytes, lambda: float(memory.size)),
+            (metrics.window_key_bytes, lambda: memory.size / max(memory.keys, 1)),
+            (metrics.watermark_lag, lambda: _lag(memory.watermark)),
+        ):
+            family.set(Gauge(read), name)
+
+    def _recover(self, journal: Journal) -> None:
+        """Be what the snapshot and the log give."""
+        snapshot = journal.snapshot()
+        if snapshot is not None:
+            self._snapshot_bytes = len(snapshot)
+            self.memory.load(snapshot)
+        for frame in journal.frames():
+            for kind, content in msgspec.msgpack.decode(frame):
+                if kind == _KEEP:
+                    self.memory.keep([Kept.from_json(each) for each in content])
+                else:
+                    self._add(Post.unpacked(content))
+        journal.begin()
+
+    # -- which tracks --------------------------------------------------------------------------
+
+    def keep(self, kept: Sequence[Kept], most_rows: int) -> None:
+        fed = list(kept)
+        columns = observed_by(fed)
+        for each in self.memory.fed_with(kept).values():
+            if each in fed:
+                continue
+            try:
+                columns = observed_by([*fed, each])
+                fed.append(each)
+            except ValueError as error:
+                log.warning("%s: observations of before are fed no more: %s", self.name, error)
+        self.reader = Reader(columns, fed, most_rows)
+        for each in self.memory.make(kept):
+            self._metrics.windows_begun.of(self.name).value += 1
+            log.warning("%s: the windows over %s begin empty", self.name, each)
+        if self.memory.wants(kept):
+            self._changed = None
+        elif self._journal is None:
+            self.memory.keep(kept)
+        else:
+            self._changed = kept
+            self._wake()
+
+    def lookup(self, filling: Filling) -> Lookup:
+        return Reading(filling, self.memory.tracks, self.lookup_seconds)
+
+    # -- what is observed ----------------------------------------------------------------------
+
+    def observe(self, post: Post, told: Told) -> None:
+        why = self._full(post)
+        if why:
+            self.count(None, post.rows)
+            told(AwayError(why))
+        elif self._journal is None:
+            told(self._outcome(post, durable=False))
+        else:
+            self._waiting.append((post, told))
+            self._waiting_bytes += post.size
+            self._wake()
+
+    def _full(self, post: Post) -> str:
+        """Why a post cannot be taken for now; empty if it can."""
+        memory = self.memory
+        if memory.size > self._most_bytes:
+            memory.shrink()
+        if memory.size > self._most_bytes:
+            return (
+                f"observations of {self.name!r} take {memory.size} bytes, allowed: "
+                f"{self._most_bytes}, as [serve] state_bytes says."
+            )
+        if self._waiting_bytes + post.size > _WAITING_BYTES:
+            return f"{self._waiting_bytes} bytes of observations wait for the disk."
+        return ""
+
+    def _outcome(self, post: Post, durable: bool) -> Outcome | Exception:
+        """Add a post to memory, and say what became of it."""
+        if self.memory.knows(post):
+            outcome = Outcome(ignored=post.rows, durable=durable)
+            self.count(outcome)
+            return outcome
+        found = self._add(post)
+        if isinstance(found, Exception):
+            self.count(None, post.rows)
+            return found
+        outcome = Outcome(found.observed, found.late, found.missing, 0, durable)
+        self.count(outcome)
+        return outcome
+
+    def _add(self, post: Post) -> Counts | Exception:
+        try:
+            return self.memory.observe(post)
+        except Exception as error:  # the same now and whenever the log is read: it stays left out
+            log.exception("%s: an observation was left out", self.name)
+            return error
+
+    # -- the log -------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._follow())
+
+    async def _follow(self) -> None:
+        """Write what waits, until nothing does."""
+        try:
+            while self._waiting or self._changed is not None:
+                if not await self._commit(self._take()) and not self._waiting:
+                    break  # the disk takes nothing; whoever comes next tries again
+                await self._shorten()
+        except Exception:
+            log.exception("%s: observations could not be kept", self.name)
+        finally:
+            self._task = None
+
+    def _take(self) -> list[_Waits]:
+        size, count = 0, 0
+        for post, _ in self._waiting:
+            if count and size + post.size > _GROUP_BYTES:
+                break
+            size, count = size + post.size, count + 1
+        group, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._waiting_bytes -= size
+        return group
+
+    async def _commit(self, group: list[_Waits]) -> bool:
+        """Write posts, add them to memory and say so; whether they could be written."""
+        changed, entries = self._changed, []
+        if changed is not None:
+            entries.append((_KEEP, [each.to_json() for each in changed]))
+        positions = dict[str, int]()
+        for post, _ in group:
+            last = -1 if post.source is None else positions.get(post.source, -1)
+            if self.memory.knows(post) or (post.source is not None and post.offset <= last):
+                continue
+            if post.source is not None:
+                positions[post.source] = post.offset
+            entries.append((_POST, post.packed()))
+        assert self._journal is not None
+        if entries:
+            content = msgspec.msgpack.encode(entries)
+            try:
+                await self._away(self._journal.append, content)
+            except OSError as error:
+                self._refuse(group, error)
+                return False
+        if changed is not None:
+            self.memory.keep(changed)
+            if self._changed is changed:
+                self._changed = None
+        for post, told in group:
+            told(self._outcome(post, durable=True))
+        return True
+
+    def _refuse(self, group: list[_Waits], error: OSError) -> None:
+        log.error("%s: observations could not be written: %s", self.name, error)
+        why = f"observations cannot be written: {error.strerror or error}."
+        for post, told in group:
+            if self.memory.knows(post):
+                told(self._outcome(post, durable=True))
+            else:
+                self.count(None, post.rows)
+                told(AwayError(why))
+
+    async def _shorten(self) -> None:
+        """Put a snapshot in the place of a log that has grown long."""
+        journal = self._journal
+        assert journal is not None
+        if journal.size < max(_LOG_BYTES, self._snapshot_bytes):
+            return
+        if self._keeping is not None and not self._keeping.done():
+            return
+        try:
+            number = await self._away(journal.turn)
+        except OSError as error:
+            log.error("%s: no new log could be begun: %s", self.name, error)
+            return
+        content = await self._away(self.memory.dump)  # nothing is observed meanwhile
+        self._snapshot_bytes = len(content)
+        self._keeping = self._away(journal.keep, number, content)
+        self._keeping.add_done_callback(self._kept)
+
+    def _kept(self, keeping: "asyncio.Future[None]") -> None:
+        error = None if keeping.cancelled() else keeping.exception()
+        if error is not None:  # what lies there is as good, and longer
+            log.error("%s: no snapshot could be written: %s", self.name, error)
+
+    def _away(self, work: Any, *given: Any) -> "asyncio.Future[Any]":
+        return asyncio.get_running_loop().run_in_executor(self._pool, work, *given)
+
+    # -- what is told of it --------------------------------------------------------------------
+
+    async def tell(self) -> dict[str, Any]:
+        memory = self.memory
+        return {
+            "positions": memory.positions,
+            "keys": memory.keys,
+            "bytes": memory.size,
+            "watermark": memory.watermark,
+            "durable": self._journal is not None,
+        }
+
+    def end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        if self._pool is not None:
+            self._pool.shutdown()
+        if self._journal is not None:
+            self._journal.close()
+
+
+def _lag(watermark: int | None) -> float:
+    """How many seconds ago that was."""
+    return 0.0 if watermark is None else time.time() - watermark / 1e6
