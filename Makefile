@@ -41,7 +41,7 @@ bench-setup: $(VENV)/.bench $(PEERS) ## install the peers that the benchmarks co
 	@sh .ci/install-system-packages bench-packages
 
 bench: bench-setup ## print the figures, peer and project in one run
-	@failed=0; for figures in main_path serving training telemetry placement weights; do \
+	@failed=0; for figures in main_path serving training streams recommender telemetry placement weights; do \
 	    $(BIN)/python bench/$$figures.py --quick --json || failed=1; done; exit $$failed
 
 clean: ## forget the environment and all that runs kept

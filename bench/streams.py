@@ -1,0 +1,24 @@
+"""Every figure of streams, tables, windows and Spark, peer and project in one run.
+
+    python bench/streams.py --quick --json
+
+prints one JSON object a line: figure, value, low, high, peer, goal. A ratio `x_vs_y` is speed over
+speed, higher is better; microseconds, milliseconds, lost and double rows are less is better. A figure
+that could not be measured is absent; why is on standard error. Each part is a script of its own,
+whose first lines say what is compared with what.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench.figure import show_all
+
+MODULES = (
+    *("windows", "skew_windows", "tables", "state", "kafka"),
+    *("spark", "spark_stream"),
+)
+
+if __name__ == "__main__":
+    sys.exit(show_all(__doc__, MODULES))
