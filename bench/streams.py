@@ -3,9 +3,9 @@
     python bench/streams.py --quick --json
 
 prints one JSON object a line: figure, value, low, high, peer, goal. A ratio `x_vs_y` is speed over
-speed, higher is better; microseconds, milliseconds, lost and double rows are less is better. A figure
-that could not be measured is absent; why is on standard error. Each part is a script of its own,
-whose first lines say what is compared with what.
+speed, higher is better; of microseconds, milliseconds, megabytes and lost or double rows fewer are
+better. A figure that could not be measured is absent; why is on standard error. Each part is a
+script of its own, whose first lines say what is compared with what.
 """
 
 import sys
