@@ -38,19 +38,14 @@ def open_table(
     deltalake = need("deltalake", "delta")
     options = dict(storage) if storage else None
     with named_errors(path):
-        if version is None:
-            return deltalake.DeltaTable(path, storage_options=options)
-        table = deltalake.DeltaTable(path, storage_options=options)
-        newest = table.version()
-        if version == newest:
-            return table
-        if version > newest:
-            raise FileNotFoundError(f"{path}: found versions up to {newest}, asked for {version}")
         try:
             return deltalake.DeltaTable(path, version=version, storage_options=options)
         except deltalake.exceptions.DeltaError as error:
+            if version is None:
+                raise
+            newest = deltalake.DeltaTable(path, storage_options=options).version()
             raise FileNotFoundError(
-                f"{path}: its log no longer has version {version}, of {newest}: {_plain(error)}"
+                f"{path}: its log has no version {version}, the latest is {newest}: {_plain(error)}"
             ) from error
 
 
@@ -103,14 +98,14 @@ def applications(files: pafs.FileSystem, version: int) -> set[str]:
         elif found := _CHECKPOINT.fullmatch(info.base_name):
             checkpoints.setdefault(int(found[1]), []).append(info.path)
     summed = max((number for number in checkpoints if number <= version), default=-1)
-    found: set[str] = set()
+    names: set[str] = set()
     for path in checkpoints.get(summed, ()):
-        found |= _of_checkpoint(files, path)
+        names |= _of_checkpoint(files, path)
     for number in sorted(commits):
         if summed < number <= version:
             commit = actions(files, number)
-            found |= {action["txn"]["appId"] for action in commit if "txn" in action}
-    return found
+            names |= {action["txn"]["appId"] for action in commit if "txn" in action}
+    return names
 
 
 def _of_checkpoint(files: pafs.FileSystem, path: str) -> set[str]:
