@@ -308,7 +308,9 @@ def make_model(
 
 def _examples(system: System, data: Data, features: Features, work: Path, emit: Emit) -> Examples:
     """What the strategy sees: features, targets and what a teacher says, made once for each."""
-    source, targets = data.source, data.targets
+    source = data.source
+    apart = getattr(system.train, "reads", ())
+    targets = data.targets.select(n for n in data.targets.names if n not in apart)
     parts: list[object] = [features.graph.digest, data.digest, describe(targets)]
     lessons = _lessons(system)
     if lessons is not None:

@@ -1,7 +1,7 @@
 """An ONNX model as a value: run it, join it, name its digest; only this file knows its opset."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,7 +114,6 @@ class Graph:
             ValueError: nothing joins, a tensor has different types on the two sides, ``keep``
                 names no output, or an output would be there twice.
         """
-        onnx = need("onnx", "train")
         shared = self._shared(after)
         for name in keep:
             if name not in self.outputs:
@@ -131,9 +130,7 @@ class Graph:
         del model.graph.output[:]
         model.graph.output.extend(wanted)
         model = _apart(model, {*after.inputs.names, *after.outputs.names})
-        second = onnx.compose.add_prefix(
-            after.proto, _free_prefix(model.graph), rename_inputs=False, rename_outputs=False
-        )
+        second = _prefixed(after.proto, _free_prefix(model.graph))
         graph = model.graph
         graph.node.extend(second.graph.node)
         graph.initializer.extend(second.graph.initializer)
@@ -178,9 +175,40 @@ def _apart(model: "onnx.ModelProto", names: set[str]) -> "onnx.ModelProto":
     outer = {value.name for value in (*model.graph.input, *model.graph.output)}
     if not names & (_tensors(model.graph) - outer):
         return model
-    return need("onnx", "train").compose.add_prefix(
-        model, _free_prefix(model.graph), rename_inputs=False, rename_outputs=False
-    )
+    return _prefixed(model, _free_prefix(model.graph))
+
+
+def _prefixed(model: "onnx.ModelProto", prefix: str) -> "onnx.ModelProto":
+    """The model, changed in place: all but its inputs and outputs have a longer name.
+
+    ``onnx.compose.add_prefix`` leaves what a body (of a ``Scan``) reads from outside as it was.
+    """
+    outer = {value.name for value in (*model.graph.input, *model.graph.output)}
+    graphs = list(_nested(model.graph))
+    own = {name for graph in graphs for name in _tensors(graph)}
+    own |= {value.name for graph in graphs[1:] for value in graph.input}
+    own |= {sparse.values.name for graph in graphs for sparse in graph.sparse_initializer}
+    longer = {name: prefix + name for name in own - outer - {""}}
+    for graph in graphs:
+        for node in graph.node:
+            node.name = prefix + node.name if node.name else ""
+            node.input[:] = [longer.get(name, name) for name in node.input]
+            node.output[:] = [longer.get(name, name) for name in node.output]
+        for value in (*graph.input, *graph.output, *graph.initializer):
+            value.name = longer.get(value.name, value.name)
+        for sparse in graph.sparse_initializer:
+            sparse.values.name = longer.get(sparse.values.name, sparse.values.name)
+    return model
+
+
+def _nested(graph: "onnx.GraphProto") -> "Iterator[onnx.GraphProto]":
+    """A graph and all that are inside of its nodes, the outermost first."""
+    graphs = [graph]
+    for found in graphs:  # grows by the graphs inside of nodes
+        yield found
+        for node in found.node:
+            graphs.extend(a.g for a in node.attribute if a.HasField("g"))
+            graphs.extend(inner for a in node.attribute for inner in a.graphs)
 
 
 def _free_prefix(graph: "onnx.GraphProto") -> str:
@@ -195,8 +223,7 @@ def _free_prefix(graph: "onnx.GraphProto") -> str:
 def _forget_origin(model: "onnx.ModelProto") -> None:
     """Drop what tells where a model was made: stack traces with file names would be digested."""
     del model.metadata_props[:]
-    graphs = [model.graph]
-    for graph in graphs:  # grows by the graphs inside of nodes
+    for graph in _nested(model.graph):
         graph.doc_string = ""
         del graph.metadata_props[:]
         for value in (*graph.input, *graph.output):
@@ -205,8 +232,6 @@ def _forget_origin(model: "onnx.ModelProto") -> None:
         for node in graph.node:
             node.doc_string = ""
             del node.metadata_props[:]
-            graphs.extend(a.g for a in node.attribute if a.HasField("g"))
-            graphs.extend(inner for a in node.attribute for inner in a.graphs)
 
 
 def _to_our_opset(model: "onnx.ModelProto") -> "onnx.ModelProto":

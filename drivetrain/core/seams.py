@@ -212,7 +212,13 @@ class Strategy(Protocol):
     """Fits a model on examples: Single, AllReduce, FedAvg, PPO.
 
     A strategy whose models are no torch modules also has ``build(factory, features, seed)``, which
-    makes what ``fit`` is given, and answers a ``Graph``.
+    makes what ``fit`` is given, and answers a ``Graph``. It may further have
+
+    - ``own_model``: True where the strategy is the model itself (ALS), so that a system declares
+      none;
+    - ``columns``: raw columns that its graph takes beside the features' tensors;
+    - ``reads``: targets that it reads from ``source.events`` itself, whose batches have the rows
+      of the examples in the same order. They may be text, and are not among the examples' own.
     """
 
     def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module | Graph | Reduced":

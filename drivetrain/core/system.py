@@ -25,7 +25,7 @@ class System:
         events: where rows come from, with their cleaning, joins and split.
         features: raw columns to model inputs.
         model: a factory of ``nn.Module``, called with the fitted ``FeatureSchema`` (or with
-            nothing); a declaration holds no live object.
+            nothing); a declaration holds no live object. None where the strategy is the model.
         targets: the columns that the loss sees and the server never does.
         train: the strategy.
         compress: passes over the exported graph, in order.
@@ -35,7 +35,7 @@ class System:
     name: str
     events: Source
     features: tuple[Feature, ...]
-    model: ModelFactory
+    model: ModelFactory | None = None
     targets: tuple[str, ...]
     train: Strategy
     compress: tuple[Pass, ...] = ()
@@ -63,23 +63,37 @@ class System:
             if name in (*BLOCKS, *self.targets):
                 taken = ", ".join((*BLOCKS, *self.targets))
                 raise ValueError(f"feature {name!r}: that name is taken; taken are {taken}.")
-        for feature in self.features:
-            for column in feature.columns:
+        readers = [(f"feature {feature.name!r}", feature.columns) for feature in self.features]
+        strategy = type(self.train).__name__
+        for reader, columns in (*readers, (strategy, self._columns_of_strategy)):
+            for column in columns:
                 if column in self.targets:
                     raise ValueError(
-                        f"feature {feature.name!r} reads {column!r}, which is a target: the "
-                        "server would not have it."
+                        f"{reader} reads {column!r}, which is a target: the server would not "
+                        "have it."
                     )
         for part in (self.train, getattr(self.train, "loss", None)):
             target = getattr(part, "target", None)
             if isinstance(target, str) and target not in self.targets:
                 raise unknown("target", target, self.targets, type(part).__name__)
-        check_forward(self.model, names)
+        for target in getattr(self.train, "reads", ()):
+            if target not in self.targets:
+                raise unknown("target", target, self.targets, strategy)
+        if (self.model is None) != bool(getattr(self.train, "own_model", False)):
+            allowed = f"none, for {strategy} is the model" if self.model else "a factory"
+            raise wrong("System.model", self.model, allowed)
+        if self.model is not None:
+            check_forward(self.model, names)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The raw columns that the features read, each once, in order of first use."""
-        return tuple(dict.fromkeys(c for feature in self.features for c in feature.columns))
+        """The raw columns that the server takes, each once, in order of first use."""
+        read = [c for feature in self.features for c in feature.columns]
+        return tuple(dict.fromkeys([*read, *self._columns_of_strategy]))
+
+    @property
+    def _columns_of_strategy(self) -> tuple[str, ...]:
+        return tuple(getattr(self.train, "columns", ()))
 
     @property
     def digest(self) -> str:
@@ -101,6 +115,8 @@ class System:
             where = f"feature {type(feature).__name__}({feature.name!r})"
             for column in feature.columns:
                 schema.field(column, where)
+        for column in self._columns_of_strategy:
+            schema.field(column, type(self.train).__name__)
         for target in self.targets:
             schema.field(target, "targets")
 

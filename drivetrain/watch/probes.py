@@ -8,6 +8,7 @@ from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Emit, Metric, Note
 from drivetrain.core.seams import Probe
 from drivetrain.watch.listener import stderr
+from drivetrain.watch.ranking import Ranking
 
 if TYPE_CHECKING:
     from drivetrain.core.batch import Batch
@@ -153,11 +154,13 @@ class AUC:
 
     def begin(self, bundle: "Bundle") -> Measurement:
         """Start ranking."""
-        from drivetrain.watch.quality import Ranking
+        from drivetrain.watch import quality
 
         target, output = pair(bundle, self.target, self.output, "AUC")
         name = _name(bundle, "auc", output)
-        return Ranking(target, output, lambda v: Metric(name=name, value=v, at_least=self.at_least))
+        return quality.Ranking(
+            target, output, lambda v: Metric(name=name, value=v, at_least=self.at_least)
+        )
 
     def __call__(self, bundle: "Bundle", batches: Iterable["Batch"]) -> Sequence[Metric]:
         """The metric ``auc``."""
@@ -370,5 +373,6 @@ class Drift:
 
 
 PROBES: Mapping[str, type[Any]] = {
-    kind.__name__: kind for kind in (AUC, LogLoss, Accuracy, Calibration, RMSE, Latency, Drift)
+    kind.__name__: kind
+    for kind in (AUC, LogLoss, Accuracy, Calibration, RMSE, Latency, Drift, Ranking)
 }

@@ -1,0 +1,45 @@
+"""The items that a served graph ranks: they lie in it, so whoever measures it knows them all."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from drivetrain.core.need import need
+from drivetrain.core.schema import MISSING_INT
+
+if TYPE_CHECKING:
+    from drivetrain.core.batch import Array
+    from drivetrain.core.graph import Graph
+
+ITEMS = "catalogue/items"
+"""The initializer that holds the items, int64 or string ``[n]``; what is missing among them fills
+places up and is no item. A graph that is joined behind another has it under a longer name."""
+COUNTS = "catalogue/counts"
+"""The initializer that holds how often each was had in training, int64 ``[n]``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """What a graph can recommend.
+
+    Attributes:
+        items: int64 or object (strings) ``[items]``.
+        counts: int64 ``[items]``: how often each was had in training.
+    """
+
+    items: "Array"
+    counts: "Array"
+
+    @classmethod
+    def of(cls, graph: "Graph") -> "Catalogue | None":
+        """The catalogue that lies in a graph, or None where there is none."""
+        onnx = need("onnx", "train")
+        found: dict[str, Array] = {}
+        for tensor in graph.proto.graph.initializer:
+            for name in (ITEMS, COUNTS):
+                if tensor.name == name or tensor.name.endswith(f"/{name}"):
+                    found[name] = onnx.numpy_helper.to_array(tensor)
+        if len(found) < 2:
+            return None
+        items, counts = found[ITEMS], found[COUNTS]
+        there = items != (MISSING_INT if items.dtype.kind == "i" else "")
+        return cls(items[there], counts[there])

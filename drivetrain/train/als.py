@@ -1,0 +1,94 @@
+"""A strategy that recommends by factors of users and items: alternating least squares."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from drivetrain.core.errors import wrong
+from drivetrain.core.metric import Metric, Progress
+from drivetrain.core.seams import Examples, Run
+from drivetrain.train.recall.method import Recall
+
+if TYPE_CHECKING:
+    from drivetrain.core.graph import Graph
+    from drivetrain.train.recall.least_squares import Factors
+
+
+@dataclass(frozen=True, kw_only=True)
+class ALS(Recall):
+    """Matrix factorization of implicit feedback (Hu, Koren and Volinsky, ICDM 2008).
+
+    Every pair of a user and an item counts: one that was had wants the score 1 with the
+    confidence ``1 + alpha * weight``, every other 0 with the confidence 1. Sides take turns, and
+    each row is solved by a few steps of conjugate gradients from where it was.
+
+    The served graph multiplies a user's factors with those of every item, so it is exact.
+
+    Attributes:
+        factors: numbers for each user and item.
+        alpha: how much more sure a pair is that was had, by weight.
+        l2: what a factor's square costs, above 0.
+        iterations: of both sides.
+        steps: of conjugate gradients, each time.
+        seed: of the first factors.
+    """
+
+    factors: int = 64
+    alpha: float = 1.0
+    l2: float = 10.0
+    iterations: int = 15
+    steps: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("factors", "iterations", "steps"):
+            self.at_least(name, 1)
+        for name in ("alpha", "l2"):
+            if not getattr(self, name) > 0:
+                raise wrong(f"ALS.{name}", getattr(self, name), "a number above 0")
+
+    def fit(self, model: Any, source: Examples, run: Run) -> "Graph":
+        """Factorize the training rows."""
+        import numpy as np
+
+        from drivetrain.train.recall.graph import Asked, Serving
+        from drivetrain.train.recall.nodes import Nodes
+
+        found = self.interactions(source, run)
+        users, items = self.factorized(found.had, run)
+        known = found.had.lengths > 0
+        # A further number for each: what is not known scores every item by how often it was had.
+        asking = np.concatenate([users.factors * known[:, None], ~known[:, None]], axis=1)
+        counts = found.counts.astype(np.float32)[:, None]
+        answering = np.concatenate([items.factors, counts], axis=1)
+
+        def score(n: Nodes, asked: Asked) -> str:
+            who = n.op("Gather", n.held(asking.astype(np.float32)), asked.user)
+            return n.op("MatMul", who, n.held(answering.T))
+
+        return Serving(
+            index=source.features.tensors.field("index"),
+            column=self.user_column(source.features),
+            k=self.k,
+            exclude=self.seen == "exclude",
+        ).graph(found, score)
+
+    def factorized(self, had: Any, run: Run) -> "tuple[Factors, Factors]":
+        """The factors of users and items that :class:`Sparse` rows give."""
+        import numpy as np
+
+        from drivetrain.train.recall.interactions import Sparse
+        from drivetrain.train.recall.least_squares import Factors, improve, loss
+
+        had = Sparse(had.starts, had.columns, had.weights * np.float32(self.alpha), had.wide)
+        random = np.random.default_rng(self.seed)
+        items = Factors.drawn(had.wide, self.factors, random)
+        users = Factors.drawn(had.rows, self.factors, random)
+        for number in range(self.iterations):
+            improve(users, items, had, l2=self.l2, steps=self.steps)
+            improve(items, users, had.turned, l2=self.l2, steps=self.steps)
+            done = number + 1
+            run.emit(Progress(stage="train", done=done, total=self.iterations, unit="iterations"))
+        final = loss(users, items, had, l2=self.l2)
+        run.emit(Metric(name="train/loss", value=final))
+        return users, items

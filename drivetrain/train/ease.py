@@ -1,0 +1,69 @@
+"""A strategy that recommends by a linear model of each item from all the others."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from drivetrain.core.errors import wrong
+from drivetrain.core.seams import Examples, Run
+from drivetrain.train.recall.method import FromHistory
+
+if TYPE_CHECKING:
+    from drivetrain.core.graph import Graph
+
+MOST_ITEMS = 20_000
+"""Of a matrix that is inverted: 3.2 GB of float64, twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EASE(FromHistory):
+    """The embarrassingly shallow autoencoder, in closed form (Steck, WWW 2019).
+
+    With ``P`` the inverse of ``X'X + l2 I``, the weights between items are ``-P_ij / P_jj``, and
+    0 on the diagonal. A score is the profile's row of ``X`` times them. Time grows with the cube
+    of the items, memory with their square: up to 20,000 items.
+
+    Attributes:
+        l2: how much large weights cost, above 0.
+        neighbours: keep only so many weights of each item in the served graph, the largest; None
+            keeps all, 4 bytes for each pair of items.
+    """
+
+    l2: float = 200.0
+    neighbours: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.l2 > 0:
+            raise wrong("EASE.l2", self.l2, "a number above 0")
+        if self.neighbours is not None:
+            self.at_least("neighbours", 1)
+
+    def fit(self, model: Any, source: Examples, run: Run) -> "Graph":
+        """Solve for the weights.
+
+        Raises:
+            ValueError: there are more items than can be.
+        """
+        from drivetrain.train.recall.from_history import by_neighbours, by_weights, serving
+        from drivetrain.train.recall.meeting import gram, largest
+
+        found = self.interactions(source, run)
+        if len(found.catalogue) > MOST_ITEMS:
+            raise wrong("items of EASE", len(found.catalogue), f"{MOST_ITEMS} or fewer")
+        weights = closed_form(gram(found.had), self.l2)
+        if self.neighbours is None:
+            score = by_weights(found, weights)
+        else:
+            score = by_neighbours(found, *largest(weights, self.neighbours))
+        return serving(self, source, found).graph(found, score)
+
+
+def closed_form(gram: Any, l2: float) -> Any:
+    """The weights float32 ``[items, items]`` of a Gram matrix ``X'X``, which is overwritten."""
+    import numpy as np
+
+    gram[np.diag_indices(len(gram))] += l2
+    inverse = np.linalg.inv(gram)
+    inverse /= -np.diag(inverse).copy()
+    inverse[np.diag_indices(len(inverse))] = 0
+    return inverse.astype(np.float32)

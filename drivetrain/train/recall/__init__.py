@@ -1,0 +1,1 @@
+"""What the recall methods share: interactions, the graph that serves them, their declaration."""

@@ -1,0 +1,70 @@
+"""Scores as sums over a profile: of weights between all items, or of each one's neighbours."""
+
+import numpy as np
+
+from drivetrain.core.batch import Array
+from drivetrain.core.seams import Examples
+from drivetrain.train.recall.graph import Asked, Score, Serving, popular
+from drivetrain.train.recall.interactions import Interactions
+from drivetrain.train.recall.method import FromHistory
+from drivetrain.train.recall.nodes import Nodes
+
+
+def serving(method: FromHistory, source: Examples, found: Interactions) -> Serving:
+    """How such a method is served: one row after another, each by its own profile."""
+    return Serving(
+        index=source.features.tensors.field("index"),
+        column=method.user_column(source.features),
+        k=method.k,
+        exclude=method.seen == "exclude",
+        history=method.history_field(source, found),
+        weighted=method.weight is not None and method.history is None,
+        part=1,
+    )
+
+
+def by_weights(found: Interactions, weights: Array) -> Score:
+    """The sum of rows of float32 ``[items, items]``."""
+
+    def score(n: Nodes, asked: Asked) -> str:
+        profile, each = _profile(n, asked, len(found.catalogue))
+        rows = n.op("Gather", n.held(weights), profile)
+        if each:
+            rows = n.op("Mul", rows, n.op("Unsqueeze", each, n.ints(1)))
+        return popular(n, found.counts, asked, n.op("ReduceSum", rows, n.ints(0), keepdims=1))
+
+    return score
+
+
+def by_neighbours(found: Interactions, numbers: Array, values: Array) -> Score:
+    """The sum of each item's neighbours: int32 and float32 ``[items, neighbours]``."""
+    items = len(found.catalogue)
+
+    def score(n: Nodes, asked: Asked) -> str:
+        profile, each = _profile(n, asked, items)
+        near = n.op("Gather", n.held(values), profile)
+        if each:
+            near = n.op("Mul", near, n.op("Unsqueeze", each, n.ints(1)))
+        where = n.op("Reshape", n.op("Gather", n.held(numbers), profile), n.ints(1, -1))
+        sums = n.op(
+            "ScatterElements",
+            n.held(np.zeros((1, items + 1), np.float32)),
+            where,
+            n.op("Reshape", near, n.ints(1, -1)),
+            axis=1,
+            reduction="add",
+        )
+        sums = n.op("Slice", sums, n.ints(0), n.ints(items), n.ints(1))
+        return popular(n, found.counts, asked, sums)
+
+    return score
+
+
+def _profile(n: Nodes, asked: Asked, items: int) -> tuple[str, str]:
+    """The one row's items, each once, and their weights where they have any."""
+    had = n.op("Reshape", asked.had, n.ints(-1))
+    if asked.once:
+        return had, n.op("Reshape", asked.weights, n.ints(-1)) if asked.weights else ""
+    each_once = n.op("Unique", had)
+    known = n.op("Less", each_once, n.ints(items))
+    return n.op("Compress", each_once, known, axis=0), ""

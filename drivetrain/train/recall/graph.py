@@ -1,0 +1,194 @@
+"""The served graph of a recall method: who asks to the best items, exactly, in bounded memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from drivetrain.core.batch import Array
+from drivetrain.core.catalogue import COUNTS, ITEMS
+from drivetrain.core.graph import Graph
+from drivetrain.core.schema import MISSING_INT, Field
+from drivetrain.train.recall.interactions import Interactions
+from drivetrain.train.recall.nodes import Nodes
+
+SCORES = 1 << 23
+"""Scores that are held at once: rows go through in parts of so many."""
+
+Score = Callable[[Nodes, "Asked"], str]
+"""Adds a method's nodes: float32 ``[part, items]``, the scores of the rows that are asked."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The tensors that a part of the rows is scored from.
+
+    Attributes:
+        user: int64 ``[part]``: positions of the users' index.
+        had: int64 ``[part, longest]``: what each has in their profile; beyond its end, ``items``.
+        weights: float32 ``[part, longest]``, 0 beyond the end; the empty string where all are 1.
+        new: bool ``[part, 1]``: whose profile is empty.
+        once: whether a profile has each item once.
+    """
+
+    user: str
+    had: str
+    weights: str
+    new: str
+    once: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a method's scores become an answer.
+
+    Attributes:
+        index: the tensor that holds users, and how many columns it has.
+        column: the users' column in it.
+        k: how many items are answered.
+        exclude: whether what a user has had is left out.
+        history: the raw column ``[n]`` of a row's last items, which are then the profile.
+        weighted: whether the profile of a user has weights other than 1.
+        part: the most rows that are scored at once; 1 for methods that go through the profile.
+    """
+
+    index: Field
+    column: int
+    k: int
+    exclude: bool
+    history: Field | None = None
+    weighted: bool = False
+    part: int = 256
+
+    def graph(self, found: Interactions, score: Score) -> Graph:
+        """``index`` and the history to ``items`` ``[rows, k]`` and ``scores`` ``[rows, k]``.
+
+        The best come first; of equal scores the item that was had more often in training, then
+        the lesser one. Places that no item is left for are missing, with a score that is missing.
+
+        Args:
+            found: the training rows.
+            score: the method.
+        """
+        nodes = Nodes()
+        writer = _Writer(self, found, nodes)
+        places, scores = writer.answer(score)
+        text = found.catalogue.dtype == object
+        items = np.concatenate([found.catalogue, writer.nothing])
+        counts = np.concatenate([found.counts, np.zeros(len(writer.nothing), np.int64)])
+        nodes.held(counts, COUNTS)
+        chosen = nodes.op("Gather", nodes.held(items, ITEMS), places)
+        nan = nodes.held(np.array(np.nan, np.float32))
+        real = nodes.op("Where", nodes.op("IsInf", scores), nan, scores)
+        return nodes.build(
+            [self.index, *([self.history] if self.history else [])],
+            [
+                (Field("items", "string" if text else "int64", (self.k,)), chosen),
+                (Field("scores", "float32", (self.k,)), real),
+            ],
+        )
+
+
+class _Writer:
+    """Writes the nodes around a method's."""
+
+    def __init__(self, serving: Serving, found: Interactions, nodes: Nodes) -> None:
+        self._serving = serving
+        self._found = found
+        self._nodes = nodes
+        self._items = len(found.catalogue)
+        text = found.catalogue.dtype == object
+        # One place at least that is no item: where what pads a list of exclusions points to.
+        spare = max(1, serving.k - self._items)
+        self.nothing = np.full(spare, "" if text else MISSING_INT, found.catalogue.dtype)
+        self._starts = nodes.held(found.had.starts)
+        self._columns = nodes.held(np.append(found.had.columns, np.int32(self._items)))
+        self._weights = (
+            nodes.held(np.append(found.had.weights, np.float32(0))) if serving.weighted else ""
+        )
+
+    def answer(self, score: Score) -> tuple[str, str]:
+        """Places in the catalogue, int64 ``[rows, k]``, and their scores."""
+        n, serving = self._nodes, self._serving
+        one = n.ints(1)
+        rows = n.op("Shape", serving.index.name, start=0, end=1)
+        most = max(1, min(serving.part, SCORES // self._items))
+        part = n.op("Min", n.op("Max", rows, one), n.ints(most))
+        parts = n.op("Max", n.op("Div", n.op("Sub", n.op("Add", rows, part), one), part), one)
+        more = n.op("Sub", n.op("Mul", parts, part), rows)
+        column = n.held(np.array(serving.column, np.int64))
+        user = n.op("Gather", serving.index.name, column, axis=1)
+        user = n.op("Pad", user, n.op("Concat", n.ints(0), more, axis=0))
+        inputs = [(n.op("Reshape", user, n.op("Concat", parts, part, axis=0)), "int64")]
+        if serving.history is not None:
+            inputs.append((self._recent(serving.history, parts, part, more), "int64"))
+
+        def body(inner: Nodes, *slices: str) -> list[tuple[str, str]]:
+            return [*zip(self._part(inner, score, *slices), ("int64", "float32"), strict=True)]
+
+        both = n.scan(inputs, body)
+        flat = [n.op("Reshape", each, n.ints(-1, serving.k)) for each in both]
+        places, scores = (n.op("Slice", each, n.ints(0), rows, n.ints(0)) for each in flat)
+        return places, scores
+
+    def _recent(self, history: Field, parts: str, part: str, more: str) -> str:
+        """Places of the row's last items, int64 ``[parts, part, n]``; the others point beyond."""
+        n = self._nodes
+        text = history.dtype == "string"
+        places = n.op(
+            "LabelEncoder",
+            history.name,
+            domain="ai.onnx.ml",
+            **{"keys_strings" if text else "keys_int64s": self._found.catalogue.tolist()},
+            values_int64s=list(range(self._items)),
+            default_int64=self._items,
+        )
+        pads = n.op("Concat", n.ints(0, 0), more, n.ints(0), axis=0)
+        beyond = n.held(np.array(self._items, np.int64))
+        padded = n.op("Pad", places, pads, beyond)
+        return n.op("Reshape", padded, n.op("Concat", parts, part, n.ints(-1), axis=0))
+
+    def _part(self, n: Nodes, score: Score, user: str, recent: str = "") -> tuple[str, str]:
+        serving = self._serving
+        had, weights, length = self._profile(n, user)
+        asked = Asked(user, had, weights, n.op("Equal", length, n.ints(0)), True)
+        out = [had] if serving.exclude else []
+        if recent:
+            out = [*out, recent] if serving.exclude else []
+            inside = n.op("Less", recent, n.ints(self._items))
+            some = n.op("ReduceMax", n.op("Cast", inside, to=7), n.ints(1), keepdims=1)
+            asked = Asked(user, recent, "", n.op("Equal", some, n.ints(0)), False)
+        scores = score(n, asked)
+        spare = len(self.nothing)
+        width = n.op("Concat", n.op("Shape", user), n.ints(spare), axis=0)
+        nothing = n.op("Expand", n.held(np.array(-np.inf, np.float32)), width)
+        scores = n.op("Concat", scores, nothing, axis=1)
+        if out:
+            where = n.op("Concat", *out, axis=1) if len(out) > 1 else out[0]
+            never = n.op("Expand", n.held(np.array(-np.inf, np.float32)), n.op("Shape", where))
+            scores = n.op("ScatterElements", scores, where, never, axis=1)
+        best, places = n.ops("TopK", scores, n.ints(serving.k), outputs=2, axis=1)
+        return places, best
+
+    def _profile(self, n: Nodes, user: str) -> tuple[str, str, str]:
+        """What each of the users has had, side by side, padded to the longest of the part."""
+        start = n.op("Gather", self._starts, user)
+        end = n.op("Gather", self._starts, n.op("Add", user, n.ints(1)))
+        length = n.op("Unsqueeze", n.op("Sub", end, start), n.ints(1))
+        longest = n.op("ReduceMax", length, keepdims=0)
+        zero, one = (n.held(np.array(x, np.int64), f"recall/{x}") for x in (0, 1))
+        step = n.op("Unsqueeze", n.op("Range", zero, longest, one), n.ints(0))
+        at = n.op("Add", n.op("Unsqueeze", start, n.ints(1)), step)
+        inside = n.op("Less", step, length)
+        # The entry behind the last one stands for nothing had.
+        end_of_all = n.held(np.array(len(self._found.had.columns), np.int64))
+        at = n.op("Where", inside, at, end_of_all)
+        had = n.op("Cast", n.op("Gather", self._columns, at), to=7)
+        weights = n.op("Gather", self._weights, at) if self._weights else ""
+        return had, weights, length
+
+
+def popular(nodes: Nodes, counts: Array, asked: Asked, scores: str) -> str:
+    """The scores, but for whom nothing is known how often each item was had, float32."""
+    known = nodes.held(counts.astype(np.float32)[None], "recall/popular")
+    return nodes.op("Where", asked.new, known, scores)

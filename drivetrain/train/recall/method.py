@@ -1,0 +1,140 @@
+"""What a declaration of a recall method says, whichever method it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from drivetrain.core.errors import unknown, wrong
+from drivetrain.core.metric import Metric
+from drivetrain.core.schema import FeatureSchema, Field
+from drivetrain.core.seams import Examples, Run
+
+if TYPE_CHECKING:
+    from drivetrain.train.recall.interactions import Interactions
+
+Seen = Literal["exclude", "keep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """Finds, of all items, those that somebody is likeliest to want: what every method has.
+
+    A row of the events says that a user had an item. The user is a feature ``Index``, so the
+    server knows who it is asked for; the item is a target, which the server never has. The served
+    graph takes the users and answers ``items`` ``[rows, k]``, in the items' own type, the best
+    first, and ``scores`` ``[rows, k]``, float32. It goes through all items, and of equal scores
+    the item comes first that was had more often, then the lesser one. Whoever is not known gets
+    what was had most often. Places that no item is left for are missing.
+
+    Attributes:
+        target: the column of items, strings or int64.
+        user: the ``Index`` feature that says who; None takes the only index column.
+        k: how many items are answered.
+        seen: whether what a user had in the training rows is left out (``exclude``) or not
+            (``keep``).
+        weight: a further target: how much a row counts, 0 or more, summed over a user's rows with
+            one item. None: a user has had an item or not.
+    """
+
+    target: str
+    user: str | None = None
+    k: int = 100
+    seen: Seen = "exclude"
+    weight: str | None = None
+
+    own_model: ClassVar[bool] = True
+    """A system with this strategy declares no ``model``."""
+
+    def __post_init__(self) -> None:
+        if self.seen not in get_args(Seen):
+            raise unknown("seen", self.seen, get_args(Seen), type(self).__name__)
+        self.at_least("k", 1)
+
+    def at_least(self, name: str, least: float) -> None:
+        """Check that an option is not too small.
+
+        Raises:
+            ValueError: it is.
+        """
+        value = getattr(self, name)
+        if not value >= least:
+            raise wrong(f"{type(self).__name__}.{name}", value, f"{least} or more")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The targets that it reads from the events itself, which may be text."""
+        return (self.target,) if self.weight is None else (self.target, self.weight)
+
+    def build(self, factory: Callable[[], Any] | None, features: FeatureSchema, seed: int) -> None:
+        """Nothing: the method is the model."""
+
+    def user_column(self, features: FeatureSchema) -> int:
+        """The users' column of the tensor ``index``.
+
+        Raises:
+            ValueError: there is no such feature, or several to choose from.
+        """
+        from drivetrain.train.recall.interactions import only
+
+        names = tuple(feature.name for feature in features.of("index"))
+        where = f"{type(self).__name__}.user"
+        name = only(names, self.user, where)
+        if features.field(name).width != 1:
+            raise wrong(where, name, "a feature of one column, such as Index")
+        return features.slice(name).start
+
+    def interactions(self, source: Examples, run: Run) -> "Interactions":
+        """The training rows, and what there is to say of them."""
+        from drivetrain.train.recall.interactions import read
+
+        found = read(
+            source,
+            column=self.user_column(source.features),
+            item=self.target,
+            weight=self.weight,
+            emit=run.emit,
+        )
+        sizes = {
+            "users": int((found.had.lengths > 0).sum()),
+            "items": len(found.catalogue),
+            "interactions": len(found.had.columns),
+        }
+        for name, size in sizes.items():
+            run.emit(Metric(name=f"train/{name}", value=float(size)))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromHistory(Recall):
+    """A method that needs no more of somebody than what they had: new users are served too.
+
+    Attributes:
+        history: a raw column of the items that a row's user had last, of the items' own type and
+            shape ``[n]``, such as a window with ``stat="recent"``. What is asked for is then
+            answered from it instead of the user's training rows; those are still left out where
+            ``seen`` says so, and what is in the history is too. None: answers from the training
+            rows.
+    """
+
+    history: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The raw columns that its graph takes beside the features."""
+        return () if self.history is None else (self.history,)
+
+    def history_field(self, source: Examples, found: "Interactions") -> Field | None:
+        """The history's column.
+
+        Raises:
+            ValueError: it is absent, or holds something else than items.
+        """
+        if self.history is None:
+            return None
+        where = f"{type(self).__name__}.history"
+        field = source.events.schema.field(self.history, where)
+        kind = "string" if found.catalogue.dtype == object else "int64"
+        if field.dtype != kind or len(field.shape) != 1:
+            shown = f"{field.dtype} {list(field.shape)}"
+            raise wrong(f"{where}, column {self.history!r}", shown, f"{kind} [n], as the items are")
+        return field

@@ -1,0 +1,134 @@
+"""Writes the nodes of a graph, one expression a node."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from drivetrain.core.graph import IR_VERSION, ML_OPSET, OPSET, Graph
+from drivetrain.core.need import need
+from drivetrain.core.schema import ONNX_TYPE, Field
+
+if TYPE_CHECKING:
+    import onnx
+
+    from drivetrain.core.batch import Array
+
+MOST_BYTES = 2**31 - 2**24
+"""What a serialized graph can hold (protobuf), less some room for its nodes."""
+
+
+class Nodes:
+    """Collects nodes in order; tensors are known by their names.
+
+    A part that runs inside of a node (the body of a ``Scan``) is a child: it sees the tensors of
+    its parent, and constants of all lie with the outermost.
+
+    Args:
+        parent: of a body; None for the graph itself.
+    """
+
+    def __init__(self, parent: "Nodes | None" = None) -> None:
+        self._onnx = need("onnx", "train")
+        self._root: Nodes = self if parent is None else parent._root
+        self._nodes: list[onnx.NodeProto] = []
+        if parent is None:
+            self._constants: dict[str, onnx.TensorProto] = {}
+            self._count = 0
+
+    def _name(self, kind: str) -> str:
+        self._root._count += 1
+        return f"recall/{kind}.{self._root._count}"
+
+    def held(self, values: "Array", name: str = "") -> str:
+        """An initializer of the graph."""
+        name = name or self._name("held")
+        values = np.asarray(values, order="C")
+        self._root._constants[name] = self._onnx.numpy_helper.from_array(values, name)
+        return name
+
+    def ints(self, *values: int) -> str:
+        """An int64 vector."""
+        return self.held(np.array(values, np.int64), f"recall/ints.{'.'.join(map(str, values))}")
+
+    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node of one output; returns its name."""
+        return self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)[0]
+
+    def ops(
+        self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any
+    ) -> tuple[str, ...]:
+        """Add a node; returns the names of its outputs."""
+        stem = self._name(kind)
+        names = (stem, *(f"{stem}.{i}" for i in range(1, outputs)))
+        make = self._onnx.helper.make_node
+        self._nodes.append(make(kind, inputs, names, name=stem, domain=domain, **attributes))
+        return names
+
+    def scan(self, inputs: Sequence[tuple[str, str]], body: "Body") -> tuple[str, ...]:
+        """Run a body over the first dimension of some tensors; what it gives is stacked.
+
+        Args:
+            inputs: name and element type of each.
+            body: is called with a child of this and the names of one slice of each; answers the
+                name and the element type of each result.
+        """
+        helper = self._onnx.helper
+        child = Nodes(self)
+        slices = [self._name("slice") for _ in inputs]
+        results = body(child, *slices)
+        graph = helper.make_graph(
+            child._nodes,
+            "body",
+            [_loose(helper, s, t) for s, (_, t) in zip(slices, inputs, strict=True)],
+            [_loose(helper, name, kind) for name, kind in results],
+        )
+        return self.ops(
+            "Scan",
+            *(name for name, _ in inputs),
+            outputs=len(results),
+            body=graph,
+            num_scan_inputs=len(inputs),
+        )
+
+    def build(self, inputs: Sequence[Field], outputs: Sequence[tuple[Field, str]]) -> Graph:
+        """The graph.
+
+        Raises:
+            ValueError: it is larger than a graph can be.
+        """
+        helper = self._onnx.helper
+        size = sum(tensor.ByteSize() for tensor in self._constants.values())
+        if size > MOST_BYTES:
+            raise ValueError(
+                f"the served graph: found {size / 2**30:.1f} GiB of weights, allowed: 2 GiB. Fewer "
+                "users (Index(size=…)), factors or neighbours make it smaller."
+            )
+        ends = [helper.make_node("Identity", [name], [field.name]) for field, name in outputs]
+        graph = helper.make_graph(
+            [*self._nodes, *ends],
+            "recall",
+            [_value(helper, field) for field in inputs],
+            [_value(helper, field) for field, _ in outputs],
+            list(self._constants.values()),
+        )
+        imports = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION)
+        return Graph.from_proto(model)
+
+
+Body = Any
+"""``(nodes, *slices) -> [(tensor, element type), …]``."""
+
+
+def _value(helper: Any, field: Field) -> "onnx.ValueInfoProto":
+    shape = [
+        "rows",
+        *(n if n is not None else f"{field.name}_{i}" for i, n in enumerate(field.shape)),
+    ]
+    return helper.make_tensor_value_info(field.name, field.onnx, shape)
+
+
+def _loose(helper: Any, name: str, kind: str) -> "onnx.ValueInfoProto":
+    """A value of any shape."""
+    return helper.make_tensor_value_info(name, ONNX_TYPE[kind], None)
