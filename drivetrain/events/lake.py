@@ -18,10 +18,12 @@ import pyarrow as pa
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
 from drivetrain.core.schema import Schema
+from drivetrain.events.additions import Addition
 from drivetrain.events.delta import location
 from drivetrain.events.evolve import fields_of, fit, lake_field
 from drivetrain.events.log import actions, applications, files_of, named_errors, open_table
 from drivetrain.events.parts import Part, made_of, parts_of, with_parts
+from drivetrain.events.upkeep import TARGET, Compaction, compact, vacuum
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -31,6 +33,10 @@ MARK = "drivetrain.commit"
 
 TRIES = 10
 """Appends of which each was overtaken by a change of the table's columns, before it is an error."""
+
+
+REOPEN = 32
+"""Appends between two openings of the table: the library's handle grows slower with each."""
 
 
 @dataclass
@@ -70,6 +76,7 @@ class Lake:
     _pending: Pending | None = field(default=None, repr=False)
     _landed: tuple[Pending, int] | None = field(default=None, repr=False)
     _sure: set[str] = field(default_factory=set[str], repr=False)
+    _appends: int = field(default=0, repr=False)
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -172,8 +179,31 @@ class Lake:
         """
         with named_errors(self.path):
             self.table.update_incremental()
+        self._renewed()
+
+    def _renewed(self) -> None:
+        """Forget what was known of the version before."""
         self._due = None
         self._sure.clear()
+
+    # -- upkeep ----------------------------------------------------------------------------------
+
+    @property
+    def files(self) -> int:
+        """How many files the version has that was last seen; many small ones read slowly."""
+        return len(self.table.file_uris())
+
+    def compact(self, target: int = TARGET) -> Compaction:
+        """Write small files together, as :func:`drivetrain.events.upkeep.compact` does."""
+        self._settle()
+        self._renewed()
+        return compact(self.table, self.path, target)
+
+    def vacuum(self, hours: int | None = None, *, guard: bool = True) -> list[str]:
+        """Remove what no version needs, as :func:`drivetrain.events.upkeep.vacuum` does."""
+        self._settle()
+        self._renewed()
+        return vacuum(self.table, self.path, hours, guard=guard)
 
     # -- appending -------------------------------------------------------------------------------
 
@@ -218,7 +248,32 @@ class Lake:
             OSError: the store refuses or is full; whether it was appended is found out before the
                 next append, and the same rows given again then count once.
         """
-        due = dict(positions or {})
+        if self._table is None:
+            self._create(_columns_of(rows, self.path))
+        return self._append(rows, writer, dict(positions or {}))
+
+    def commit_files(
+        self,
+        files: Sequence[Addition],
+        writer: str = "",
+        positions: Mapping[str, int] | None = None,
+    ) -> int:
+        """Append files that others have laid down below the table's folder; see :meth:`append`.
+
+        Args:
+            files: in order; there may be none, where only positions move.
+            writer: as for :meth:`append`.
+            positions: of each source that moved, the position behind the last of its rows.
+
+        Raises:
+            FileNotFoundError: there is no table yet.
+            ValueError: as for :meth:`append`.
+            OSError: as for :meth:`append`.
+        """
+        assert self.table is not None
+        return self._append(files, writer, dict(positions or {}))
+
+    def _append(self, rows: pa.Table | Sequence[Addition], writer: str, due: dict[str, int]) -> int:
         if writer or due:
             _named(writer)
         self._settle()
@@ -226,8 +281,6 @@ class Lake:
             (pending, version), self._landed = self._landed, None
             if (pending.writer, pending.positions) == (writer, due):
                 return version
-        if self._table is None:
-            self._create(_columns_of(rows, self.path))
         if not writer:
             return self._commit(rows, Pending(secrets.token_hex(8), self.version, "", 0, {}))
         held = self._held.get(writer)
@@ -250,13 +303,15 @@ class Lake:
         if rows and due and all(held.positions.get(s) == p for s, p in due.items()):
             raise wrong(where, due, "one that moves: these rows are in the table already")
 
-    def _commit(self, rows: pa.Table, pending: Pending) -> int:
+    def _commit(self, rows: pa.Table | Sequence[Addition], pending: Pending) -> int:
         failed = need("deltalake.exceptions", "delta").CommitFailedError
         for _ in range(TRIES):
-            fitted, grows = fit(with_parts(rows, self.due), self.due, self.path)
+            fitted, grows = rows, False
+            if isinstance(rows, pa.Table):
+                fitted, grows = fit(with_parts(rows, self.due), self.due, self.path)
             try:
                 self._write(fitted, grows, pending)
-                return self._done(pending, self.version)
+                return self._done(pending, self.version, alone=isinstance(rows, pa.Table))
             except (failed, OSError, ValueError) as error:
                 failure = error
             self._pending = pending
@@ -273,7 +328,7 @@ class Lake:
                 self._unmoved(pending.writer, pending.positions)
         raise OSError(f"{self.path}: other commits came first {TRIES} times: {failure}")
 
-    def _write(self, rows: pa.Table, grows: bool, pending: Pending) -> None:
+    def _write(self, rows: pa.Table | Sequence[Addition], grows: bool, pending: Pending) -> None:
         deltalake = need("deltalake", "delta")
         writer, moves = pending.writer, []
         if writer:
@@ -284,25 +339,42 @@ class Lake:
                 deltalake.Transaction(f"{writer}/{source}", position)
                 for source, position in pending.positions.items()
             ]
+        properties = deltalake.CommitProperties(
+            custom_metadata={MARK: pending.mark}, app_transactions=moves
+        )
         with named_errors(self.path):
-            deltalake.write_deltalake(
-                self.table,
-                rows,
-                mode="append",
-                schema_mode="merge" if grows else None,
-                commit_properties=deltalake.CommitProperties(
-                    custom_metadata={MARK: pending.mark}, app_transactions=moves
-                ),
-            )
+            if isinstance(rows, pa.Table):
+                deltalake.write_deltalake(
+                    self.table,
+                    rows,
+                    mode="append",
+                    schema_mode="merge" if grows else None,
+                    commit_properties=properties,
+                )
+            else:
+                self.table.create_write_transaction(
+                    [file.action() for file in rows],
+                    "append",
+                    self.table.schema(),
+                    self.table.metadata().partition_columns,
+                    commit_properties=properties,
+                )
+                self.reload()  # the library leaves it at the version before
         if grows:
             self._due = None
+        self._appends += 1
+        if self._appends % REOPEN == 0:
+            self._table = open_table(self.path, self.version, self.storage)
 
-    def _done(self, pending: Pending, version: int) -> int:
+    def _done(self, pending: Pending, version: int, *, alone: bool) -> int:
+        """Count an append that landed; ``alone`` if the table was not looked at again since."""
         if pending.writer:
             held = self._held[pending.writer]
             held.turn = pending.turn
             held.positions.update(pending.positions)
-            self._sure.add(pending.writer)
+            # Later commits that were seen may be of another process as this very writer.
+            if alone or self.table.transaction_version(pending.writer) == pending.turn:
+                self._sure.add(pending.writer)
         return version
 
     def _settle(self) -> None:
@@ -318,7 +390,7 @@ class Lake:
                 a["commitInfo"].get(MARK) for a in actions(files, version) if "commitInfo" in a
             )
             if pending.mark in marks:
-                self._done(pending, version)
+                self._done(pending, version, alone=False)
                 self._landed = (pending, version)
                 return
 
@@ -341,9 +413,15 @@ class Lake:
         """Hold that nobody else has appended as a writer since its positions were seen."""
         if writer in self._sure:
             return
-        held, found = self._held[writer], self._read(writer)
-        if found == held:
+        held = self._held[writer]
+        with named_errors(self.path):
+            names = (f"{writer}/{source}" for source in held.positions)
+            places = [self.table.transaction_version(name) for name in names]
+            turn = self.table.transaction_version(writer)
+        if turn == held.turn and places == list(held.positions.values()):
+            self._sure.add(writer)
             return
+        found = self._read(writer)
         self._sure.discard(writer)
         raise ValueError(
             f"{self.path}: found another process that appends as {writer!r}: it has come to "

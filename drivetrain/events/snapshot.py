@@ -165,7 +165,7 @@ def _check(table: "DeltaTable", path: str) -> None:
     foreign = sorted(features - READ)
     if foreign:
         raise wrong(f"{path}, features", foreign, f"a table with none but {sorted(READ)}")
-    if "deletionVectors" in features and any(len(batch) for batch in table.deletion_vectors()):
+    if "deletionVectors" in features and any(batch.num_rows for batch in table.deletion_vectors()):
         raise ValueError(
             f"{path}: found rows that deletion vectors leave out, allowed: a table whose files "
             "hold no row that is deleted; rewrite it (REORG TABLE … APPLY (PURGE)), or set "
