@@ -1,51 +1,42 @@
-"""The compiled parts. An installation without a compiler serves without; windows need theirs."""
+"""The compiled parts. An installation without a compiler goes without; windows need theirs."""
 
 from setuptools import Extension, setup
 
-SERVER = "drivetrain/serve/native"
-WINDOWS = "drivetrain/core/native"
-WINDOWS_PARTS = (
-    "module",
-    "track",
-    "run",
-    "hash",
-    "table",
-    "key",
-    "ask",
-    "tree",
-    "distinct",
-    "exact",
-    "layout",
-    "blob",
-    "dump",
-)
+
+def part(module: str, *names: str, header: str = "", flags: tuple[str, ...] = ()) -> Extension:
+    """A module out of C files that lie beside it."""
+    folder = module.rpartition(".")[0].replace(".", "/")
+    return Extension(
+        module,
+        [f"{folder}/{name}.c" for name in names],
+        depends=[f"{folder}/{header}"] if header else [],
+        extra_compile_args=["-O3", *flags],
+        extra_link_args=["-pthread"] if "-pthread" in flags else [],
+        py_limited_api=True,
+        optional=True,
+    )
+
 
 setup(
     ext_modules=[
-        Extension(
-            "drivetrain.serve.native.compiled",
-            [f"{SERVER}/{name}.c" for name in ("module", "reader", "json", "text")],
-            depends=[f"{SERVER}/native.h"],
-            py_limited_api=True,
-            optional=True,
-        ),
-        Extension(
+        part(
             "drivetrain.core.native.windows",
-            [f"{WINDOWS}/{name}.c" for name in WINDOWS_PARTS],
-            depends=[f"{WINDOWS}/windows.h"],
+            *("module", "track", "run", "hash", "table", "key", "ask", "tree", "distinct"),
+            *("exact", "layout", "blob", "dump"),
+            header="windows.h",
             # A fused multiplication rounds otherwise: the same bits everywhere need two operations.
-            extra_compile_args=["-O3", "-ffp-contract=off", "-pthread"],
-            extra_link_args=["-pthread"],
-            py_limited_api=True,
-            optional=True,
+            flags=("-ffp-contract=off", "-pthread"),
         ),
+        part(
+            "drivetrain.serve.native.compiled",
+            *("module", "reader", "json", "text"),
+            header="native.h",
+        ),
+        part("drivetrain.train.native.recall", "recall"),
+        part("drivetrain.train.native.rows", "rows"),
     ],
     exclude_package_data={
-        name: ["*.c", "*.h"]
-        for name in (
-            "drivetrain.serve.native",
-            "drivetrain.core.native",
-        )
+        f"drivetrain.{stage}.native": ["*.c", "*.h"] for stage in ("core", "serve", "train")
     },
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -280,7 +280,7 @@ def make_model(
             _emit_all(figures, emit)
             graphs = {path.stem: Graph.load(path) for path in directory.glob("*.onnx")}
             return Trained.of(features.graph, graphs, figures)
-        make = getattr(system.train, "build", build)
+        make: Any = getattr(system.train, "build", build)
         model = make(system.model, features.schema, seed=getattr(system.train, "seed", 0))
         if device == "cuda" and world.size > 1:
             device = f"cuda:{world.local_rank}"

@@ -146,13 +146,11 @@ def _by_user(lists: Array, users: Array, items: Array, k: int) -> dict[str, Arra
     gain = 1 / np.log2(np.arange(2, k + 2))
     best = np.cumsum(gain)[np.minimum(due, k) - 1]
     some = hit.any(axis=1)
-    found: dict[str, Array] = {
-        "recall": hit.sum(axis=1) / due,
-        "ndcg": np.divide(hit @ gain, best),
-        "mrr": some / (hit.argmax(axis=1) + 1),
-        "hit": some.astype(np.float64),
+    found = (hit.sum(axis=1) / due, hit @ gain / best, some / (hit.argmax(axis=1) + 1), some)
+    return {
+        name: np.asarray(values, np.float64)
+        for name, values in zip(("recall", "ndcg", "mrr", "hit"), found, strict=True)
     }
-    return found
 
 
 def _intervals(figures: Array, resamples: int, seed: int) -> Array | None:
