@@ -270,7 +270,6 @@ class Lake:
             ValueError: as for :meth:`append`.
             OSError: as for :meth:`append`.
         """
-        assert self.table is not None
         return self._append(files, writer, dict(positions or {}))
 
     def _append(self, rows: pa.Table | Sequence[Addition], writer: str, due: dict[str, int]) -> int:
