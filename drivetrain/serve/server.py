@@ -268,7 +268,8 @@ class Server:
         loop = self._loop = asyncio.get_running_loop()
         stopping = self._stopping = asyncio.Event()
         again = asyncio.Event()
-        with contextlib.ExitStack() as stack:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._states.close)
             # Bound before anything is loaded, for a taken port is better known at once; it
             # listens only when there is something to serve.
             seat, shared = self._seat, self._shared
@@ -284,7 +285,6 @@ class Server:
                 self.metrics.others = self._others
                 stack.callback(self._publish)
             engine = Engine(self._batching, self.metrics, loop)
-            stack.callback(self._states.end)
             application = self._application(engine, memory, stack)
             stack.callback(engine.shut_down)
             stack.callback(application.shut_down)
@@ -332,7 +332,7 @@ class Server:
         return 1 if left else 0
 
     def _application(
-        self, engine: Engine, memory: SharedMemory, stack: contextlib.ExitStack
+        self, engine: Engine, memory: SharedMemory, stack: contextlib.AsyncExitStack
     ) -> Application:
         """The application; what must be closed goes on the stack."""
         feedback = access = traces = None

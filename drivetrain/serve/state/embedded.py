@@ -272,11 +272,11 @@ class Embedded(State):
             "durable": self._journal is not None,
         }
 
-    def end(self) -> None:
+    async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        if self._pool is not None:
-            self._pool.shutdown()
+        if self._pool is not None:  # its last write ends first
+            await asyncio.to_thread(self._pool.shutdown)
         if self._journal is not None:
             self._journal.close()
 

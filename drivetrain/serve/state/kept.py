@@ -79,7 +79,7 @@ class State(ABC):
         """What there is to know of it, as plain data."""
 
     @abstractmethod
-    def end(self) -> None:
+    async def close(self) -> None:
         """Take nothing more, and close what is open."""
 
     def count(self, outcome: Outcome | None, rows: int = 0) -> None:

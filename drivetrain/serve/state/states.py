@@ -96,7 +96,7 @@ class States:
     def _opened(self, name: str) -> State:
         keeping = self._keeping
         if keeping.redis:
-            from drivetrain.serve.state.redis import Shared
+            from drivetrain.serve.state.shared import Shared
 
             return Shared(name, keeping.place, keeping.missing == EMPTY, self._metrics)
         from drivetrain.serve.state.embedded import Embedded
@@ -127,7 +127,8 @@ class States:
         """What keeps the observations of an alias; None where it has no windows."""
         return self._states.get(name) if name in self._asked else None
 
-    def end(self) -> None:
+    async def close(self) -> None:
         """Take nothing more, and close what is open."""
-        for state in self._states.values():
-            state.end()
+        while self._states:
+            _, state = self._states.popitem()
+            await state.close()
