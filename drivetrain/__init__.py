@@ -30,7 +30,9 @@ if TYPE_CHECKING:
         when,
     )
     from drivetrain.events.files import CSV, Arrow, JSONLines, Parquet
+    from drivetrain.events.kafka import Avro, Kafka
     from drivetrain.events.split import HashSplit, TimeSplit
+    from drivetrain.events.stream import Stream
     from drivetrain.features.categorical import Bucket, Id, Index
     from drivetrain.features.hashing import Cross, Hash
     from drivetrain.features.image import Image
@@ -89,10 +91,12 @@ _HOME = {
         "JSONLines",
         "Parquet",
     ),
+    "events.kafka": ("Avro", "Kafka"),
     "events.split": (
         "HashSplit",
         "TimeSplit",
     ),
+    "events.stream": ("Stream",),
     "features.categorical": (
         "Bucket",
         "Id",
@@ -162,6 +166,7 @@ __all__ = [
     "Accuracy",
     "AllReduce",
     "Arrow",
+    "Avro",
     "Batch",
     "Best",
     "BinaryCrossEntropy",
@@ -188,6 +193,7 @@ __all__ = [
     "Index",
     "Int8",
     "JSONLines",
+    "Kafka",
     "Keras",
     "Latency",
     "Log",
@@ -211,6 +217,7 @@ __all__ = [
     "Single",
     "Site",
     "StepDecay",
+    "Stream",
     "System",
     "TensorParallel",
     "Text",

@@ -1,19 +1,14 @@
 """What end-to-end tests share: made events in Parquet, a file that declares a system, a site."""
 
-import contextlib
 import fcntl
-import json
 import os
-import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -41,6 +36,11 @@ settings.register_profile(
 settings.load_profile("drivetrain")
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "events"))  # where the broker lies
+
+if TYPE_CHECKING:
+    from broker import Broker
+
 ROWS = 1500
 DECLARATION = """\
 import drivetrain as dt
@@ -232,95 +232,21 @@ def _install(python: Path, asked: list[str]) -> None:
     pytest.fail(f"pip did not install {asked}:\n{done.stdout}\n{done.stderr}")
 
 
-class Broker:
-    """A Kafka broker of the tests' own, in a process of its own on the loopback.
-
-    It keeps what it was told only where it is stopped, not killed.
-
-    Attributes:
-        servers: its address, for clients.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self.servers = f"127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it, with what it held before; returns once it answers."""
-        program = Path(sys.executable).parent / "noida-db"
-        command = [program, "start", "--data-dir", self._folder, "--only", "kafka"]
-        with (self._folder / "broker.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "--kafka-port", str(self._port)], stdout=log, stderr=log
-            )
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self._port), 1).close()
-                return
-            assert self._process.poll() is None, (self._folder / "broker.log").read_text()
-            time.sleep(0.05)
-        raise TimeoutError((self._folder / "broker.log").read_text())
-
-    def stop(self) -> None:
-        """Stop it; it keeps what it holds."""
-        assert self._process is not None
-        self._process.terminate()
-        self._process.wait(60)
-
-    def admin(self) -> Any:
-        """A client that makes and deletes topics."""
-        from confluent_kafka.admin import AdminClient
-
-        return AdminClient({"bootstrap.servers": self.servers})
-
-    def topic(self, name: str, partitions: int = 1) -> str:
-        """Make a topic."""
-        from confluent_kafka.admin import NewTopic
-
-        self.admin().create_topics([NewTopic(name, partitions, 1)])[name].result(30)
-        return name
-
-    def delete(self, name: str) -> None:
-        """Delete a topic."""
-        self.admin().delete_topics([name])[name].result(30)
-
-    def send(self, topic: str, values: Sequence[Any], **options: Any) -> None:
-        """Write messages: bytes, None, or plain data as JSON; ``partition`` may be per message."""
-        from confluent_kafka import Producer
-
-        producer = Producer({"bootstrap.servers": self.servers, "linger.ms": 1})
-        for number, value in enumerate(values):
-            data = value if value is None or isinstance(value, bytes) else json.dumps(value)
-            mine = {k: v[number] if isinstance(v, list) else v for k, v in options.items()}
-            producer.produce(topic, value=data, **mine)
-            producer.poll(0)
-        assert producer.flush(60) == 0
-
-
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A broker that all tests share, each with topics of its own."""
-    broker = Broker(tmp_path_factory.mktemp("broker"))
-    broker.start()
-    yield broker
-    broker.stop()
+def broker(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Broker]":
+    """A Kafka broker that the tests of a run share; each makes topics of its own."""
+    from broker import Broker
+
+    running = Broker(tmp_path_factory.mktemp("broker") / "data")
+    yield running
+    running.stop()
 
 
 @pytest.fixture
-def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A broker that a test may stop and start again."""
-    broker = Broker(tmp_path_factory.mktemp("broker"))
-    broker.start()
-    yield broker
-    broker.stop()
+def own_broker(tmp_path: Path) -> "Iterator[Broker]":
+    """A Kafka broker that a test may stop and start again."""
+    from broker import Broker
 
-
-@pytest.fixture
-def topic(broker: Broker, request: pytest.FixtureRequest) -> str:
-    """A topic of the test's own, of two partitions."""
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[-100:]
-    return broker.topic(f"{name}-{os.getpid()}", 2)
+    running = Broker(tmp_path / "broker" / "data")
+    yield running
+    running.stop()

@@ -128,7 +128,7 @@ class CSV(Files):
         super().__post_init__()
         null = (self.null,) if isinstance(self.null, str) else tuple(self.null)
         object.__setattr__(self, "null", null)
-        object.__setattr__(self, "types", _declared(self.types, "CSV"))
+        object.__setattr__(self, "types", declared_types(self.types, "CSV"))
         if len(self.delimiter) != 1:
             raise wrong("CSV.delimiter", self.delimiter, "one character")
 
@@ -148,10 +148,15 @@ class JSONLines(Files):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "types", _declared(self.types, "JSONLines"))
+        object.__setattr__(self, "types", declared_types(self.types, "JSONLines"))
 
 
-def _declared(types: Types, where: str) -> tuple[tuple[str, Type], ...]:
+def declared_types(types: Types, where: str) -> tuple[tuple[str, Type], ...]:
+    """The types of columns as they are kept.
+
+    Raises:
+        ValueError: one is none that columns have.
+    """
     named = dict(types or ())
     for name, kind in named.items():
         if kind not in get_args(Type):

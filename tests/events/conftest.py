@@ -1,10 +1,7 @@
 """What the tests of events share: an expression run over columns, and the real flights."""
 
-import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
@@ -13,11 +10,6 @@ from drivetrain.events.arrow import normalise, schema_of_arrow
 from drivetrain.events.duckdb import CHUNK, ROW, Limits, engine
 from drivetrain.events.operators import column
 from drivetrain.events.sql import identifier
-
-sys.path.insert(0, str(Path(__file__).parent))  # where what these tests share lies
-
-if TYPE_CHECKING:
-    from broker import Broker
 
 
 def _compute(expression, columns):
@@ -44,13 +36,3 @@ def flights():
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent / "data"
-
-
-@pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Broker]":
-    """A Kafka broker that the tests of a run share; each makes topics of its own."""
-    from broker import Broker
-
-    running = Broker(tmp_path_factory.mktemp("broker") / "data")
-    yield running
-    running.stop()

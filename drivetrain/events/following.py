@@ -1,0 +1,355 @@
+"""Follows a topic in one process: messages to rows to a Delta table, each exactly once.
+
+The offsets of a batch are in the commit of its rows, so wherever the process stops the table says
+where to go on. While one batch is cleaned and committed the next is taken and decoded, and no
+further one: what is in flight is bounded, and a table that is slow slows the reading.
+"""
+
+import fcntl
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from drivetrain.core.batch import Array
+from drivetrain.core.metric import Emit, Note, silent
+from drivetrain.events.bounded import misfit
+from drivetrain.events.dead import DeadLetters
+from drivetrain.events.duckdb import Engine, Limits, engine
+from drivetrain.events.lake import Lake
+from drivetrain.events.messages import Messages, Reading, Refused, Rows
+from drivetrain.events.pace import SAMPLED, STATUS, Pace
+from drivetrain.events.places import Places, number
+from drivetrain.events.plan import Plan, compile_plan
+from drivetrain.events.stream import Stream
+from drivetrain.events.topic import Topic
+
+PAUSES = (0.5, 10.0)
+"""Seconds between two tries to reach a broker: the first, and the most."""
+
+REFRESH = 5.0
+"""Seconds between two looks for partitions that were added."""
+
+OFTEN = 0.5
+"""Seconds between two looks that others are given at least."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A batch: its messages, and the rows that they became."""
+
+    messages: Messages
+    rows: Rows | None = None
+
+
+def follow(
+    stream: Stream,
+    room: Path,
+    *,
+    limits: Limits | None = None,
+    emit: Emit = silent,
+    stop: Event | None = None,
+    from_start: bool = False,
+    to_end: bool = False,
+) -> Pace:
+    """Append what comes to a stream's topic to its table, until it is told to stop.
+
+    Args:
+        stream: what to do.
+        room: a directory of its own: what others look at, and the state of windows.
+        limits: of the engine that runs its steps.
+        emit: hears of each batch, and of what it waits for.
+        stop: once it is set, the batch that was begun is committed, and that was it.
+        from_start: accept that the topic was made anew, or that messages have expired unread: read
+            what there is from its beginning.
+        to_end: stop behind the messages that there are at the beginning.
+
+    Returns:
+        What was done.
+
+    Raises:
+        OSError: there is no such topic, it may not be read, or the table cannot be written.
+        ValueError: the declaration does not fit; a message does not, and there is no table for
+            such; the topic is not the one that the table was written from; another runner writes.
+    """
+    room.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(_only_one(room, stream.name))
+        running = stack.enter_context(engine(limits or Limits()))
+        pace = Pace(stream.name, stream.topic.topic, emit, room / STATUS)
+        follower = Follower(stream, running, pace, emit, stop or Event())
+        stack.callback(follower.close)
+        follower.run(from_start=from_start, to_end=to_end)
+    return pace
+
+
+@contextmanager
+def _only_one(room: Path, name: str) -> Generator[None]:
+    with (room / "lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"stream {name!r}: found another runner of it in {room}, allowed: one at a time."
+            ) from None
+        yield
+
+
+class Follower:
+    """One run of a stream.
+
+    Args:
+        stream: what to do.
+        running: runs its steps.
+        pace: counts.
+        emit: hears notes.
+        stop: once it is set, the run ends.
+    """
+
+    def __init__(
+        self, stream: Stream, running: Engine, pace: Pace, emit: Emit, stop: Event
+    ) -> None:
+        self.stream, self.pace, self._emit, self._stop = stream, pace, emit, stop
+        leaf = stream.topic
+        flight = 2 * stream.bytes
+        self._topic = Topic(leaf, group=stream.name, in_flight=flight, say=self._say)
+        schema = self._patiently(stream.check)
+        names = schema.names
+        self._plan: Plan = compile_plan(stream.events, names, running, Limits(), split=False)
+        self._reading = Reading(leaf, self._plan.reads)
+        self._lake = Lake.open(str(stream.into), schema, partition_by=stream.partition_by)
+        self._dead: DeadLetters | None = None
+        self._places = Places(leaf.topic)
+        self._identity = ""
+        self.at: dict[int, int] = {}
+        self._due: dict[int, int] | None = None
+        self._looked = self._shown = 0.0
+
+    def close(self) -> None:
+        """Let go of the topic."""
+        self._topic.__exit__(None, None, None)
+
+    def run(self, *, from_start: bool, to_end: bool) -> None:
+        """Follow; see :func:`follow`."""
+        try:
+            self._patiently(lambda: self._begin(from_start))
+            if self.stream.dead is not None:
+                self._dead = DeadLetters(str(self.stream.dead), self.stream.name, self._places)
+            self._due = self._ends() if to_end else None
+            self._topic.assign(self.at)
+            self._look(now=True)
+            self._loop()
+        except InterruptedError:  # asked to end before there was anything to do
+            return
+        except Exception as error:
+            self.pace.problem = str(error)
+            raise
+        finally:
+            self.pace.look(self.at, {}, ended=True)
+
+    def _loop(self) -> None:
+        if self._there(self._due, {}):
+            return
+        with ThreadPoolExecutor(1, "taking") as pool:
+            ahead = pool.submit(self._take)
+            while True:
+                taken = self._result(ahead.result)
+                behind = {**self.at, **taken.messages.behind}
+                last = self._stop.is_set() or self._there(self._due, taken.messages.ends, behind)
+                if not last:
+                    ahead = pool.submit(self._take)
+                if taken.rows is not None:
+                    self._commit(taken.messages, taken.rows)
+                self._look()
+                if last:
+                    return
+
+    # -- where it goes on --------------------------------------------------------------------------
+
+    def _begin(self, from_start: bool) -> None:
+        """Find out where the table stands, and whether the topic is still the one it was."""
+        partitions = self._topic.partitions()
+        kept = self._lake.positions(self.stream.name)
+        places = Places.of(self._topic.name, kept)
+        at = places.positions(kept)
+        self._identity = self._topic.identity()
+        bounds = {n: self._topic.bounds(n) for n in partitions}
+        anew = self._anew(kept, places, at, bounds)
+        expired = {n: bounds[n][0] for n in at if n in bounds and at[n] < bounds[n][0]}
+        if anew is not None:
+            if not from_start:
+                raise ValueError(f"{anew}; --from-start reads the new one from its beginning.")
+            places, at, expired = places.next(), {}, {}
+            self._note(f"topic {self._topic.name!r} was made anew: read from its beginning")
+        if expired and not from_start:
+            partition = min(expired)
+            error = self._topic.absent(partition, at[partition], *bounds[partition])
+            raise ValueError(f"{error} --from-start goes on without what is gone.")
+        at |= expired
+        missing = [n for n in partitions if n not in at]
+        self._places, self.at = places, at | self._topic.starts(missing)
+        self._looked = time.monotonic()
+
+    def _anew(
+        self,
+        kept: Mapping[str, int],
+        places: Places,
+        at: Mapping[int, int],
+        bounds: Mapping[int, tuple[int, int]],
+    ) -> str | None:
+        """What shows that the topic is not the one that the table was written from, if any does."""
+        head = f"topic {self._topic.name!r}"
+        known = kept.get(places.identity)
+        if known is not None and self._identity and known != number(self._identity):
+            found = f"found it made anew (its identity is now {self._identity})"
+            return f"{head}: {found}, allowed: the one that the table was written from"
+        for partition, position in sorted(at.items()):
+            if partition not in bounds:
+                return f"{head}: found no partition {partition}, allowed: {len(at)}, as it had"
+            low, high = bounds[partition]
+            if position > high:
+                text = str(self._topic.absent(partition, position, low, high))
+                return text.rstrip(".")
+        return None
+
+    def _ends(self) -> dict[int, int]:
+        return {n: self._topic.bounds(n)[1] for n in self.at}
+
+    def _there(
+        self,
+        ends: Mapping[int, int] | None,
+        seen: Mapping[int, int],
+        behind: Mapping[int, int] | None = None,
+    ) -> bool:
+        """Whether all that is to be read was: by positions, or by the ends that were seen."""
+        if ends is None:
+            return False
+        at = self.at if behind is None else behind
+        return all(max(at.get(n, 0), seen.get(n, -1)) >= end for n, end in ends.items())
+
+    # -- a batch -----------------------------------------------------------------------------------
+
+    def _take(self) -> Taken:
+        """The next messages and their rows; done ahead, in a thread of its own."""
+        self._look_for_partitions()
+        stream = self.stream
+        taken = self._topic.take(stream.messages, stream.bytes, stream.seconds, ended=self._ended)
+        return Taken(taken, self._reading(taken) if len(taken) else None)
+
+    def _ended(self, behind: Mapping[int, int]) -> bool:
+        seen = {partition: offset + 1 for partition, offset in behind.items()}
+        return self._stop.is_set() or self._there(self._due, self._topic.ends, self.at | seen)
+
+    def _look_for_partitions(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < REFRESH:
+            return
+        self._looked = now
+        try:
+            added = set(self._topic.partitions()) - set(self.at) - self._topic.added
+            if added:
+                starts = self._topic.starts(sorted(added))
+                self._topic.add(starts)
+                self._note(f"topic {self._topic.name!r} has got partition {sorted(added)} more")
+        except ConnectionError:
+            return  # taking messages tells that the broker is gone
+
+    def _result(self, result: Callable[[], Taken]) -> Taken:
+        try:
+            return result()
+        except LookupError as gone:
+            partition, _ = gone.args
+            low, high = self._topic.bounds(partition)
+            error = self._topic.absent(partition, self.at.get(partition, 0), low, high)
+            raise ValueError(f"{error} --from-start goes on with what there is.") from None
+
+    def _commit(self, messages: Messages, rows: Rows) -> None:
+        """Lay a batch down: what does not fit first, then the rows, with the offsets of both."""
+        table, _, unfit = self._clean(rows)
+        refused = sorted((*rows.refused, *unfit), key=lambda item: item.message)
+        buried = 0
+        if refused:
+            if self._dead is None:
+                first = refused[0]
+                raise misfit(self.stream.topic, messages.raw[first.message], first.reason)
+            buried = self._dead.bury(messages, refused, messages.behind)
+        kept = self._places.kept(messages.behind, self._identity)
+        version = self._lake.append(table, self.stream.name, kept)
+        self.at |= messages.behind
+        self._topic.tell(messages.behind)
+        step = max(len(messages) // SAMPLED, 1)
+        self.pace.batch(len(messages), len(table), buried, version, messages.times(step))
+
+    def _clean(self, rows: Rows) -> tuple[pa.Table, Array, list[Refused]]:
+        """The rows after the plan's steps, and the messages with values that a step fails on."""
+        try:
+            table, origin = self._plan.trace(rows.table)
+            return table, rows.origin[origin], []
+        except ValueError:
+            if self._dead is None or self._plan.stateful:
+                raise
+        unfit: dict[int, str] = {}
+        pending: list[Array] = [np.arange(len(rows.table))]
+        while pending:
+            part = pending.pop()
+            if not len(part):
+                continue
+            try:
+                self._plan.trace(rows.table.take(pa.array(part)))
+            except ValueError as error:
+                if len(part) == 1:
+                    unfit.setdefault(int(rows.origin[part[0]]), str(error))
+                else:
+                    pending += np.array_split(part, 2)
+        fits = np.flatnonzero(~np.isin(rows.origin, list(unfit)))
+        table, origin = self._plan.trace(rows.table.take(pa.array(fits)))
+        refused = [Refused(message, reason) for message, reason in unfit.items()]
+        return table, rows.origin[fits][origin], refused
+
+    # -- what it says ------------------------------------------------------------------------------
+
+    def _look(self, *, now: bool = False) -> None:
+        at = time.monotonic()
+        if now or at - self._shown >= OFTEN:
+            self._shown = at
+            self.pace.look(self.at, self._topic.lag(self.at), ended=False)
+
+    def _say(self, text: str) -> None:
+        self.pace.problem = text if "waiting" in text else None
+        self._note(text, warning=self.pace.problem is not None)
+
+    def _note(self, text: str, *, warning: bool = False) -> None:
+        self._emit(Note(stage="stream", text=text, warning=warning))
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """What ``ask`` gives once a broker answers."""
+        pause, most = PAUSES
+        while True:
+            try:
+                found = ask()
+            except ConnectionError as error:
+                self._say(f"{error}: waiting for it")
+                self.pace.look(self.at, {}, ended=False)
+            else:
+                if self.pace.problem is not None:
+                    self._say(f"{self.stream.topic.brokers} answers again")
+                return found
+            if self._stop.wait(pause):
+                raise InterruptedError("asked to end before a broker answered")
+            pause = min(2 * pause, most)
+
+
+def positions_of(stream: Stream) -> Sequence[tuple[int, int]]:
+    """Where a stream's table stands: partitions and offsets."""
+    kept = Lake.open(str(stream.into), None).positions(stream.name)
+    topic = stream.topic.topic
+    return sorted(Places.of(topic, kept).positions(kept).items())
