@@ -15,12 +15,13 @@ from drivetrain.events.expression import (
 )
 from drivetrain.events.files import CSV, Arrow, JSONLines, Parquet
 from drivetrain.events.prepared import Prepared, fingerprint, prepare
-from drivetrain.events.split import HashSplit, TimeSplit
+from drivetrain.events.split import ColumnSplit, HashSplit, TimeSplit
 from drivetrain.events.table import Table
 
 __all__ = [
     "CSV",
     "Arrow",
+    "ColumnSplit",
     "Expression",
     "HashSplit",
     "JSONLines",

@@ -7,6 +7,7 @@ from datetime import date, datetime
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Schema
+from drivetrain.core.seams import SPLITS
 from drivetrain.events.expression import Call, Expression, Value, col, lit, when
 
 SPLIT = "__split__"
@@ -121,6 +122,42 @@ class HashSplit:
             .when(hashed < _threshold(self.test + self.validate), 1)
             .otherwise(0)
         )
+
+
+@dataclass(frozen=True)
+class ColumnSplit:
+    """Rows go where a column says: the way for a split that hangs on other rows.
+
+    Such as one for each user at random (:func:`drivetrain.events.parts.random_parts`) or their last
+    row (:func:`drivetrain.events.parts.last_parts`), or a benchmark's own. A row that says anything
+    but ``train``, ``validate`` or ``test`` belongs to no split: it is counted and reported, and
+    read by no one.
+
+    Attributes:
+        column: the column of text.
+    """
+
+    column: str
+
+    def expression(self, schema: Schema, time: str | None) -> Expression:
+        """The split of a row: 0, 1, 2 or null.
+
+        Raises:
+            ValueError: there is no such column, or it holds no text.
+        """
+        field = schema.field(self.column, "ColumnSplit")
+        if field.dtype != "string":
+            allowed = f"text: {', '.join(SPLITS)}"
+            raise wrong(f"column {self.column!r} in ColumnSplit", field.dtype, allowed)
+        part = col(self.column)
+        train, validate, test = SPLITS
+        return (
+            when(part == train, 0).when(part == validate, 1).when(part == test, 2).otherwise(None)
+        )
+
+
+Division = TimeSplit | HashSplit | ColumnSplit
+"""How rows are divided."""
 
 
 def _threshold(share: float) -> Value:

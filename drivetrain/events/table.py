@@ -15,7 +15,7 @@ from drivetrain.core.schema import Field, Schema
 from drivetrain.core.seams import Shard, Split
 from drivetrain.events import operators
 from drivetrain.events.expression import Expression, Value, lift
-from drivetrain.events.split import SPLIT, HashSplit, TimeSplit
+from drivetrain.events.split import SPLIT, Division
 from drivetrain.events.sql import Dialect, quote
 
 if TYPE_CHECKING:
@@ -150,10 +150,10 @@ class Table:
 
         return WithWindows(self, declared(self, time, lateness, columns))
 
-    def split(self, by: TimeSplit | HashSplit) -> "Table":
+    def split(self, by: Division) -> "Table":
         """Each row assigned to train, validate or test, by its values at this step."""
-        if not isinstance(by, TimeSplit | HashSplit):
-            raise wrong("split", by, "a TimeSplit or a HashSplit")
+        if not isinstance(by, Division):
+            raise wrong("split", by, "a TimeSplit, a HashSplit or a ColumnSplit")
         if any(isinstance(step, Assign) for step in self.chain()[1]):
             raise ValueError("split: found a second one, allowed: one split in a plan.")
         return Assign(self, by)
@@ -465,7 +465,7 @@ class DropDuplicates(Step):
 class Assign(RowStep):
     """Says which split each row belongs to, in a column that only the engine sees."""
 
-    by: TimeSplit | HashSplit
+    by: Division
 
     def _expression(self, schema: Schema) -> Expression:
         return self.by.expression(schema, self.source.time)
