@@ -1,84 +1,101 @@
-"""Which part each row of a log belongs to where that hangs on other rows: for ``ColumnSplit``.
+"""What the files of a table are kept apart by: columns, or the days and hours of a time."""
 
-A plan sees one row at a time. What is said of a user's first or last rows is said here, over the
-keys and times of all rows in memory, before they are written.
-"""
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from typing import TYPE_CHECKING
+import pyarrow as pa
 
-from drivetrain.core.errors import wrong
-from drivetrain.core.seams import SPLITS
+from drivetrain.core.errors import unknown, wrong
+from drivetrain.core.need import need
 
-if TYPE_CHECKING:
-    from drivetrain.core.batch import Array
+pc = need("pyarrow.compute", "data")
+
+PART = b"drivetrain.partition"
+"""Metadata of a column that is made of another one when rows are appended: of which, and how."""
+
+UNITS = {"day": "%Y-%m-%d", "hour": "%Y-%m-%dT%H"}
+"""How the start of each is written: as ISO 8601, so that text sorts as time does."""
+
+_MADE = re.compile(r"(\w+)\((.+)\)")
 
 
-def random_parts(
-    keys: "Array", *, validate: float = 0.1, test: float = 0.1, seed: int = 0
-) -> "Array":
-    """The rows of each key divided at random, in shares that are as exact as they can be.
+@dataclass(frozen=True)
+class Part:
+    """One column that a table is partitioned by.
 
-    As RecBole divides (``RS: [0.8, 0.1, 0.1], order: RO, group_by: user``): of a key's ``n`` rows
-    ``floor(test * n)`` test and ``floor(validate * n)`` validate, the rest train.
+    Attributes:
+        name: the column.
+        unit: of the time that it is made of; empty where it is a column of the rows.
+        time: the column of that time.
+    """
 
-    Args:
-        keys: ``[rows]``, such as the users.
-        validate: the share of each key's rows that validate.
-        test: the share of each key's rows that test.
-        seed: another seed divides anew.
+    name: str
+    unit: str = ""
+    time: str = ""
 
-    Returns:
-        ``train``, ``validate`` or ``test`` for each row, object ``[rows]``.
+    @property
+    def written(self) -> str:
+        """As it was declared."""
+        return f"{self.unit}({self.time})" if self.unit else self.name
+
+
+def parts_of(declared: Sequence[str]) -> tuple[Part, ...]:
+    """The columns that ``partition_by`` declares.
 
     Raises:
-        ValueError: the shares leave nothing for training.
+        ValueError: a unit that is none.
     """
-    import numpy as np
-
-    if not (validate >= 0 and test >= 0 and validate + test < 1):
-        found = f"validate={validate} and test={test}"
-        raise wrong("random_parts", found, "shares of at least 0 that leave rows for training")
-    order = np.random.default_rng(seed).permutation(len(keys))
-    place, times = _places(keys, order)
-    # A share such as 0.1 is a little more than it says, and of 10 rows it must be one.
-    tests, validates = (np.floor(times * share + 1e-9) for share in (test, validate))
-    return _named(place >= times - tests, place >= times - tests - validates)
+    return tuple(map(_part, declared))
 
 
-def last_parts(keys: "Array", times: "Array") -> "Array":
-    """Of each key the last row tests, the one before it validates, the others train.
+def _part(declared: str) -> Part:
+    made = _MADE.fullmatch(declared)
+    if made is None:
+        return Part(declared)
+    unit, time = made.groups()
+    if unit not in UNITS:
+        raise unknown("unit", unit, UNITS, f"partition_by {declared!r}")
+    return Part(f"{time}_{unit}", unit, time)
 
-    A key with a single row trains, one with two trains and tests. Rows of one time keep the order
-    that they have.
 
-    Args:
-        keys: ``[rows]``, such as the users.
-        times: ``[rows]``, whatever ascends with time.
+def made_of(part: Part, columns: pa.Schema, where: str) -> pa.Schema:
+    """The columns of a new table with the one that a part needs.
 
-    Returns:
-        ``train``, ``validate`` or ``test`` for each row, object ``[rows]``.
+    Raises:
+        ValueError: the column is not there, is no time, or is in the way.
     """
-    import numpy as np
-
-    place, count = _places(keys, np.argsort(times, kind="stable"))
-    test = (place == count - 1) & (count > 1)
-    return _named(test, (place == count - 2) & (count > 2) | test)
-
-
-def _places(keys: "Array", order: "Array") -> "tuple[Array, Array]":
-    """The place of each row among those of its key in an order, and how many those are."""
-    import numpy as np
-
-    _, number, count = np.unique(keys, return_inverse=True, return_counts=True)
-    by_key = order[np.argsort(number[order], kind="stable")]
-    place = np.empty(len(order), np.int64)
-    begin = np.cumsum(count) - count
-    place[by_key] = np.arange(len(order)) - begin[number[by_key]]
-    return place, count[number]
+    source = part.time or part.name
+    if source not in columns.names:
+        raise unknown("column", source, columns.names, f"{where}, partition_by")
+    if not part.unit:
+        return columns
+    if not pa.types.is_timestamp(columns.field(source).type):
+        raise wrong(f"{where}, partition_by {part.written!r}", source, "a column of timestamps")
+    if part.name in columns.names:
+        raise wrong(f"{where}, partition_by {part.written!r}", part.name, "a name not yet taken")
+    column = pa.field(part.name, pa.string(), metadata={PART: part.written.encode()})
+    return columns.append(column)
 
 
-def _named(test: "Array", held_out: "Array") -> "Array":
-    import numpy as np
+def with_parts(rows: pa.Table, due: pa.Schema) -> pa.Table:
+    """Rows with the columns of a table that are made of a time, where they do not bring them."""
+    for item in due:
+        made = (item.metadata or {}).get(PART)
+        if made is None or item.name in rows.column_names:
+            continue
+        part = _part(made.decode())
+        if part.time in rows.column_names:
+            rows = rows.append_column(item.name, _starts(rows[part.time], part.unit))
+    return rows
 
-    train, validate, testing = SPLITS
-    return np.where(test, testing, np.where(held_out, validate, train)).astype(object)
+
+def _starts(times: pa.ChunkedArray, unit: str) -> pa.ChunkedArray:
+    """The starts of the units that times lie in, as text; each one is written once."""
+    naive = times.cast(pa.timestamp("us", times.type.tz), safe=False).cast(pa.int64())
+    floors = pc.floor_temporal(naive.cast(pa.timestamp("us")), unit=unit)
+    codes = floors.dictionary_encode().combine_chunks()
+    if isinstance(codes, pa.ChunkedArray):
+        codes = codes.chunk(0)
+    texts = [start.as_py().strftime(UNITS[unit]) for start in codes.dictionary]
+    return pa.chunked_array([pa.array(texts, pa.string()).take(codes.indices)])
