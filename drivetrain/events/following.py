@@ -15,16 +15,14 @@ from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
-import numpy as np
-import pyarrow as pa
-
-from drivetrain.core.batch import Array
 from drivetrain.core.metric import Emit, Note, silent
+from drivetrain.core.schema import Schema
 from drivetrain.events.bounded import misfit
+from drivetrain.events.cleaning import clean
 from drivetrain.events.dead import DeadLetters
 from drivetrain.events.duckdb import Engine, Limits, engine
 from drivetrain.events.lake import Lake
-from drivetrain.events.messages import Messages, Reading, Refused, Rows
+from drivetrain.events.messages import Messages, Reading, Rows
 from drivetrain.events.pace import SAMPLED, STATUS, Pace
 from drivetrain.events.places import Places, number
 from drivetrain.events.plan import Plan, compile_plan
@@ -119,13 +117,12 @@ class Follower:
         self, stream: Stream, running: Engine, pace: Pace, emit: Emit, stop: Event
     ) -> None:
         self.stream, self.pace, self._emit, self._stop = stream, pace, emit, stop
+        self._running = running
         leaf = stream.topic
         flight = 2 * stream.bytes
         self._topic = Topic(leaf, group=stream.name, in_flight=flight, say=self._say)
         schema = self._patiently(stream.check)
-        names = schema.names
-        self._plan: Plan = compile_plan(stream.events, names, running, Limits(), split=False)
-        self._reading = Reading(leaf, self._plan.reads)
+        self._ready(schema)
         self._lake = Lake.open(str(stream.into), schema, partition_by=stream.partition_by)
         self._dead: DeadLetters | None = None
         self._places = Places(leaf.topic)
@@ -133,6 +130,12 @@ class Follower:
         self.at: dict[int, int] = {}
         self._due: dict[int, int] | None = None
         self._looked = self._shown = 0.0
+
+    def _ready(self, schema: Schema) -> None:
+        """Make ready what runs the steps."""
+        events, limits = self.stream.events, Limits()
+        self._plan: Plan = compile_plan(events, schema.names, self._running, limits, split=False)
+        self._reading = Reading(self.stream.topic, self._plan.reads)
 
     def close(self) -> None:
         """Let go of the topic."""
@@ -274,7 +277,7 @@ class Follower:
 
     def _commit(self, messages: Messages, rows: Rows) -> None:
         """Lay a batch down: what does not fit first, then the rows, with the offsets of both."""
-        table, _, unfit = self._clean(rows)
+        table, _, unfit = clean(self._plan, rows, lenient=self._dead is not None)
         refused = sorted((*rows.refused, *unfit), key=lambda item: item.message)
         buried = 0
         if refused:
@@ -288,32 +291,6 @@ class Follower:
         self._topic.tell(messages.behind)
         step = max(len(messages) // SAMPLED, 1)
         self.pace.batch(len(messages), len(table), buried, version, messages.times(step))
-
-    def _clean(self, rows: Rows) -> tuple[pa.Table, Array, list[Refused]]:
-        """The rows after the plan's steps, and the messages with values that a step fails on."""
-        try:
-            table, origin = self._plan.trace(rows.table)
-            return table, rows.origin[origin], []
-        except ValueError:
-            if self._dead is None or self._plan.stateful:
-                raise
-        unfit: dict[int, str] = {}
-        pending: list[Array] = [np.arange(len(rows.table))]
-        while pending:
-            part = pending.pop()
-            if not len(part):
-                continue
-            try:
-                self._plan.trace(rows.table.take(pa.array(part)))
-            except ValueError as error:
-                if len(part) == 1:
-                    unfit.setdefault(int(rows.origin[part[0]]), str(error))
-                else:
-                    pending += np.array_split(part, 2)
-        fits = np.flatnonzero(~np.isin(rows.origin, list(unfit)))
-        table, origin = self._plan.trace(rows.table.take(pa.array(fits)))
-        refused = [Refused(message, reason) for message, reason in unfit.items()]
-        return table, rows.origin[fits][origin], refused
 
     # -- what it says ------------------------------------------------------------------------------
 
