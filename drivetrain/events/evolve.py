@@ -1,6 +1,7 @@
 """What columns become in a table of a lake: types that fit, columns that are new or absent."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -29,13 +30,20 @@ def lake_field(field: Field) -> pa.Field:
 def field_of(item: pa.Field) -> Field | None:
     """The column of events that a table's column gives, or None where none can hold it."""
     shape = json.loads((item.metadata or {}).get(SHAPE, b"[]"))
-    kind = item.type
-    for size in reversed(shape):
-        kind = pa.list_(kind.value_type, size)
     try:
-        return field_of_arrow(item.name, kind)
+        return field_of_arrow(item.name, vectors(item.type, shape))
     except ValueError:
         return None
+
+
+def vectors(kind: pa.DataType, shape: Sequence[int | None]) -> pa.DataType:
+    """The type of lists, as vectors of a shape; without a shape the type itself."""
+    for _ in shape:
+        kind = kind.value_type
+    for size in reversed(shape):
+        assert size is not None
+        kind = pa.list_(kind, size)
+    return kind
 
 
 def fields_of(schema: pa.Schema) -> dict[str, Field]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Schema
 from drivetrain.events.arrow import normalise
-from drivetrain.events.evolve import fields_of
+from drivetrain.events.evolve import fields_of, vectors
 from drivetrain.events.log import files_of, named_errors, open_table
 from drivetrain.events.read import chunks_of, rows_within
 
@@ -20,9 +20,19 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 READ = frozenset(
-    ("deletionVectors", "timestampNtz", "typeWidening", "typeWidening-preview", "v2Checkpoint")
+    (
+        "columnMapping",
+        "deletionVectors",
+        "timestampNtz",
+        "typeWidening",
+        "typeWidening-preview",
+        "v2Checkpoint",
+        "vacuumProtocolCheck",
+        "variantType",
+        "variantType-preview",
+    )
 )
-"""What a table may ask of its readers; of one that may have deletion vectors none must have any."""
+"""What a table may ask of its readers, if it makes no use of the first two."""
 
 
 @dataclass(frozen=True)
@@ -134,23 +144,10 @@ class Snapshot:
                 columns[field.name] = pa.repeat(value, len(batch))
             elif field.name in batch.schema.names:
                 column = batch.column(field.name)
-                columns[field.name] = _rows_of_one_length(column, field.shape)
+                columns[field.name] = column.cast(vectors(column.type, field.shape))
             else:  # it came to the table after this file
                 columns[field.name] = pa.nulls(len(batch))
         return pa.table(columns)
-
-
-def _rows_of_one_length(column: pa.Array, shape: Sequence[int | None]) -> pa.Array:
-    """A column of lists as vectors of the shape that the table says they have."""
-    if not shape:
-        return column
-    kind = column.type
-    for _ in shape:
-        kind = kind.value_type
-    for size in reversed(shape):
-        assert size is not None
-        kind = pa.list_(kind, size)
-    return column.cast(kind)
 
 
 def _check(table: "DeltaTable", path: str) -> None:
@@ -160,14 +157,18 @@ def _check(table: "DeltaTable", path: str) -> None:
         ValueError: it does.
     """
     features = set(table.protocol().reader_features or ())
-    if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
-        features.add("columnMapping")
-    foreign = sorted(features - READ)
-    if foreign:
-        raise wrong(f"{path}, features", foreign, f"a table with none but {sorted(READ)}")
-    if "deletionVectors" in features and any(batch.num_rows for batch in table.deletion_vectors()):
+    if foreign := sorted(features - READ):
+        raise wrong(f"{path}, features", foreign, f"none but {', '.join(sorted(READ))}")
+    mapping = table.metadata().configuration.get("delta.columnMapping.mode", "none")
+    if mapping != "none":
+        raise wrong(f"{path}, delta.columnMapping.mode", mapping, "'none': columns by their names")
+    if "deletionVectors" not in features:
+        return
+    with named_errors(path):
+        deleted = any(batch.num_rows for batch in table.deletion_vectors())
+    if deleted:
         raise ValueError(
-            f"{path}: found rows that deletion vectors leave out, allowed: a table whose files "
-            "hold no row that is deleted; rewrite it (REORG TABLE … APPLY (PURGE)), or set "
-            "delta.enableDeletionVectors to false and optimise it."
+            f"{path}: found deletion vectors, which leave rows of its files out, allowed: files "
+            "without; rewrite them (REORG TABLE … APPLY (PURGE)) and set "
+            "delta.enableDeletionVectors to false."
         )

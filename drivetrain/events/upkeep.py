@@ -35,8 +35,9 @@ class Compaction:
 def compact(table: "DeltaTable", path: str, target: int = TARGET) -> Compaction:
     """Write small files together into larger ones, in one commit that changes no row.
 
-    The rows keep their order within what is written together. One file is written at a time, from
-    batches, so memory does not grow with the table. Whoever appends meanwhile is not disturbed.
+    Rows that lay in one file stay in order; of files that are written together the latest comes
+    first. One file is written at a time, from batches, so memory does not grow with the table.
+    Whoever appends meanwhile is not disturbed.
 
     Args:
         table: what is compacted; it is then at the version made.
