@@ -51,7 +51,7 @@ class ALS(Recall):
         """Factorize the training rows."""
         import numpy as np
 
-        from drivetrain.train.recall.graph import Asked, Serving
+        from drivetrain.train.recall.graph import Asked
         from drivetrain.train.recall.nodes import Nodes
 
         found = self.interactions(source, run)
@@ -61,17 +61,15 @@ class ALS(Recall):
         asking = np.concatenate([users.factors * known[:, None], ~known[:, None]], axis=1)
         counts = found.counts.astype(np.float32)[:, None]
         answering = np.concatenate([items.factors, counts], axis=1)
+        served = self.serving(source, found)
+        nothing = np.zeros((served.spare(found), self.factors + 1), np.float32)
+        columns = np.concatenate([answering, nothing]).T
 
         def score(n: Nodes, asked: Asked) -> str:
             who = n.op("Gather", n.held(asking.astype(np.float32)), asked.user)
-            return n.op("MatMul", who, n.held(answering.T))
+            return n.op("MatMul", who, n.held(columns))
 
-        return Serving(
-            index=source.features.tensors.field("index"),
-            column=self.user_column(source.features),
-            k=self.k,
-            exclude=self.seen == "exclude",
-        ).graph(found, score)
+        return served.graph(found, score)
 
     def factorized(self, had: Any, run: Run) -> "tuple[Factors, Factors]":
         """The factors of users and items that :class:`Sparse` rows give."""

@@ -51,11 +51,13 @@ class EASE(FromHistory):
         if len(found.catalogue) > MOST_ITEMS:
             raise wrong("items of EASE", len(found.catalogue), f"{MOST_ITEMS} or fewer")
         weights = closed_form(gram(found.had), self.l2)
+        served = serving(self, source, found)
         if self.neighbours is None:
-            score = by_weights(found, weights)
+            score = by_weights(found, weights, served.spare(found))
         else:
-            score = by_neighbours(found, *largest(weights, self.neighbours))
-        return serving(self, source, found).graph(found, score)
+            nearest = largest(weights, self.neighbours)
+            score = by_neighbours(found, *nearest, served.spare(found))
+        return served.graph(found, score)
 
 
 def closed_form(gram: Any, l2: float) -> Any:

@@ -39,5 +39,6 @@ class ItemNeighbours(FromHistory):
         from drivetrain.train.recall.meeting import nearest
 
         found = self.interactions(source, run)
-        numbers, values = nearest(found.had, self.neighbours, self.shrink)
-        return serving(self, source, found).graph(found, by_neighbours(found, numbers, values))
+        near = nearest(found.had, self.neighbours, self.shrink)
+        served = serving(self, source, found)
+        return served.graph(found, by_neighbours(found, *near, served.spare(found)))

@@ -22,18 +22,15 @@ class Popularity(Recall):
         """Count."""
         import numpy as np
 
-        from drivetrain.train.recall.graph import Asked, Serving
+        from drivetrain.train.recall.graph import Asked
         from drivetrain.train.recall.nodes import Nodes
 
         found = self.interactions(source, run)
 
-        def score(n: Nodes, asked: Asked) -> str:
-            counts = n.held(found.counts.astype(np.float32)[None])
-            return n.op("Expand", counts, n.op("Shape", asked.new))
+        served = self.serving(source, found)
+        counts = np.append(found.counts, np.zeros(served.spare(found))).astype(np.float32)
 
-        return Serving(
-            index=source.features.tensors.field("index"),
-            column=self.user_column(source.features),
-            k=self.k,
-            exclude=self.seen == "exclude",
-        ).graph(found, score)
+        def score(n: Nodes, asked: Asked) -> str:
+            return n.op("Expand", n.held(counts[None]), n.op("Shape", asked.new))
+
+        return served.graph(found, score)

@@ -1,5 +1,7 @@
 """Scores as sums over a profile: of weights between all items, or of each one's neighbours."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from drivetrain.core.batch import Array
@@ -12,31 +14,31 @@ from drivetrain.train.recall.nodes import Nodes
 
 def serving(method: FromHistory, source: Examples, found: Interactions) -> Serving:
     """How such a method is served: one row after another, each by its own profile."""
-    return Serving(
-        index=source.features.tensors.field("index"),
-        column=method.user_column(source.features),
-        k=method.k,
-        exclude=method.seen == "exclude",
+    return replace(
+        method.serving(source, found),
         history=method.history_field(source, found),
         weighted=method.weight is not None and method.history is None,
         part=1,
     )
 
 
-def by_weights(found: Interactions, weights: Array) -> Score:
+def by_weights(found: Interactions, weights: Array, spare: int) -> Score:
     """The sum of rows of float32 ``[items, items]``."""
+    nothing = np.zeros((1, spare), np.float32)
 
     def score(n: Nodes, asked: Asked) -> str:
         profile, each = _profile(n, asked, len(found.catalogue))
         rows = n.op("Gather", n.held(weights), profile)
         if each:
             rows = n.op("Mul", rows, n.op("Unsqueeze", each, n.ints(1)))
-        return popular(n, found.counts, asked, n.op("ReduceSum", rows, n.ints(0), keepdims=1))
+        sums = n.op("ReduceSum", rows, n.ints(0), keepdims=1)
+        sums = n.op("Concat", sums, n.held(nothing), axis=1)
+        return popular(n, found.counts, spare, asked, sums)
 
     return score
 
 
-def by_neighbours(found: Interactions, numbers: Array, values: Array) -> Score:
+def by_neighbours(found: Interactions, numbers: Array, values: Array, spare: int) -> Score:
     """The sum of each item's neighbours: int32 and float32 ``[items, neighbours]``."""
     items = len(found.catalogue)
 
@@ -48,14 +50,13 @@ def by_neighbours(found: Interactions, numbers: Array, values: Array) -> Score:
         where = n.op("Reshape", n.op("Gather", n.held(numbers), profile), n.ints(1, -1))
         sums = n.op(
             "ScatterElements",
-            n.held(np.zeros((1, items + 1), np.float32)),
+            n.held(np.zeros((1, items + spare), np.float32)),
             where,
             n.op("Reshape", near, n.ints(1, -1)),
             axis=1,
             reduction="add",
         )
-        sums = n.op("Slice", sums, n.ints(0), n.ints(items), n.ints(1))
-        return popular(n, found.counts, asked, sums)
+        return popular(n, found.counts, spare, asked, sums)
 
     return score
 

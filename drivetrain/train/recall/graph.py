@@ -9,14 +9,15 @@ from drivetrain.core.batch import Array
 from drivetrain.core.catalogue import COUNTS, ITEMS
 from drivetrain.core.graph import Graph
 from drivetrain.core.schema import MISSING_INT, Field
-from drivetrain.train.recall.interactions import Interactions
+from drivetrain.train.recall.interactions import Interactions, Sparse
 from drivetrain.train.recall.nodes import Nodes
 
 SCORES = 1 << 23
 """Scores that are held at once: rows go through in parts of so many."""
 
 Score = Callable[[Nodes, "Asked"], str]
-"""Adds a method's nodes: float32 ``[part, items]``, the scores of the rows that are asked."""
+"""Adds a method's nodes: float32 ``[part, items + spare]``, the scores of the rows that are asked.
+What stands in the columns behind the items does not matter."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Serving:
         index: the tensor that holds users, and how many columns it has.
         column: the users' column in it.
         k: how many items are answered.
-        exclude: whether what a user has had is left out.
+        out: what is left out of each user's answer, as ``Interactions.had``; None leaves nothing
+            out, nor what is in the history.
         history: the raw column ``[n]`` of a row's last items, which are then the profile.
         weighted: whether the profile of a user has weights other than 1.
         part: the most rows that are scored at once; 1 for methods that go through the profile.
@@ -55,10 +57,14 @@ class Serving:
     index: Field
     column: int
     k: int
-    exclude: bool
+    out: Sparse | None
     history: Field | None = None
     weighted: bool = False
     part: int = 256
+
+    def spare(self, found: Interactions) -> int:
+        """Columns of scores behind the items: one at least, where what pads a list points to."""
+        return max(1, self.k - len(found.catalogue))
 
     def graph(self, found: Interactions, score: Score) -> Graph:
         """``index`` and the history to ``items`` ``[rows, k]`` and ``scores`` ``[rows, k]``.
@@ -98,14 +104,11 @@ class _Writer:
         self._nodes = nodes
         self._items = len(found.catalogue)
         text = found.catalogue.dtype == object
-        # One place at least that is no item: where what pads a list of exclusions points to.
-        spare = max(1, serving.k - self._items)
+        spare = serving.spare(found)
         self.nothing = np.full(spare, "" if text else MISSING_INT, found.catalogue.dtype)
-        self._starts = nodes.held(found.had.starts)
-        self._columns = nodes.held(np.append(found.had.columns, np.int32(self._items)))
-        self._weights = (
-            nodes.held(np.append(found.had.weights, np.float32(0))) if serving.weighted else ""
-        )
+        self._had = _Lists(nodes, found.had, weighted=serving.weighted)
+        out = serving.out
+        self._out = self._had if out is found.had else None if out is None else _Lists(nodes, out)
 
     def answer(self, score: Score) -> tuple[str, str]:
         """Places in the catalogue, int64 ``[rows, k]``, and their scores."""
@@ -149,46 +152,65 @@ class _Writer:
         return n.op("Reshape", padded, n.op("Concat", parts, part, n.ints(-1), axis=0))
 
     def _part(self, n: Nodes, score: Score, user: str, recent: str = "") -> tuple[str, str]:
-        serving = self._serving
-        had, weights, length = self._profile(n, user)
+        had, weights, length = self._had.of(n, user)
         asked = Asked(user, had, weights, n.op("Equal", length, n.ints(0)), True)
-        out = [had] if serving.exclude else []
         if recent:
-            out = [*out, recent] if serving.exclude else []
             inside = n.op("Less", recent, n.ints(self._items))
             some = n.op("ReduceMax", n.op("Cast", inside, to=7), n.ints(1), keepdims=1)
             asked = Asked(user, recent, "", n.op("Equal", some, n.ints(0)), False)
         scores = score(n, asked)
-        spare = len(self.nothing)
-        width = n.op("Concat", n.op("Shape", user), n.ints(spare), axis=0)
-        nothing = n.op("Expand", n.held(np.array(-np.inf, np.float32)), width)
-        scores = n.op("Concat", scores, nothing, axis=1)
-        if out:
-            where = n.op("Concat", *out, axis=1) if len(out) > 1 else out[0]
-            never = n.op("Expand", n.held(np.array(-np.inf, np.float32)), n.op("Shape", where))
-            scores = n.op("ScatterElements", scores, where, never, axis=1)
-        best, places = n.ops("TopK", scores, n.ints(serving.k), outputs=2, axis=1)
+        spare = np.arange(self._items, self._items + len(self.nothing))[None]
+        rows = n.op("Concat", n.op("Shape", user), n.ints(1), axis=0)
+        never = [n.op("Expand", n.held(spare), rows)]
+        if self._out is not None:
+            never.append(had if self._out is self._had else self._out.of(n, user)[0])
+            if recent:
+                never.append(recent)
+        where = n.op("Concat", *never, axis=1)
+        lowest = n.op("Expand", n.held(np.array(-np.inf, np.float32)), n.op("Shape", where))
+        scores = n.op("ScatterElements", scores, where, lowest, axis=1)
+        best, places = n.ops("TopK", scores, n.ints(self._serving.k), outputs=2, axis=1)
         return places, best
 
-    def _profile(self, n: Nodes, user: str) -> tuple[str, str, str]:
-        """What each of the users has had, side by side, padded to the longest of the part."""
-        start = n.op("Gather", self._starts, user)
-        end = n.op("Gather", self._starts, n.op("Add", user, n.ints(1)))
+
+class _Lists:
+    """A compressed matrix in the graph, whose rows come side by side.
+
+    Args:
+        nodes: of the graph.
+        matrix: the rows.
+        weighted: whether their weights are in it too.
+    """
+
+    def __init__(self, nodes: Nodes, matrix: Sparse, *, weighted: bool = False) -> None:
+        # The entry behind the last one stands for nothing had.
+        columns = np.append(matrix.columns, np.int32(matrix.wide))
+        weights = np.append(matrix.weights, np.float32(0))
+        self._starts, self._columns = nodes.held(matrix.starts), nodes.held(columns)
+        self._weights = nodes.held(weights) if weighted else ""
+        self._behind = nodes.held(np.array(len(matrix.columns), np.int64))
+        self._zero, self._one = (nodes.held(np.array(x, np.int64)) for x in (0, 1))
+
+    def of(self, n: Nodes, row: str) -> tuple[str, str, str]:
+        """Columns ``[part, longest]``, ``wide`` beyond a row's end; weights; lengths ``[part, 1]``.
+
+        Args:
+            n: takes the nodes.
+            row: int64 ``[part]``.
+        """
+        start = n.op("Gather", self._starts, row)
+        end = n.op("Gather", self._starts, n.op("Add", row, n.ints(1)))
         length = n.op("Unsqueeze", n.op("Sub", end, start), n.ints(1))
         longest = n.op("ReduceMax", length, keepdims=0)
-        zero, one = (n.held(np.array(x, np.int64), f"recall/{x}") for x in (0, 1))
-        step = n.op("Unsqueeze", n.op("Range", zero, longest, one), n.ints(0))
+        step = n.op("Unsqueeze", n.op("Range", self._zero, longest, self._one), n.ints(0))
         at = n.op("Add", n.op("Unsqueeze", start, n.ints(1)), step)
-        inside = n.op("Less", step, length)
-        # The entry behind the last one stands for nothing had.
-        end_of_all = n.held(np.array(len(self._found.had.columns), np.int64))
-        at = n.op("Where", inside, at, end_of_all)
+        at = n.op("Where", n.op("Less", step, length), at, self._behind)
         had = n.op("Cast", n.op("Gather", self._columns, at), to=7)
-        weights = n.op("Gather", self._weights, at) if self._weights else ""
-        return had, weights, length
+        return had, n.op("Gather", self._weights, at) if self._weights else "", length
 
 
-def popular(nodes: Nodes, counts: Array, asked: Asked, scores: str) -> str:
+def popular(nodes: Nodes, counts: Array, spare: int, asked: Asked, scores: str) -> str:
     """The scores, but for whom nothing is known how often each item was had, float32."""
-    known = nodes.held(counts.astype(np.float32)[None], "recall/popular")
+    often = np.append(counts, np.zeros(spare)).astype(np.float32)
+    known = nodes.held(often[None], "recall/popular")
     return nodes.op("Where", asked.new, known, scores)

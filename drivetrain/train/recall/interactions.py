@@ -1,6 +1,6 @@
 """Who had what: the training rows as a compressed sparse matrix of users and items."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -11,7 +11,7 @@ from drivetrain.core.batch import Array, Batch, Categorical
 from drivetrain.core.errors import wrong
 from drivetrain.core.metric import Emit, Progress
 from drivetrain.core.schema import MISSING_INT
-from drivetrain.core.seams import Examples
+from drivetrain.core.seams import Examples, Split
 
 ROWS = 65_536
 """Rows that are read at once."""
@@ -83,6 +83,27 @@ class Interactions:
     counts: Array
     had: Sparse
 
+    def joined(self, source: Examples, column: int, item: str, splits: Sequence[Split]) -> Sparse:
+        """What users had in the training rows and in those of further splits, as :attr:`had`.
+
+        Of the further rows only users and items count that the training rows have.
+        """
+        numbers = {value: at for at, value in enumerate(self.catalogue.tolist())}
+        rows = [np.repeat(np.arange(self.had.rows), self.had.lengths)]
+        columns = [self.had.columns]
+        for split in splits:
+            for user, batch in _aligned(source, column, split):
+                places = [numbers.get(value, -1) for value in batch[item].tolist()]
+                place = np.array(places, np.int32)
+                known = (place >= 0) & (user >= FIRST_USER)
+                rows.append(user[known])
+                columns.append(place[known])
+        row = np.concatenate(rows)
+        starts = np.zeros(self.had.rows + 1, np.int64)
+        np.cumsum(np.bincount(row, minlength=self.had.rows), out=starts[1:])
+        found = np.concatenate(columns)[np.argsort(row, kind="stable")]
+        return _merged(starts, found, np.ones(len(found), np.float32), self.had.wide, once=True)
+
 
 def read(
     source: Examples, *, column: int, item: str, weight: str | None, emit: Emit
@@ -110,7 +131,7 @@ def read(
     def passes(visit: Callable[[Array, Array, Array | None], None]) -> None:
         nonlocal done
         done = 0
-        for user, batch in _aligned(source, column):
+        for user, batch in _aligned(source, column, "train"):
             number = None if weight is None else _weights(batch, weight)
             visit(user, vocabulary.codes(batch), number)
             done += len(user)
@@ -151,12 +172,12 @@ def read(
     return Interactions(vocabulary.items[order], counts[order], _sorted(renamed))
 
 
-def _aligned(source: Examples, column: int) -> Iterator[tuple[Array, Batch]]:
+def _aligned(source: Examples, column: int, split: Split) -> Iterator[tuple[Array, Batch]]:
     """The users' positions and the raw rows that they belong to: both come in one order."""
-    raw = source.events.batches("train")
+    raw = source.events.batches(split)
     held: Batch | None = None
     at = 0
-    for batch in source.batches("train", size=ROWS):
+    for batch in source.batches(split, size=ROWS):
         user = batch["index"][:, column]
         taken = 0
         while taken < len(user):

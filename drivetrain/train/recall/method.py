@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Metric
 from drivetrain.core.schema import FeatureSchema, Field
-from drivetrain.core.seams import Examples, Run
+from drivetrain.core.seams import Examples, Run, Split
 
 if TYPE_CHECKING:
+    from drivetrain.train.recall.graph import Serving
     from drivetrain.train.recall.interactions import Interactions
 
 Seen = Literal["exclude", "keep"]
@@ -30,8 +31,9 @@ class Recall:
         target: the column of items, strings or int64.
         user: the ``Index`` feature that says who; None takes the only index column.
         k: how many items are answered.
-        seen: whether what a user had in the training rows is left out (``exclude``) or not
-            (``keep``).
+        seen: whether what a user had before is left out (``exclude``) or not (``keep``).
+        seen_in: the splits whose rows say what a user had before; with ``("train", "validate")``
+            the test split is asked as if it came after both.
         weight: a further target: how much a row counts, 0 or more, summed over a user's rows with
             one item. None: a user has had an item or not.
     """
@@ -40,6 +42,7 @@ class Recall:
     user: str | None = None
     k: int = 100
     seen: Seen = "exclude"
+    seen_in: tuple[Split, ...] = ("train",)
     weight: str | None = None
 
     own_model: ClassVar[bool] = True
@@ -48,6 +51,9 @@ class Recall:
     def __post_init__(self) -> None:
         if self.seen not in get_args(Seen):
             raise unknown("seen", self.seen, get_args(Seen), type(self).__name__)
+        if not set(self.seen_in) <= {"train", "validate"} or "train" not in self.seen_in:
+            allowed = "('train',) or ('train', 'validate')"
+            raise wrong(f"{type(self).__name__}.seen_in", self.seen_in, allowed)
         self.at_least("k", 1)
 
     def at_least(self, name: str, least: float) -> None:
@@ -102,6 +108,17 @@ class Recall:
         for name, size in sizes.items():
             run.emit(Metric(name=f"train/{name}", value=float(size)))
         return found
+
+    def serving(self, source: Examples, found: "Interactions") -> "Serving":
+        """How the method's scores become an answer."""
+        from drivetrain.train.recall.graph import Serving
+
+        column = self.user_column(source.features)
+        out = None if self.seen == "keep" else found.had
+        if out is not None and len(self.seen_in) > 1:
+            out = found.joined(source, column, self.target, self.seen_in[1:])
+        index = source.features.tensors.field("index")
+        return Serving(index=index, column=column, k=self.k, out=out)
 
 
 @dataclass(frozen=True, kw_only=True)
