@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,7 @@ appender.stderr.layout.pattern = %d{yyyy-MM-dd HH:mm:ss} %p %c{1}: %m%n%ex
 """
 _PANDAS = "PySpark does not yet fully support pandas"
 """A warning at every function over Arrow; rows go through no pandas here."""
+_JAVA_OPTIONS = "spark.driver.extraJavaOptions"
 _LEAST_MEMORY = 512
 _MASTER = re.compile(r"local(\[(\d+|\*)\])?|spark://[^/,:]+:\d+(,[^/,:]+:\d+)*|sc://[^/:]+:\d+.*")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -78,7 +79,7 @@ _open: _Open | None = None
 
 
 @contextmanager
-def session(site: EngineSite) -> Iterator[Any]:
+def session(site: EngineSite) -> Generator[Any]:
     """A ``SparkSession`` as a site asks for it; one that is open in this process is shared.
 
     The last one who leaves ends it: its driver, its JVM and its scratch directory are then gone.
@@ -159,6 +160,7 @@ def _remote(sql: Any, site: EngineSite) -> Any:
 
 def _answers(site: EngineSite, addresses: list[str]) -> None:
     """See that somebody listens, before Spark would try for minutes."""
+    reason = OSError("no address")
     for address in addresses:
         host, _, port = address.rpartition(":")
         try:
@@ -183,7 +185,9 @@ def _driver(sql: Any, site: EngineSite, scratch: Path) -> Any:
         _answers(site, addresses)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
-    conf = {**DEFAULTS, **_OWN, **_placed(site, addresses, scratch), **site.conf, **MEANING}
+    placed = _placed(site, addresses, scratch)
+    conf = {**DEFAULTS, **_OWN, **placed, **site.conf, **MEANING}
+    conf[_JAVA_OPTIONS] = placed[_JAVA_OPTIONS]
     builder = sql.SparkSession.builder.appName("drivetrain").master(_master(site))
     for key, value in conf.items():
         builder = builder.config(key, value)
@@ -213,7 +217,8 @@ def _placed(site: EngineSite, addresses: list[str], scratch: Path) -> dict[str, 
     conf = {
         "spark.local.dir": str(scratch),
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
-        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={log.as_uri()}",
+        _JAVA_OPTIONS: f"-Dlog4j2.configurationFile={log.as_uri()} "
+        + site.conf.get(_JAVA_OPTIONS, ""),
     }
     memory = f"{max(_LEAST_MEMORY, _mebibytes(site.memory))}m"
     if not addresses:

@@ -22,9 +22,10 @@ from drivetrain.events.arrow import arrow_schema
 from drivetrain.events.asof import LastBefore
 from drivetrain.events.carry import Remembers, pack, unpack
 from drivetrain.events.duckdb import CHUNK, ROW, Engine, Limits, engine
+from drivetrain.events.forms import FORMS
 from drivetrain.events.join import AsOfJoin, Join
 from drivetrain.events.split import SPLIT, HashSplit
-from drivetrain.events.sql import SQL_TYPE, identifier, quote
+from drivetrain.events.sql import identifier, quote
 from drivetrain.events.table import Assign, DropDuplicates, Leaf, RowStep, Step, Table
 from drivetrain.events.windows import WithWindows
 
@@ -401,8 +402,9 @@ class _Compiler:
 
 
 def _columns(fields: "Iterator[Field]") -> str:
+    types = FORMS["duckdb"].types
     shaped = ((f, "".join(f"[{size}]" for size in f.shape)) for f in fields)
-    return ", ".join(f"{quote(f.name)} {SQL_TYPE['duckdb'][f.dtype]}{shape}" for f, shape in shaped)
+    return ", ".join(f"{quote(f.name)} {types[f.dtype]}{shape}" for f, shape in shaped)
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -1,7 +1,7 @@
 """SQL terms with their kinds: names and constants quoted, and what arguments may be."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal as Choice
@@ -9,22 +9,10 @@ from typing import get_args
 
 from drivetrain.events.expression import lit
 
-Dialect = Choice["duckdb"]
+Dialect = Choice["duckdb", "spark"]
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 Kind = str
 """A dtype of a column, ``bool`` within expressions, ``null`` or ``duration``."""
-
-SQL_TYPE: Mapping[Dialect, Mapping[Kind, str]] = {
-    "duckdb": {
-        "string": "VARCHAR",
-        "bytes": "BLOB",
-        "int64": "BIGINT",
-        "float32": "FLOAT",
-        "float64": "DOUBLE",
-        "timestamp": "TIMESTAMP",
-        "bool": "BOOLEAN",
-    }
-}
 
 
 @dataclass(frozen=True)
@@ -41,8 +29,11 @@ class MismatchError(Exception):
 
 
 def identifier(name: str) -> str:
-    """A column's name within SQL, where ``"A"`` and ``"a"`` would be one: capitals get a caret."""
-    return re.sub(r"[A-Z^]", lambda found: "^" + found.group().lower(), name)
+    """A column's name within SQL, where ``"A"`` and ``"a"`` would be one: capitals get a caret.
+
+    A backslash, which Spark takes for an escape even between double quotes, becomes ``^/``.
+    """
+    return re.sub(r"[A-Z^\\]", lambda found: "^" + found.group().lower().replace("\\", "/"), name)
 
 
 def quote(name: str) -> str:
@@ -50,13 +41,15 @@ def quote(name: str) -> str:
     return '"' + identifier(name).replace('"', '""') + '"'
 
 
-def text(value: str) -> str:
-    """A string as an SQL literal."""
+def text(value: str, dialect: Dialect = "duckdb") -> str:
+    """A string as an SQL literal; only backslashes are written apart."""
+    if dialect == "spark":
+        value = value.replace("\\", "\\\\")
     return "'" + value.replace("'", "''") + "'"
 
 
-def constant(value: object) -> Term:
-    """A plain value as SQL of exactly its type."""
+def constant(value: object, dialect: Dialect = "duckdb") -> Term:
+    """A plain value as SQL of exactly its type; only text and bytes are written apart."""
     if value is None or (isinstance(value, float) and value != value):
         return Term("NULL", "null")
     if isinstance(value, bool):
@@ -66,7 +59,9 @@ def constant(value: object) -> Term:
     if isinstance(value, float):
         return Term(f"CAST({text(repr(value))} AS DOUBLE)", "float64")
     if isinstance(value, str):
-        return Term(text(value), "string", value)
+        return Term(text(value, dialect), "string", value)
+    if isinstance(value, bytes) and dialect == "spark":
+        return Term(f"X'{value.hex()}'", "bytes")
     if isinstance(value, bytes):
         escaped = "".join(f"\\x{byte:02X}" for byte in value)
         return Term(f"CAST({text(escaped)} AS BLOB)", "bytes")
@@ -107,12 +102,12 @@ def condition(term: Term) -> Term:
     return term
 
 
-def kind_of(kind: Kind, allowed: str) -> Callable[[Term], Term]:
+def kind_of(kind: Kind, name: str, allowed: str) -> Callable[[Term], Term]:
     """A check that a term is of one kind; a constant null becomes one of it."""
 
     def check(term: Term) -> Term:
         if term.kind == "null":
-            return Term(f"CAST(NULL AS {SQL_TYPE['duckdb'][kind]})", kind)
+            return Term(f"CAST(NULL AS {name})", kind)
         if term.kind != kind:
             raise MismatchError(allowed)
         return term
@@ -120,8 +115,8 @@ def kind_of(kind: Kind, allowed: str) -> Callable[[Term], Term]:
     return check
 
 
-string = kind_of("string", "text; cast('string') makes it")
-timestamp = kind_of("timestamp", "timestamps; cast('timestamp') makes them")
+string = kind_of("string", "STRING", "text; cast('string') makes it")
+timestamp = kind_of("timestamp", "TIMESTAMP", "timestamps; cast('timestamp') makes them")
 
 
 def moment(term: Term) -> Term:

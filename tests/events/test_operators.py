@@ -229,9 +229,9 @@ def test_a_text_is_no_condition():
         predicate(col("s"), SCHEMA, "where", "duckdb")
 
 
-def test_dialect_that_an_operator_lacks_is_named():
-    with pytest.raises(ValueError, match="unknown dialect 'spark'"):
-        column(col("n") + 1, SCHEMA, "test", "spark")
+def test_a_dialect_that_nobody_wrote_is_named():
+    with pytest.raises(ValueError, match="unknown dialect 'flink'"):
+        column(col("n") + 1, SCHEMA, "test", "flink")
 
 
 def test_value_that_cannot_be_cast_is_an_error_that_shows_it(compute):
