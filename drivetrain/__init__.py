@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from drivetrain.core.site import Site
     from drivetrain.core.system import System
     from drivetrain.core.window import Window
+    from drivetrain.events.divided import last_parts, random_parts
     from drivetrain.events.expression import (
         coalesce,
         col,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     )
     from drivetrain.events.files import CSV, Arrow, JSONLines, Parquet
     from drivetrain.events.kafka import Avro, Kafka
-    from drivetrain.events.split import HashSplit, TimeSplit
+    from drivetrain.events.split import ColumnSplit, HashSplit, TimeSplit
     from drivetrain.events.stream import Stream
     from drivetrain.features.categorical import Bucket, Id, Index
     from drivetrain.features.hashing import Cross, Hash
@@ -43,15 +44,19 @@ if TYPE_CHECKING:
     from drivetrain.pipeline import run
     from drivetrain.registry.registry import Registry
     from drivetrain.train.all_reduce import AllReduce
+    from drivetrain.train.als import ALS
     from drivetrain.train.compression import FP16, Int8, PowerSGD, TopK
     from drivetrain.train.diloco import DiLoCo
     from drivetrain.train.distill import Distill
+    from drivetrain.train.ease import EASE
     from drivetrain.train.estimator import Estimator
     from drivetrain.train.flax import Flax
+    from drivetrain.train.item_neighbours import ItemNeighbours
     from drivetrain.train.keras import Keras
     from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
     from drivetrain.train.parameter_server import ParameterServer
     from drivetrain.train.pipelined import Pipelined
+    from drivetrain.train.popularity import Popularity
     from drivetrain.train.private import Private
     from drivetrain.train.prune import Prune
     from drivetrain.train.quantization_aware import QuantizationAware
@@ -62,6 +67,7 @@ if TYPE_CHECKING:
     from drivetrain.train.stopping import EarlyStopping
     from drivetrain.train.tensor_parallel import TensorParallel
     from drivetrain.watch.probes import AUC, RMSE, Accuracy, Calibration, Drift, Latency, LogLoss
+    from drivetrain.watch.ranking import Ranking
 
 _HOME = {
     "compress.best": ("Best",),
@@ -73,6 +79,7 @@ _HOME = {
     "core.site": ("Site",),
     "core.system": ("System",),
     "core.window": ("Window",),
+    "events.divided": ("last_parts", "random_parts"),
     "events.expression": (
         "coalesce",
         "col",
@@ -93,6 +100,7 @@ _HOME = {
     ),
     "events.kafka": ("Avro", "Kafka"),
     "events.split": (
+        "ColumnSplit",
         "HashSplit",
         "TimeSplit",
     ),
@@ -120,11 +128,14 @@ _HOME = {
     "pipeline": ("run",),
     "registry.registry": ("Registry",),
     "train.all_reduce": ("AllReduce",),
+    "train.als": ("ALS",),
     "train.compression": ("FP16", "Int8", "PowerSGD", "TopK"),
     "train.diloco": ("DiLoCo",),
     "train.distill": ("Distill",),
+    "train.ease": ("EASE",),
     "train.estimator": ("Estimator",),
     "train.flax": ("Flax",),
+    "train.item_neighbours": ("ItemNeighbours",),
     "train.keras": ("Keras",),
     "train.loss": (
         "BinaryCrossEntropy",
@@ -133,6 +144,7 @@ _HOME = {
     ),
     "train.parameter_server": ("ParameterServer",),
     "train.pipelined": ("Pipelined",),
+    "train.popularity": ("Popularity",),
     "train.private": ("Private",),
     "train.prune": ("Prune",),
     "train.quantization_aware": ("QuantizationAware",),
@@ -155,12 +167,15 @@ _HOME = {
         "Latency",
         "LogLoss",
     ),
+    "watch.ranking": ("Ranking",),
 }
 _NAMES = {name: home for home, names in _HOME.items() for name in names}
 
 __all__ = [
+    "ALS",
     "AUC",
     "CSV",
+    "EASE",
     "FP16",
     "RMSE",
     "Accuracy",
@@ -174,6 +189,7 @@ __all__ = [
     "Bundle",
     "Calibration",
     "Clip",
+    "ColumnSplit",
     "Constant",
     "Cosine",
     "Cross",
@@ -192,6 +208,7 @@ __all__ = [
     "Image",
     "Index",
     "Int8",
+    "ItemNeighbours",
     "JSONLines",
     "Kafka",
     "Keras",
@@ -204,11 +221,13 @@ __all__ = [
     "ParameterServer",
     "Parquet",
     "Pipelined",
+    "Popularity",
     "PowerSGD",
     "Private",
     "Prune",
     "QuantizationAware",
     "Quantize",
+    "Ranking",
     "Raw",
     "Registry",
     "RowWise",
@@ -230,9 +249,11 @@ __all__ = [
     "concat",
     "days",
     "hours",
+    "last_parts",
     "lit",
     "make_timestamp",
     "minutes",
+    "random_parts",
     "run",
     "seconds",
     "when",
