@@ -7,7 +7,7 @@ columns of a track (key, time, value) key by key, and a walk over these needs th
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
@@ -79,18 +79,19 @@ class Windowed:
         """All rows of a spine, table by table as they came."""
         with TemporaryDirectory(prefix="windows-", dir=self.engine.directory) as name:
             folder = Path(name)
+            windows = replace(self.windows, lateness=0)  # nothing is late that is put in order
             rows = Rows(folder / "rows.arrow", self.label)
-            in_order = _InOrder(self.windows, self.schema, folder, self.label)
+            in_order = _InOrder(windows, self.schema, folder, self.label)
             for chunk in chunks:
                 rows.add(chunk)
                 in_order.add(self._batch(chunk, self.schema))
             rows.close()
             groups = [in_order.answers] if in_order.answers else []
             answered = {name for group in groups for name in group.windows.names}
-            for track in self.windows.tracks:
+            for track in windows.tracks:
                 names = [name for name, _ in track.windows if name not in answered]
                 if names:
-                    groups.append(self._by_key(self.windows.select(names), rows, folder))
+                    groups.append(self._by_key(windows.select(names), rows, folder))
             start = 0
             for chunk in rows.read():
                 stop = start + len(chunk)
@@ -192,9 +193,10 @@ class _InOrder:
 
 # -- key by key ------------------------------------------------------------------------------------
 
-_COLUMNS = "k1 UBIGINT, k2 UBIGINT, at BIGINT, value BIGINT, kind UTINYINT, position BIGINT"
-_ORDER = ("k1", "k2", "at", "position")
-_NAMES = ("k1", "k2", "at", "value", "kind", "position")
+_NAMES = ("high", "low", "moment", "value", "kind", "position")
+_COLUMNS = "high UBIGINT, low UBIGINT, moment BIGINT, value BIGINT, kind UTINYINT, position BIGINT"
+_ORDER = ("low", "moment")
+"""Half of a hash keeps keys together; where two share it, each still has its own rows in order."""
 
 
 def _narrow(tracks: Tracks, windows: Windows, batch: Batch, start: int) -> pa.Table:
@@ -203,20 +205,19 @@ def _narrow(tracks: Tracks, windows: Windows, batch: Batch, start: int) -> pa.Ta
     keys = tracks.hash(0, batch)
     times, known = batch[windows.time], batch[track.known]
     rows = np.arange(start, start + len(batch))
-    values, there = tracks.encode(0, batch)
-    tells = there & (known != MISSING_INT) & keys.any(axis=1)
-    # whoever has no time asks as one without a key, and is given an empty window
-    asking = np.where((times == MISSING_INT)[:, None], np.uint64(0), keys)
+    values = tracks.values(0, batch)
+    values = np.zeros(len(batch), np.int64) if values is None else values.view(np.int64)
     if track.known == windows.time:
-        kinds = np.where(tells, ASK | TELL, ASK)
-        return _table(asking, times, values, kinds, rows)
-    asks = _table(asking, times, np.zeros_like(values), np.full(len(rows), ASK), rows)
-    told = _table(keys, known, values, np.full(len(rows), TELL), rows)
-    return pa.concat_tables([asks, told.filter(pa.array(tells))])
+        return _table(keys, times, values, ASK | TELL, rows)
+    told = np.flatnonzero((known != MISSING_INT) & keys.any(axis=1))
+    asks = _table(keys, times, values, ASK, rows)
+    tells = _table(keys[told], known[told], values[told], TELL, rows[told])
+    return pa.concat_tables([asks, tells])
 
 
-def _table(keys: Array, at: Array, values: Array, kinds: Array, rows: Array) -> pa.Table:
-    columns = (keys[:, 0], keys[:, 1], at, values.view(np.int64), kinds.astype(np.uint8), rows)
+def _table(keys: Array, at: Array, values: Array, kind: int, rows: Array) -> pa.Table:
+    kinds = np.full(len(rows), kind, np.uint8)
+    columns = (keys[:, 0], keys[:, 1], at, values, kinds, rows)
     return pa.table(dict(zip(_NAMES, map(np.ascontiguousarray, columns), strict=True)))
 
 
@@ -226,16 +227,16 @@ def _walked(
     """Rows and their windows, piece by piece; what a key made known is forgotten behind it."""
     tracks = make()
     for piece in pieces:
-        columns = [piece[name].to_numpy() for name in _NAMES]
-        keys = np.stack(columns[:2], axis=1)
+        high, low, moments, values, kinds, rows = (piece[name].to_numpy() for name in _NAMES)
         # Only the last key of a piece may go on in the next one.
-        last = int(np.argmax((keys == keys[-1]).all(axis=1)))
-        for begin, end in ((0, last), (last, len(keys))):
+        last = int(np.searchsorted(low, low[-1]))
+        for begin, end in ((0, last), (last, len(low))):
             if begin == end:
                 continue
             if begin:
                 tracks = make()
-            at, values, kinds, rows = (column[begin:end] for column in columns[2:])
-            found = tracks.run(0, keys[begin:end], at, values, kinds)
-            asks = np.flatnonzero(kinds & ASK)
-            yield rows[asks], [column[asks] for column in found]
+            part = slice(begin, end)
+            keys = np.stack((high[part], low[part]), axis=1)
+            found = tracks.run(0, keys, moments[part], values[part], kinds[part])
+            asks = np.flatnonzero(kinds[part] & ASK)
+            yield rows[part][asks], [column[asks] for column in found]
