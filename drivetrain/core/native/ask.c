@@ -74,33 +74,12 @@ static uint64_t count_of(const Layout *layout, const Key *key, const Window *win
     return counts[high - 1] - (window->over ? before : 0);
 }
 
-/* A sum, or a mean, where values are so large that a difference of prefixes may not hold it. */
-static double sum_one_by_one(const Layout *layout, const Key *key, const Window *window,
-                             uint32_t low, uint32_t high, uint64_t count) {
-    const Wide *prefix = PREFIX(layout, key);
-    int all = !window->over && !window->rows;
-    UWide sum = all ? (UWide)key->prefix : 0;
-    int64_t top = all ? key->high : 0;
-    for (uint32_t i = all ? 0 : low; i < high; i++) {
-        Wide value = prefix[i] - (i ? prefix[i - 1] : key->prefix);
-        sum += (UWide)value;
-        top += (value < 0 ? -1 : 0) + (sum < (UWide)value);
-    }
-    return real_of((Wide)sum, top, layout->kind == REAL ? POINT : 0, count);
-}
-
 static double sum_of(const Layout *layout, const Key *key, const Window *window, uint32_t low,
                      uint32_t high) {
     uint64_t count = window->stat == MEAN ? count_of(layout, key, window, low, high) : 1;
-    if (key->wide) {
-        return sum_one_by_one(layout, key, window, low, high, count);
-    }
-    const Wide *prefix = PREFIX(layout, key);
-    Wide sum = prefix[high - 1];
-    if (window->over || window->rows) {
-        sum -= low ? prefix[low - 1] : key->prefix;
-    }
-    return real_of(sum, sum < 0 ? -1 : 0, layout->kind == REAL ? POINT : 0, count);
+    int all = !window->over && !window->rows;
+    Sum sum = sum_between(layout, key, all ? 0 : low, high);
+    return real_of(all ? plus(sum, (Sum){(UWide)key->prefix, key->high}) : sum, layout->kind, count);
 }
 
 static int64_t decayed(const Layout *layout, const Key *key, const Window *window, int64_t time,

@@ -11,7 +11,7 @@ typedef struct {
 } Cursor;
 
 /* The arrays of a key, in the order in which they are written, and how wide their values are. */
-#define MOST_ARRAYS 6
+#define MOST_ARRAYS 7
 
 static int arrays_of(const Layout *layout, const Key *key, char **found, size_t *widths) {
     int number = 0;
@@ -24,6 +24,7 @@ static int arrays_of(const Layout *layout, const Key *key, char **found, size_t 
     WITH(layout->prefixes, PREFIX)
     WITH(layout->values, VALUES)
     WITH(layout->panes, COUNTS)
+    WITH(layout->tops, TOPS)
     WITH(layout->panes && layout->lows, LEAST)
     WITH(layout->panes && layout->highs, GREATEST)
 #undef WITH

@@ -58,17 +58,13 @@ static double quotient(UWide magnitude, int more, int power, uint64_t count) {
     return (double)(magnitude | (more != 0)) * two_to(power);
 }
 
-/* A sum of units of 2**-point, over `count`. `high` is what of it goes beyond 128 bits: the bits
-   from the 128th on, or the sign throughout. */
-double real_of(Wide sum, int64_t high, int point, uint64_t count) {
-    int negative = high < 0;
-    UWide low = (UWide)sum;
-    uint64_t top = (uint64_t)high;
-    if (negative) {
-        low = -low;
-        top = ~top + (low == 0);
-    }
-    int more = 0, power = -point;
+/* A sum of values of a kind, over `count`. */
+double real_of(Sum sum, int kind, uint64_t count) {
+    int negative = sum.top < 0;
+    sum = negative ? minus((Sum){0, 0}, sum) : sum;
+    UWide low = sum.low;
+    uint64_t top = (uint64_t)sum.top;
+    int more = 0, power = kind == REAL ? -POINT : 0;
     if (top) {
         int shift = 64 - __builtin_clzll(top);
         more = (low & (((UWide)1 << shift) - 1)) != 0;

@@ -27,19 +27,32 @@ Key *make_key(const Layout *layout, const uint64_t hash[2], uint32_t room) {
 
 void free_key(Key *key) { free(key); }
 
+/* The sum of the observations of entries [low, high). */
+Sum sum_between(const Layout *layout, const Key *key, uint32_t low, uint32_t high) {
+    const Wide *prefix = PREFIX(layout, key);
+    if (!key->wide) {
+        return sum_as((high ? prefix[high - 1] : key->prefix) - (low ? prefix[low - 1] : key->prefix));
+    }
+    if (layout->tops) {
+        const int64_t *tops = TOPS(layout, key);
+        Sum base = {(UWide)key->prefix, key->high};
+        return minus(high ? (Sum){(UWide)prefix[high - 1], tops[high - 1]} : base,
+                     low ? (Sum){(UWide)prefix[low - 1], tops[low - 1]} : base);
+    }
+    Sum sum = {0, 0}; /* values are so large that a difference of prefixes may not hold it */
+    for (uint32_t i = low; i < high; i++) {
+        sum = plus(sum, sum_as(prefix[i] - (i ? prefix[i - 1] : key->prefix)));
+    }
+    return sum;
+}
+
 /* Entry `at` leaves the front: what lies before the entries is now that and all before it. */
 static void fold(const Layout *layout, Key *key, uint32_t at) {
-    const Wide *prefix = PREFIX(layout, key);
-    if (key->wide) {
-        for (uint32_t i = 0; i <= at; i++) {
-            Wide before = i ? prefix[i - 1] : key->prefix, value = prefix[i] - before;
-            UWide sum = (UWide)before + (UWide)value;
-            key->high += (value < 0 ? -1 : 0) + (sum < (UWide)before);
-        }
-    }
     if (layout->prefixes) {
-        key->prefix = prefix[at];
-        key->high = key->wide ? key->high : key->prefix < 0 ? -1 : 0;
+        Sum before = {(UWide)key->prefix, key->high};
+        Sum sum = plus(before, sum_between(layout, key, 0, at + 1));
+        key->prefix = (Wide)sum.low;
+        key->high = sum.top;
     }
     key->count = layout->panes ? COUNTS(layout, key)[at] : key->count + at + 1;
     key->time = TIMES(layout, key)[at];
@@ -62,6 +75,9 @@ static void move(const Layout *layout, Key *target, uint32_t to, const Key *sour
     }
     if (layout->panes) {
         MOVE(COUNTS);
+        if (layout->tops) {
+            MOVE(TOPS);
+        }
         if (layout->lows) {
             MOVE(LEAST);
         }
@@ -198,9 +214,7 @@ static void decay_from(const Layout *layout, Key *key, uint32_t from) {
                                decay.half_life);
             }
             if (decay.sums) {
-                Wide sum = sum_to(layout, key, at + 1) - sum_to(layout, key, first);
-                int point = layout->kind == REAL ? POINT : 0;
-                value += real_of(sum, sum < 0 ? -1 : 0, point, 1);
+                value += real_of(sum_between(layout, key, first, at + 1), layout->kind, 1);
             } else {
                 value += (double)(at + 1 - first);
             }
@@ -240,13 +254,30 @@ static uint32_t place_for(const Layout *layout, const Key *key, int64_t time, in
     return low;
 }
 
+/* Add to the prefixes from `from` on. */
+static void add_to_prefixes(const Layout *layout, Key *key, uint32_t from, Wide sum) {
+    Wide *prefix = PREFIX(layout, key);
+    if (!layout->tops) {
+        for (uint32_t i = from; i < key->end; i++) {
+            prefix[i] += sum;
+        }
+        return;
+    }
+    int64_t *tops = TOPS(layout, key);
+    for (uint32_t i = from; i < key->end; i++) {
+        Sum more = plus((Sum){(UWide)prefix[i], tops[i]}, sum_as(sum));
+        prefix[i] = (Wide)more.low;
+        tops[i] = more.top;
+    }
+}
+
 /* One observation more in the pane `at`. */
 static void add_to_pane(const Layout *layout, Key *key, uint32_t at, int64_t value, Wide sum) {
     for (uint32_t i = at; i < key->end; i++) {
         COUNTS(layout, key)[i]++;
     }
-    for (uint32_t i = at; layout->prefixes && i < key->end; i++) {
-        PREFIX(layout, key)[i] += sum;
+    if (layout->prefixes) {
+        add_to_prefixes(layout, key, at, sum);
     }
     int changed = 0;
     if (layout->lows && value < LEAST(layout, key)[at]) {
@@ -286,10 +317,11 @@ static void put_entry(const Layout *layout, Key *key, uint32_t at, int64_t time,
         }
     }
     if (layout->prefixes) {
-        PREFIX(layout, key)[at] = sum_to(layout, key, at) + sum;
-        for (uint32_t i = at + 1; i <= end; i++) {
-            PREFIX(layout, key)[i] += sum;
+        PREFIX(layout, key)[at] = sum_to(layout, key, at);
+        if (layout->tops) {
+            TOPS(layout, key)[at] = at ? TOPS(layout, key)[at - 1] : key->high;
         }
+        add_to_prefixes(layout, key, at, sum);
     }
     if (layout->decays) {
         decay_from(layout, key, at);
@@ -344,9 +376,8 @@ int tell(const Layout *layout, Key **held, int64_t time, int64_t value) {
         return 0;
     }
     uint32_t at = place_for(layout, key, time, value, sum);
-    if (layout->kind == REAL && !key->wide && (sum >= LARGE || sum <= -LARGE)) {
+    if (layout->kind == REAL && (sum >= LARGE || sum <= -LARGE)) {
         key->wide = 1;
-        key->high = key->prefix < 0 ? -1 : 0;
     }
     if (layout->panes && at < key->end && TIMES(layout, key)[at] == time) {
         add_to_pane(layout, key, at, value, sum);

@@ -87,7 +87,9 @@ static void place(Layout *layout) {
     layout->least_at = layout->values_at + (layout->values ? 8 : 0);
     layout->greatest_at = layout->least_at + (panes && layout->lows ? 8 : 0);
     layout->counts_at = layout->greatest_at + (panes && layout->highs ? 8 : 0);
-    layout->decayed_at = layout->counts_at + (panes ? 8 : 0);
+    layout->tops = panes && layout->prefixes;
+    layout->tops_at = layout->counts_at + (panes ? 8 : 0);
+    layout->decayed_at = layout->tops_at + (layout->tops ? 8 : 0);
     layout->before_at = layout->decayed_at + (size_t)8 * layout->decays;
     layout->after_at = layout->before_at + (layout->links ? 4 : 0);
     layout->entry = layout->after_at + (layout->links ? 4 : 0);

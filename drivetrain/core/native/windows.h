@@ -64,10 +64,11 @@ typedef struct {
     Decay *decay;
     int64_t longest; /* after so long without news every window is empty; 0: never */
     int ordered;     /* observations of one time are kept in the order of their values */
-    int prefixes, values, panes, lows, highs, links;
+    int prefixes, values, panes, tops, lows, highs, links;
     size_t cursors_at, runs_at, decays_at, start; /* bytes from the key's beginning */
     /* Bytes for each entry before an array's beginning. */
-    size_t times_at, values_at, least_at, greatest_at, counts_at, decayed_at, before_at, after_at;
+    size_t times_at, values_at, least_at, greatest_at, counts_at, tops_at, decayed_at;
+    size_t before_at, after_at;
     size_t entry;
 } Layout;
 
@@ -128,6 +129,8 @@ size_t table_size(uint32_t room);
 #define LEAST(layout, key) ARRAY(int64_t, layout, key, least_at)
 #define GREATEST(layout, key) ARRAY(int64_t, layout, key, greatest_at)
 #define COUNTS(layout, key) ARRAY(uint64_t, layout, key, counts_at)
+/* Of panes, whose sums have no bound: what of a prefix goes beyond it. */
+#define TOPS(layout, key) ARRAY(int64_t, layout, key, tops_at)
 #define DECAYED(layout, key, d) (ARRAY(double, layout, key, decayed_at) + (size_t)(key)->room * (d))
 #define BEFORE(layout, key) ARRAY(uint32_t, layout, key, before_at)
 #define AFTER(layout, key) ARRAY(uint32_t, layout, key, after_at)
@@ -138,9 +141,27 @@ size_t table_size(uint32_t room);
 #define TREES(layout, key) ARRAY(int64_t, layout, key, entry)
 
 /* -- exact.c -- */
+/* A sum with more digits than one has: `top` is what goes beyond `low`. */
+typedef struct {
+    UWide low;
+    int64_t top;
+} Sum;
+
+static inline Sum sum_as(Wide value) { return (Sum){(UWide)value, value < 0 ? -1 : 0}; }
+
+static inline Sum plus(Sum one, Sum other) {
+    UWide low = one.low + other.low;
+    return (Sum){low, (int64_t)((uint64_t)one.top + (uint64_t)other.top + (low < one.low))};
+}
+
+static inline Sum minus(Sum one, Sum other) {
+    uint64_t top = (uint64_t)one.top - (uint64_t)other.top - (one.low < other.low);
+    return (Sum){one.low - other.low, (int64_t)top};
+}
+
 #define POINT 64 /* a float is kept in units of 2**-64 */
 Wide fixed_of(int kind, int64_t value);
-double real_of(Wide sum, int64_t high, int point, uint64_t count);
+double real_of(Sum sum, int kind, uint64_t count);
 double halved(double value, uint64_t age, int64_t half_life);
 
 static inline int64_t bits_of(double value) {
@@ -168,6 +189,8 @@ static inline int64_t less(int64_t time, int64_t length) {
 static inline uint64_t span(int64_t from, int64_t to) { return (uint64_t)to - (uint64_t)from; }
 
 /* -- key.c -- */
+/* The sum of the observations of entries [low, high). */
+Sum sum_between(const Layout *layout, const Key *key, uint32_t low, uint32_t high);
 Key *make_key(const Layout *layout, const uint64_t hash[2], uint32_t room);
 void free_key(Key *key);
 /* 1: taken, 0: late, -1: no memory; the key may move. */
