@@ -102,8 +102,10 @@ def _fitted(column: pa.ChunkedArray, item: pa.Field, where: str) -> Any:
     if column.type == item.type and (due is None or due.dtype not in ("float32", "float64")):
         return column
     try:
+        if due is not None and due.shape and pa.types.is_list(column.type):
+            column = column.cast(vectors(column.type, due.shape))
         found = field_of_arrow(item.name, column.type)
-    except ValueError:
+    except (ValueError, AttributeError):  # nested, or less deep than vectors of that shape
         found = None
     widened = found and due and (found.dtype, due.dtype) == ("float32", "float64")
     if found is None or due is None or (found != due and not widened) or found.shape != due.shape:

@@ -218,6 +218,7 @@ class Lake:
             try:
                 self._adopt(open_table(self.path, storage=self.storage))
             except FileNotFoundError:
+                self._held[writer] = Held(None, {})
                 return {}
         self._settle()
         self.reload()
