@@ -81,7 +81,7 @@ def follow(
     """
     room.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        stack.enter_context(_only_one(room, stream.name))
+        stack.enter_context(only_one(room, stream.name))
         running = stack.enter_context(engine(limits or Limits()))
         pace = Pace(stream.name, stream.topic.topic, emit, room / STATUS)
         follower = Follower(stream, running, pace, emit, stop or Event())
@@ -91,7 +91,12 @@ def follow(
 
 
 @contextmanager
-def _only_one(room: Path, name: str) -> Generator[None]:
+def only_one(room: Path, name: str) -> Generator[None]:
+    """Hold the directory of a stream's runner.
+
+    Raises:
+        ValueError: another runner does.
+    """
     with (room / "lock").open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,14 +112,14 @@ class Follower:
 
     Args:
         stream: what to do.
-        running: runs its steps.
+        running: runs its steps; None where something else does.
         pace: counts.
         emit: hears notes.
         stop: once it is set, the run ends.
     """
 
     def __init__(
-        self, stream: Stream, running: Engine, pace: Pace, emit: Emit, stop: Event
+        self, stream: Stream, running: Engine | None, pace: Pace, emit: Emit, stop: Event
     ) -> None:
         self.stream, self.pace, self._emit, self._stop = stream, pace, emit, stop
         self._running = running
@@ -133,6 +138,7 @@ class Follower:
 
     def _ready(self, schema: Schema) -> None:
         """Make ready what runs the steps."""
+        assert self._running is not None
         events, limits = self.stream.events, Limits()
         self._plan: Plan = compile_plan(events, schema.names, self._running, limits, split=False)
         self._reading = Reading(self.stream.topic, self._plan.reads)

@@ -1,0 +1,332 @@
+"""Follows a topic on Spark: executors make rows of messages and lay them down, the driver commits.
+
+What Spark keeps of a query lives as long as the query. Where the stream stands is in the table
+alone, in the commit of the rows, so there are no two answers to where it goes on.
+"""
+
+import json
+import re
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from drivetrain.core.errors import wrong
+from drivetrain.core.metric import Emit, silent
+from drivetrain.core.need import need
+from drivetrain.core.schema import Schema
+from drivetrain.core.site import EngineSite
+from drivetrain.core.spark import session
+from drivetrain.events.dead import SCHEMA
+from drivetrain.events.duckdb import Engine, Limits
+from drivetrain.events.following import OFTEN, PAUSES, Follower, only_one
+from drivetrain.events.kafka import Kafka
+from drivetrain.events.lake import Lake
+from drivetrain.events.pace import STATUS, Pace
+from drivetrain.events.spark.landing import REPORT, Landing, Report, Target
+from drivetrain.events.stream import Stream
+from drivetrain.events.table import Step, Table
+from drivetrain.events.windows import WithWindows
+
+LOOK = 200
+"""Milliseconds between two looks whether the query runs and whether it is to end."""
+
+_ERRORS: Mapping[str, type[Exception]] = {
+    error.__name__: error
+    for error in (
+        ConnectionError,
+        FileNotFoundError,
+        PermissionError,
+        OSError,
+        ValueError,
+        MemoryError,
+        ImportError,
+    )
+}
+_RAISED = re.compile(rf"^(?:\w+: )?({'|'.join(_ERRORS)}|ModuleNotFoundError): (.*)$", re.MULTILINE)
+
+
+def follow(
+    stream: Stream,
+    room: Path,
+    site: EngineSite,
+    *,
+    emit: Emit = silent,
+    stop: Event | None = None,
+    from_start: bool = False,
+    to_end: bool = False,
+) -> Pace:
+    """Append what comes to a stream's topic to its table, until it is told to stop.
+
+    The same as ``events.following.follow`` in one process, and either goes on where the other
+    stopped.
+
+    Args:
+        stream: what to do.
+        room: a directory of its own on the driver: what others look at.
+        site: the session of Spark; executors must have drivetrain, reach the brokers and write
+            where the tables lie.
+        emit: hears of each batch, and of what it waits for.
+        stop: once it is set, the batch that was begun is committed, and that was it.
+        from_start: accept that the topic was made anew, or that messages have expired unread: read
+            what there is from its beginning.
+        to_end: stop behind the messages that there are at the beginning.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ImportError: pyspark is not installed.
+        OSError: there is no such topic, it may not be read, or the table cannot be written.
+        ConnectionError: no cluster answers.
+        ValueError: the declaration does not fit, or asks for what is not done on Spark; a message
+            does not fit, and there is no table for such; the topic is not the one that the table
+            was written from; another runner writes.
+    """
+    check(stream, site)
+    room.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(only_one(room, stream.name))
+        pace = Pace(stream.name, stream.topic.topic, emit, room / STATUS)
+        follower = SparkFollower(stream, None, pace, emit, stop or Event())
+        stack.callback(follower.close)
+        follower.spark = stack.enter_context(session(site))
+        follower.site = site
+        follower.run(from_start=from_start, to_end=to_end)
+    return pace
+
+
+def check(stream: Stream, site: EngineSite) -> None:
+    """Hold a stream against what is done on Spark.
+
+    Raises:
+        ValueError: it keeps windows or tells servers, or the session is one of Spark Connect.
+    """
+    where = f"stream {stream.name!r} with [engine] kind 'spark'"
+    for step in stream.events.chain()[1]:
+        if isinstance(step, WithWindows):
+            allowed = "steps that remember no rows; [engine] kind 'duckdb' keeps windows"
+            raise wrong(where, step.label, allowed)
+    if stream.observe:
+        raise wrong(f"{where}, observe", stream.observe, "none; [engine] kind 'duckdb' tells them")
+    if site.master.startswith("sc://"):
+        allowed = "local, local[n] or spark://host:port: the driver commits, and must be here"
+        raise wrong("[engine] master", site.master, allowed)
+
+
+class SparkFollower(Follower):
+    """One run of a stream whose batches are Spark's.
+
+    Attributes:
+        spark: the session.
+        site: that it is of.
+    """
+
+    spark: Any
+    site: EngineSite
+
+    def __init__(
+        self, stream: Stream, running: Engine | None, pace: Pace, emit: Emit, stop: Event
+    ) -> None:
+        self._turn = threading.Lock()
+        self._ending = False
+        self._failure: BaseException | None = None
+        self._run = ""
+        self._letters: Lake | None = None
+        self._buried: dict[int, int] = {}
+        super().__init__(stream, running, pace, emit, stop)
+
+    def _ready(self, schema: Schema) -> None:
+        """Tell executors the columns of the topic: they must not find others in its head."""
+        self._columns = schema
+        self._told = replace(self.stream, events=told(self.stream.events))
+
+    # -- a run of Spark's query ------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        self._grow()
+        pause, most = PAUSES
+        while True:
+            before = self.pace.commits
+            try:
+                self._query()
+                return
+            except ConnectionError as error:
+                self._say(f"{error}: waiting for it")
+            pause = PAUSES[0] if self.pace.commits > before else min(2 * pause, most)
+            if self._stop.wait(pause):
+                return
+
+    def _grow(self) -> None:
+        """Give the table the columns that it lacks, before files have them."""
+        names = self._lake.due.names
+        if missing := [field for field in self._columns if field.name not in names]:
+            from drivetrain.events.arrow import arrow_schema
+
+            self._lake.append(arrow_schema(Schema(tuple(missing))).empty_table())
+
+    def _query(self) -> None:
+        """Run micro-batches until there is reason to end."""
+        self._run, self._ending, self._failure = uuid.uuid4().hex, False, None
+        if self.stream.dead is not None:
+            self._letters = Lake.open(str(self.stream.dead), SCHEMA)
+            self._buried = self._places.positions(self._letters.positions(self.stream.name))
+        with tempfile.TemporaryDirectory(prefix="drivetrain-query-") as scratch:
+            query = self._start(Path(scratch))
+            try:
+                self._watch(query)
+            finally:
+                with self._turn:  # a batch that was begun is committed first
+                    self._ending = True
+                query.stop()
+
+    def _start(self, scratch: Path) -> Any:
+        rows = records_of(self.spark, self.stream, self.site, self.at)
+        write = rows.writeStream.foreachBatch(self._batch)
+        write = write.option("checkpointLocation", scratch.as_uri())
+        if self._due is not None:
+            return write.trigger(availableNow=True).start()
+        every = f"{max(round(self.stream.seconds * 1000), 1)} milliseconds"
+        return write.trigger(processingTime=every).start()
+
+    def _watch(self, query: Any) -> None:
+        errors = need("pyspark.errors", "spark")
+        try:
+            while not query.awaitTermination(LOOK / 1000):
+                self._look()
+                if self._stop.is_set():
+                    return
+        except errors.PySparkException as error:
+            raise self._failure or raised(str(error)) from None
+
+    # -- a batch ---------------------------------------------------------------------------------
+
+    def _batch(self, records: Any, number: int) -> None:
+        """Let executors lay a micro-batch down, then commit it; called by Spark."""
+        with self._turn:
+            if self._ending:
+                return
+            try:
+                self._land(records)
+            except need("pyspark.errors", "spark").PySparkException as error:
+                self._failure = raised(str(error))  # which it can no longer say later
+                raise
+            except BaseException as error:
+                self._failure = error
+                raise
+
+    def _land(self, records: Any) -> None:
+        landing = Landing(
+            run=self._run,
+            stream=self._told,
+            columns=self._columns.names,
+            into=Target.of(self._lake),
+            dead=None if self._letters is None else Target.of(self._letters),
+            limits=Limits(memory=self.site.memory, threads=1),
+            at=dict(self.at),
+            buried=dict(self._buried),
+        )
+
+        def land(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            return landing(batches)
+
+        found = records.mapInArrow(land, REPORT).collect()
+        reports = [Report.from_json(row["report"]) for row in found]
+        for report in reports:
+            if report.problem is not None:
+                name, text = report.problem
+                raise _ERRORS.get(name, OSError)(text)
+        if any(report.messages for report in reports):
+            self._commit_reports(reports)
+
+    def _commit_reports(self, reports: list[Report]) -> None:
+        """Commit what executors laid down: what does not fit first, then the rows."""
+        behind: dict[int, int] = {}
+        for report in reports:
+            behind |= report.behind
+        reports.sort(key=lambda report: min(report.behind, default=-1))
+        name, kept = self.stream.name, self._places.kept(behind, self._identity)
+        if letters := [file for report in reports for file in report.letters]:
+            assert self._letters is not None
+            self._letters.commit_files(letters, name, self._places.kept(behind))
+            self._buried |= behind
+        files = [file for report in reports for file in report.files]
+        version = self._lake.commit_files(files, name, kept)
+        self.at |= behind
+        self._topic.tell(behind)
+        self.pace.problem = None
+        self.pace.batch(
+            sum(report.messages for report in reports),
+            sum(report.rows for report in reports),
+            sum(report.dead for report in reports),
+            version,
+            np.array([time for report in reports for time in report.times], np.int64),
+        )
+
+    # -- what it says ----------------------------------------------------------------------------
+
+    def _look(self, *, now: bool = False) -> None:
+        at = time.monotonic()
+        if not now and at - self._shown < OFTEN:
+            return
+        self._shown = at
+        positions = dict(self.at)
+        try:
+            lag = {n: max(self._topic.bounds(n)[1] - at, 0) for n, at in positions.items()}
+        except ConnectionError:
+            lag = {}
+        self.pace.look(positions, lag, ended=False)
+
+
+def records_of(spark: Any, stream: Stream, site: EngineSite, at: Mapping[int, int]) -> Any:
+    """A streaming ``DataFrame`` of the raw records of a stream's topic from given offsets on."""
+    from drivetrain.events.spark.source import NAME, KafkaSource
+
+    leaf = stream.topic
+    positions = json.dumps({str(number): offset for number, offset in at.items()})
+    spark.dataSource.register(KafkaSource)
+    options = {
+        "servers": leaf.brokers,
+        "topic": leaf.topic,
+        "properties": leaf.properties,
+        "positions": positions,
+        "rows": str(stream.messages),
+    }
+    return spark.readStream.format(NAME).options(**options).load()
+
+
+def told(table: Table) -> Table:
+    """The same steps on a topic whose columns are all declared.
+
+    Raises:
+        OSError: the topic is to be asked for its columns, and cannot be.
+        ValueError: it shows none.
+    """
+    if isinstance(table, Step):
+        return replace(table, source=told(table.source))
+    assert isinstance(table, Kafka)
+    if table.types or table.format not in ("json", "arrow"):
+        return table
+    payload = [field for field in table.schema if field.name not in table.places]
+    if any(field.shape or field.dtype == "bytes" for field in payload):
+        return table  # an Arrow stream says it of itself
+    types: Any = {field.name: field.dtype for field in payload}
+    return replace(table, types=types)
+
+
+def raised(text: str) -> Exception:
+    """What Python raised in one of Spark's processes, out of what Spark says of it."""
+    found = _RAISED.findall(text)
+    if not found:
+        return OSError(f"Spark: {text.strip().splitlines()[0] if text.strip() else 'ended'}")
+    name, reason = found[-1]
+    return _ERRORS.get(name, ImportError)(reason)
