@@ -19,7 +19,7 @@
 #endif
 #define INSIDE static inline __attribute__((always_inline))
 
-enum { LANES = 16, PIECE = 1024, TOGETHER = 4 };
+enum { LANES = 16, PIECE = 1024, TOGETHER = 4, IN_REGISTERS = 8, AHEAD = 8 };
 typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
 typedef float v8 __attribute__((vector_size(32)));
 typedef float v4 __attribute__((vector_size(16)));
@@ -32,6 +32,7 @@ typedef struct {
     const float *weights, *others;
     float *solutions;
     Py_ssize_t first, last;
+    int64_t end; /* of the last row's entries */
     int vectors, steps;
 } System;
 
@@ -64,28 +65,38 @@ INSIDE float dot(const float *a, const float *b, int vectors) {
     return sums(sum)[0];
 }
 
-/* Add sum over i of (base (1 + w_i) + slope w_i (y_i . x)) y_i to `into`; count is of whole fours. */
+/* Add sum over i of (base (1 + w_i) + slope w_i (y_i . x)) y_i to `into`; count is of whole fours.
+   Up to IN_REGISTERS vectors, what is multiplied and what is summed never leave the registers. */
 INSIDE void add_products(const float *others, const float *weights, Py_ssize_t count,
                          const float *x, float base, float slope, float *into, int vectors) {
+    v16 at[IN_REGISTERS], all[IN_REGISTERS];
+    const int inside = vectors <= IN_REGISTERS;
+    for (int v = 0; inside && v < vectors; v++) {
+        at[v] = ((const v16 *)x)[v];
+        all[v] = ((const v16 *)into)[v];
+    }
     for (Py_ssize_t i = 0; i < count; i += TOGETHER) {
         const v16 *y = (const v16 *)(others + i * vectors * LANES);
         v16 sum[TOGETHER] = {{0}};
         for (int v = 0; v < vectors; v++) {
-            const v16 at = ((const v16 *)x)[v];
+            const v16 one = inside ? at[v] : ((const v16 *)x)[v];
             for (int k = 0; k < TOGETHER; k++) {
-                sum[k] += y[k * vectors + v] * at;
+                sum[k] += y[k * vectors + v] * one;
             }
         }
         v4 w;
         memcpy(&w, weights + i, sizeof(w));
         const v4 factor = base * (1.0f + w) + slope * w * sums(sum);
         for (int v = 0; v < vectors; v++) {
-            v16 at = ((v16 *)into)[v];
+            v16 one = inside ? all[v] : ((v16 *)into)[v];
             for (int k = 0; k < TOGETHER; k++) {
-                at += factor[k] * y[k * vectors + v];
+                one += factor[k] * y[k * vectors + v];
             }
-            ((v16 *)into)[v] = at;
+            *(inside ? &all[v] : &((v16 *)into)[v]) = one;
         }
+    }
+    for (int v = 0; inside && v < vectors; v++) {
+        ((v16 *)into)[v] = all[v];
     }
 }
 
@@ -95,7 +106,10 @@ INSIDE Py_ssize_t lay(const System *s, const Desk *desk, int64_t from, int64_t t
     Py_ssize_t i = 0;
     for (; i < count; i++) {
         const v16 *y = (const v16 *)(s->others + s->columns[from + i] * width);
+        const int64_t next = from + i + AHEAD; /* of the next row too, which comes next */
+        const v16 *then = (const v16 *)(s->others + s->columns[next < s->end ? next : from] * width);
         for (int v = 0; v < vectors; v++) {
+            __builtin_prefetch(then + v);
             ((v16 *)(desk->others + i * width))[v] = y[v];
         }
         desk->weights[i] = s->weights[from + i];
@@ -340,6 +354,7 @@ static PyObject *solve(PyObject *module, PyObject *arguments) {
     s.others = take(&all, others, "others", 0, 0);
     s.solutions = take(&all, solutions, "solutions", last * row, 1);
     float *memory = NULL;
+    s.end = PyErr_Occurred() ? 0 : s.starts[last];
     if (!PyErr_Occurred() && sound(s.starts + first, last - first, s.columns, entries, there)) {
         memory = malloc((size_t)(PIECE + TOGETHER + 3) * (size_t)row + PIECE * sizeof(float) + row);
         if (memory == NULL) {
