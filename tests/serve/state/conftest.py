@@ -1,5 +1,6 @@
 """A bundle whose predictions are its windows, made rows, and what they must be given."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from drivetrain.core.graph import IR_VERSION, OPSET, Graph
 from drivetrain.core.schema import Field, Schema
 from drivetrain.core.tracks import Tracks
 from drivetrain.core.window import Window, Windows
+
+sys.path.insert(0, str(Path(__file__).parent))  # where what these tests share lies
 
 HOUR = 3_600_000_000
 SCHEMA = Schema(

@@ -1,0 +1,54 @@
+"""Servers in processes of their own, for tests that kill them."""
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+
+SERVE = """
+import json, sys
+from pathlib import Path
+from drivetrain.serve.server import Server
+from drivetrain.serve.state.states import Keeping
+keeping = Keeping(**json.loads(sys.argv[2]))
+server = Server({"cards": Path(sys.argv[1])}, port=int(sys.argv[3]), state=keeping)
+sys.exit(server.run(lambda: print(server.port, flush=True)))
+"""
+
+
+class Apart:
+    """A server in a process of its own."""
+
+    def __init__(self, bundle, **keeping):
+        self.child = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", SERVE, bundle.path, json.dumps(keeping), "0"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        self.port = int(self.child.stdout.readline())
+
+    def ask(self, method, target, body=None):
+        """The status and the JSON of an answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, target, None if body is None else json.dumps(body))
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    def post(self, target, body):
+        return self.ask("POST", target, body)
+
+    def kill(self):
+        self.child.kill()
+        self.child.wait()
+        self.child.stdout.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.kill()
