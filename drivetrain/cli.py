@@ -13,21 +13,18 @@ from typing import TYPE_CHECKING, Any
 from drivetrain.core.errors import wrong
 from drivetrain.core.job import LOST
 from drivetrain.core.metric import Metric
-from drivetrain.core.schema import Schema
 from drivetrain.core.site import Site
+from drivetrain.core.system import System
 from drivetrain.core.world import World
-from drivetrain.declaration import load, with_settings
+from drivetrain.declaration import declared, only_system, with_settings
 from drivetrain.listening import listening
 from drivetrain.running import check_resources, job_of, meet, meter_of
 
 if TYPE_CHECKING:
     from drivetrain.core.bundle import Bundle
-    from drivetrain.core.system import System
+    from drivetrain.events.stream import Stream
     from drivetrain.registry.registry import Registry
     from drivetrain.watch.energy import Meter
-
-ROWS = 65_536
-"""Rows that are measured at a time."""
 
 STAGES = ("events", "features", "train", "compress", "test", "register")
 
@@ -91,9 +88,14 @@ def _parser() -> argparse.ArgumentParser:
         return it
 
     verb("check", _check, "hold a declaration against its events, without running it", "FILE")
-    run = verb("run", _run, "run a system from its events to a registered bundle", "FILE")
+    about = "run a system from its events to a registered bundle, or a stream until it is ended"
+    run = verb("run", _run, about, "FILE")
     run.add_argument("--until", choices=STAGES, help="stop after this stage")
     run.add_argument("--dry-run", action="store_true", help="print what the launcher would start")
+    anew = "of a stream: accept a topic that was made anew, or messages that expired unread"
+    run.add_argument("--from-start", action="store_true", help=anew)
+    end = "of a stream: stop behind the messages that there are now"
+    run.add_argument("--to-end", action="store_true", help=end)
     show = verb("show", _show, "draw a system or a bundle", "WHAT")
     where = "measure where a bundle runs here, and say what `auto` would pick"
     show.add_argument("--placements", action="store_true", help=where)
@@ -119,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     serve = verb("serve", _serve, "serve what aliases point at, or bundles' paths")
     serve.add_argument("aliases", metavar="ALIAS", nargs="+")
     serve.add_argument("--port", type=int, help="instead of the site's; 0 takes a free one")
-    watch = verb("watch", _watch, "watch a served alias: rates, latencies, drift", "ALIAS")
+    about = "watch a served alias or a stream: rates, latencies, drift, lag"
+    watch = verb("watch", _watch, about, "ALIAS")
     watch.add_argument("--url", help="the server's address; default: the site's host and port")
     watch.add_argument("--once", action="store_true", help="one look instead of a live view")
     watch.add_argument("--port", type=int, help="also offer the drift to Prometheus on this port")
@@ -133,11 +136,14 @@ def _fail(options: argparse.Namespace, error: Exception) -> None:
         print(f"drivetrain: {error}", file=sys.stderr)
 
 
-def _read(options: argparse.Namespace, file: str) -> tuple["System", Site]:
+def _declared(options: argparse.Namespace, file: str) -> tuple["System | Stream", Site]:
     site = _site(options, of_system=True)
-    system, site = with_settings(load(Path(file)), site, options.set)
-    assert system is not None
-    return system, site
+    return with_settings(declared(Path(file)), site, options.set)
+
+
+def _read(options: argparse.Namespace, file: str) -> tuple["System", Site]:
+    found, site = _declared(options, file)
+    return only_system(found, file), site
 
 
 def _site(options: argparse.Namespace, of_system: bool = False) -> Site:
@@ -175,7 +181,13 @@ def _check(options: argparse.Namespace) -> int:
     from drivetrain.events.known import known_schema
     from drivetrain.events.windows import kept
 
-    system, site = _read(options, options.file)
+    system, site = _declared(options, options.file)
+    if not isinstance(system, System):
+        from drivetrain.streaming import check, said
+
+        found = check(system)
+        _print(options, found, said(found))
+        return 0
     schema = known_schema(system.events, Path(site.work, "schemas"))
     system.check(schema)
     kept(system.events, system.columns)
@@ -195,12 +207,27 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    system, site = _read(options, options.file)
+    system, site = _declared(options, options.file)
+    if not isinstance(system, System):
+        return _follow(options, system, site)
+    if options.from_start or options.to_end:
+        raise wrong("run --from-start and --to-end", f"the system {system.name!r}", "a stream")
     inline = site.launcher.kind == "inline" and not options.dry_run
     check_resources(system, site, inline=inline)
     if not inline:
         return _launch(options, system, site)
     return _run_here(options, system, site, World.of())
+
+
+def _follow(options: argparse.Namespace, stream: "Stream", site: Site) -> int:
+    from drivetrain.streaming import How, run
+
+    if options.until or options.dry_run:
+        raise wrong("run --until and --dry-run", f"the stream {stream.name!r}", "a system")
+    how = How(from_start=options.from_start, to_end=options.to_end)
+    with listening(stream, site, as_json=options.json) as emit:
+        run(stream, site, how, emit)
+    return 0
 
 
 def _run_here(
@@ -269,6 +296,7 @@ def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     from drivetrain.watch.show import html, plain, text
+    from drivetrain.watching import pages_of
 
     bundle: Bundle | None = None
     if Path(options.what).suffix == ".py":
@@ -279,7 +307,7 @@ def _show(options: argparse.Namespace) -> int:
         drawn = plain(bundle.manifest.system, manifest=bundle.manifest, digest=bundle.digest)
         drawn["measured"] = _measured(_registry(_site(options)), bundle)
     pages = {options.html: html(drawn)} if options.html else {}
-    pages |= _monitoring(options, bundle)
+    pages |= pages_of(_site(options), options.what, bundle, options.dashboard, options.alerts)
     for path, page in pages.items():
         Path(path).write_text(page, encoding="utf-8")
     shown = "\n".join(f"wrote {path}" for path in pages) or text(drawn)
@@ -299,33 +327,16 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def _monitoring(options: argparse.Namespace, bundle: "Bundle | None") -> dict[str, str]:
-    """The dashboard and the alert rules that were asked for, by the path to write them to."""
-    from drivetrain.watch.alerts import Alerts
-    from drivetrain.watch.dashboard import dashboard_json
-
-    if not options.dashboard and not options.alerts:
-        return {}
-    if bundle is None:
-        allowed = "a bundle or an alias: bounds and columns are known once a system has run"
-        raise wrong("show --dashboard and --alerts", options.what, allowed)
-    aliases = _registry(_site(options)).aliases()
-    model = options.what if options.what in aliases else None
-    pages: dict[str, str] = {}
-    if options.dashboard:
-        pages[options.dashboard] = dashboard_json(bundle.manifest, model)
-    if options.alerts:
-        pages[options.alerts] = Alerts().render(bundle.manifest, model)
-    return pages
-
-
 def _test(options: argparse.Namespace) -> int:
-    from drivetrain.watch.probes import declared, evaluate
+    from drivetrain.watch import probes as watched
+    from drivetrain.watching import rows_to_test
 
     site = _site(options)
     bundle = _open(options.bundle, site)
-    probes = declared(bundle.manifest.system.get("probes", ()))
-    found = evaluate(bundle, probes, _rows(options, bundle, site), prefix="test/")
+    probes = watched.declared(bundle.manifest.system.get("probes", ()))
+    found = watched.evaluate(
+        bundle, probes, rows_to_test(site, bundle, options.data), prefix="test/"
+    )
     known = bundle.manifest.metrics
     for metric in found:
         if options.json:
@@ -441,15 +452,9 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from drivetrain.watch.live import Watch
+    from drivetrain.watching import watch_of
 
-    site = _site(options)
-    bundle = _registry(site).open(options.alias)
-    host = f"[{site.serve.host}]" if ":" in site.serve.host else site.serve.host  # IPv6
-    scheme = "https" if site.serve.tls_certificate else "http"
-    url = options.url or f"{scheme}://{host}:{site.serve.port}"
-    feedback = Path(site.serve.feedback) / options.alias if site.serve.feedback else None
-    watch = Watch(url, bundle, feedback, model=options.alias, token=site.serve.token())
+    watch = watch_of(_site(options), options.alias, options.url)
     return watch.run(once=options.once, json=options.json, port=options.port)
 
 
@@ -460,28 +465,6 @@ def _open(reference: str, site: Site) -> "Bundle":
     from drivetrain.serving import open_bundle
 
     return open_bundle(site, reference)
-
-
-def _rows(options: argparse.Namespace, bundle: "Bundle", site: Site) -> Iterator[Any]:
-    """The rows to test with: those named, or the test split that the bundle came from."""
-    if options.data:
-        from drivetrain.core.batch import Batch
-        from drivetrain.events.files import Parquet
-        from drivetrain.events.read import read
-
-        wanted = Schema((*bundle.manifest.inputs, *bundle.manifest.targets))
-        tables = read(Parquet(options.data), wanted, ROWS)
-        return (Batch.from_arrow(table, wanted) for table in tables)
-    from drivetrain.events.prepared import find
-
-    wanted = bundle.manifest.parents.get("events", "")
-    kept = find(Path(site.work, "events"), wanted)
-    if kept is not None:
-        return kept.batches("test")
-    raise ValueError(
-        f"the events {wanted[:12]} that this bundle was made of are not in {site.work}: give the "
-        "rows to test with by --data."
-    )
 
 
 def _tested(bundle: "Bundle") -> Iterator[Metric]:

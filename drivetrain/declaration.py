@@ -1,4 +1,4 @@
-"""Reads the file that declares a system, and changes single values of it by name."""
+"""Reads the file that declares a system or a stream, and changes single values of it by name."""
 
 import dataclasses
 import importlib.util
@@ -7,23 +7,51 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.site import Site
 from drivetrain.core.system import System
 
+if TYPE_CHECKING:
+    from drivetrain.events.stream import Stream
+
+Declared = TypeVar("Declared", System, "Stream", "System | Stream", None)
+
 
 def load(file: Path) -> System:
     """Run a Python file and take the one system that it declares.
 
-    A file that declares several calls the one to run ``system``.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as :func:`declared`; or it declares a stream.
+    """
+    return only_system(declared(file), str(file))
+
+
+def only_system(found: "System | Stream", where: str) -> System:
+    """What was declared, where only a system will do.
+
+    Raises:
+        ValueError: it is a stream.
+    """
+    if not isinstance(found, System):
+        raise wrong(where, f"the stream {found.name!r}", "a System")
+    return found
+
+
+def declared(file: Path) -> "System | Stream":
+    """Run a Python file and take the one system or stream that it declares.
+
+    A file that declares several calls the one to run ``system``, or ``stream``.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it declares no system, or several and none called ``system``; or it is no
-            valid Python, or ends in an error.
+        ValueError: it declares none, or several and none of those names; or it is no valid Python,
+            or ends in an error.
     """
+    from drivetrain.events.stream import Stream
+
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
     name = f"drivetrain_file_{file.stem}"
@@ -41,11 +69,13 @@ def load(file: Path) -> System:
         raise ValueError(f"{_place(file, error)}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
-    found = {key: value for key, value in vars(module).items() if isinstance(value, System)}
-    if "system" in found:
-        return found["system"]
+    held = vars(module).items()
+    found = {key: value for key, value in held if isinstance(value, System | Stream)}
+    for name in ("system", "stream"):
+        if name in found:
+            return found[name]
     if len({id(value) for value in found.values()}) != 1:
-        allowed = "one System, or one of them called 'system'"
+        allowed = "one System or Stream, or one of them called 'system' or 'stream'"
         raise wrong(f"{file}", sorted(found) or "no System", allowed)
     return next(iter(found.values()))
 
@@ -62,13 +92,11 @@ def _place(file: Path, error: Exception) -> str:
     return f"{file}, line {lines[-1]}" if lines else str(file)
 
 
-def with_settings(
-    system: System | None, site: Site, settings: Sequence[str]
-) -> tuple[System | None, Site]:
-    """The system and the site with single values changed.
+def with_settings(system: Declared, site: Site, settings: Sequence[str]) -> tuple[Declared, Site]:
+    """The system, or stream, and the site with single values changed.
 
     Args:
-        system: None where only a site's values may be changed.
+        system: or a stream; None where only a site's values may be changed.
         site: where it runs.
         settings: each ``KEY=VALUE``; a key is a path of attributes (a tuple's entries by
             number), such as ``train.lr=0.01`` or ``serve.port=0``; a value is JSON or plain text.
@@ -77,7 +105,9 @@ def with_settings(
         ValueError: no such key (the error suggests the nearest), or a value of another type.
     """
     of_site = {field.name for field in dataclasses.fields(Site)}
-    of_system = {field.name for field in dataclasses.fields(System)} if system else set[str]()
+    of_system: set[str] = set()
+    if system is not None:
+        of_system = {field.name for field in dataclasses.fields(system)}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:

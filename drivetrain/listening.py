@@ -11,14 +11,15 @@ from drivetrain.core.site import Site
 
 if TYPE_CHECKING:
     from drivetrain.core.system import System
+    from drivetrain.events.stream import Stream
 
 
 @contextmanager
-def listening(system: "System", site: Site, *, as_json: bool = False) -> Iterator[Emit]:
+def listening(system: "System | Stream", site: Site, *, as_json: bool = False) -> Iterator[Emit]:
     """The listeners of one run, closed at its end.
 
     Args:
-        system: gives the run its name.
+        system: or a stream: gives the run its name.
         site: says who else hears it.
         as_json: lines of JSON on standard output, instead of lines for a person on standard error.
     """

@@ -106,6 +106,7 @@ def allowed(source: str) -> set[str]:
     if here == "apps":
         return {"core", "models", *STAGES}
     beside = {"core", "models", "declaration", "listening", "pipeline", "running", "serving"}
+    beside |= {"streaming", "watching"}
     beside |= set(STAGES)
     return {*beside, "apps"} if here == "cli" else beside
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 
+from drivetrain.core.describe import describe, digest
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Schema
 from drivetrain.core.system import NAME
@@ -83,6 +84,11 @@ class Stream:
         leaf, _ = self.events.chain()
         assert isinstance(leaf, Kafka)
         return leaf
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the declaration; where it reads and writes is no part of it."""
+        return digest(describe(self))
 
     @property
     def seconds(self) -> float:
