@@ -20,11 +20,13 @@ from drivetrain.registry.registry import Registry
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+FLIGHTS = (
+    *("train.epochs=1", "model.members=1", "model.hidden=[16]", "train.batch_size=8192"),
+    *("probes.0.at_least=0.5", "probes.1.at_most=1.0", "probes.3.p50_ms=1000.0"),
+)
 QUICKER = {
-    "flights": (
-        *("train.epochs=1", "model.members=1", "model.hidden=[16]", "train.batch_size=8192"),
-        *("probes.0.at_least=0.5", "probes.1.at_most=1.0", "probes.3.p50_ms=1000.0"),
-    ),
+    "flights": FLIGHTS,
+    "flights_windows": FLIGHTS,
     "flights_lightgbm": ("model.trees=10", "probes.0.at_least=0.5"),
 }
 """Settings with which an example takes seconds; the bounds that these would break are lowered."""
