@@ -1,16 +1,14 @@
 """One track into which the state of some keys is put for a moment."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from drivetrain.core.batch import Array, Batch
-from drivetrain.core.tracks import TELL, Tracks
+from drivetrain.core.tracks import Tracks
 from drivetrain.serve.execution.filling import Kept
 from drivetrain.serve.state.posts import Post
-
-_NOBODY = np.full((1, 2), 2**64 - 1, np.uint64)
-"""The key by which a watermark is told; what is hashed has it by no more than chance."""
 
 
 class Scratch:
@@ -24,7 +22,7 @@ class Scratch:
         self.kept = kept
         self.tracks = Tracks(kept.windows, kept.schema, threads=1)
         self._held = np.empty((0, 2), np.uint64)
-        self._anything = _anything(kept)
+        self._anybody = _anybody(kept)
 
     def takes(self, batch: Batch) -> bool:
         """Whether it is fed by rows with these columns."""
@@ -53,10 +51,12 @@ class Scratch:
         self.tracks.load_keys(0, hashes[there], [states[n] or b"" for n in there])
 
     def mark(self, watermark: int) -> None:
-        """Take what comes later than is allowed behind this as late; until :meth:`renew`."""
-        times, kinds = np.array([watermark]), np.array([TELL], np.uint8)
-        self.tracks.run(0, _NOBODY, times, self._anything, kinds)
-        self.tracks.drop_keys(0, _NOBODY)
+        """Take what comes later than is allowed behind this as late, until :meth:`renew`; before
+        a key is held."""
+        row = Batch(self._anybody)
+        row = row.with_columns({self.kept.track.known: np.array([watermark])})
+        self.tracks.observe(row)
+        self.tracks.drop_keys(0, self.tracks.hash(0, row))
 
     def states(self, hashes: Array) -> list[bytes]:
         """The state of each key, empty of one that has none."""
@@ -71,10 +71,10 @@ class Scratch:
         self.tracks = Tracks(self.kept.windows, self.kept.schema, threads=1)
 
 
-def _anything(kept: Kept) -> Array | None:
-    """A value that a track takes, as it takes it."""
-    if kept.track.value is None:
-        return None
-    dtype = kept.schema.field(kept.track.value).dtype
-    kinds = {"string": np.uint64, "bytes": np.uint64, "float32": np.float64, "float64": np.float64}
-    return np.ones(1, kinds.get(dtype, np.int64))
+def _anybody(kept: Kept) -> dict[str, Array]:
+    """A row that a track takes; nobody asks for what it tells."""
+    values: dict[str, Any] = {"string": "anybody", "bytes": b"anybody"}
+    return {
+        field.name: np.array([values.get(field.dtype, 1)], field.numpy)
+        for field in kept.schema.select(kept.columns)
+    }

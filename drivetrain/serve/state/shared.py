@@ -181,9 +181,9 @@ def _tried(
         mine = found[at : at + len(hashes)]
         at += len(hashes)
         blobs.append(mine)
-        each.load(hashes, _states(mine))
         if each.kept.digest in watermarks:
             each.mark(watermarks[each.kept.digest])
+        each.load(hashes, _states(mine))
     try:
         now = dict(positions)
         for post in posts:
