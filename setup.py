@@ -21,8 +21,8 @@ setup(
     ext_modules=[
         part(
             "drivetrain.core.native.windows",
-            *("module", "track", "run", "hash", "table", "key", "ask", "tree", "distinct"),
-            *("exact", "layout", "blob", "dump"),
+            *("module", "track", "run", "row", "hash", "table", "key", "ask", "tree"),
+            *("distinct", "exact", "layout", "blob", "dump"),
             header="windows.h",
             # A fused multiplication rounds otherwise: the same bits everywhere need two operations.
             flags=("-ffp-contract=off", "-pthread"),

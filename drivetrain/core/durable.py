@@ -75,3 +75,14 @@ def directory(path: Path) -> Generator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def scratch(parent: Path, name: str) -> Generator[Path]:
+    """A folder of ``parent`` that is gone when the block ends, however it ends."""
+    folder = parent / name
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

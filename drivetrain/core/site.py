@@ -23,6 +23,8 @@ class EngineSite:
             standalone cluster) or ``sc://host:port`` (a server of Spark Connect).
         conf: of ``spark``: further settings by their names.
         wait_seconds: of ``spark``: how long a cluster may take to give an executor.
+        kafka: of ``spark``: how it reads a stream's topic: ``python`` (the client of the embedded
+            runner, on the executors) or ``connector`` (spark-sql-kafka, whose jar ``conf`` names).
     """
 
     kind: str = "duckdb"
@@ -31,6 +33,7 @@ class EngineSite:
     master: str = "local"
     conf: Mapping[str, str] = field(default_factory=dict[str, str])
     wait_seconds: float = 60.0
+    kafka: str = "python"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,16 @@
 """The state of windows, what is read off it and what it observes: a binding of the kernel."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from drivetrain.core.batch import Array, Batch, Categorical, Column
+from drivetrain.core.batch import Array, Batch
 from drivetrain.core.cores import cores
 from drivetrain.core.errors import wrong
+from drivetrain.core.key_hash import Hashes, hashes_of
 from drivetrain.core.native import kernel
 from drivetrain.core.schema import Dtype, Field, Schema
 from drivetrain.core.window import FORGOTTEN, STATS, Track, Window, Windows, microseconds_of
@@ -26,6 +27,9 @@ _KINDS: Mapping[Dtype, int] = {
     "bytes": 3,
 }
 _FORMAT = b"drivetrain windows 1\n"
+
+Bytes: TypeAlias = bytes
+"""``Tracks.bytes`` is how many there are."""
 
 
 @dataclass(frozen=True)
@@ -46,35 +50,6 @@ class Observed:
         return Observed(
             self.kept + other.kept, self.late + other.late, self.missing + other.missing
         )
-
-
-def hashes_of(column: Column, dtype: Dtype) -> Array:
-    """The 128-bit hash of each value: uint64 ``[rows, 2]``, (0, 0) for what is missing.
-
-    It is the same in every process and on every machine: SipHash-2-4 with a fixed key over the
-    value's bytes and its type.
-
-    Args:
-        column: as a batch holds it.
-        dtype: of its field: ``string``, ``bytes``, ``int64`` or ``timestamp``.
-    """
-    if isinstance(column, Categorical):
-        return hashes_of(column.values, dtype).take(column.codes, axis=0)
-    found = np.empty((len(column), 2), np.uint64)
-    if dtype in ("string", "bytes"):
-        kernel().hash_objects(np.ascontiguousarray(column, object), found)
-    else:
-        kernel().hash_integers(np.ascontiguousarray(column, np.int64), found)
-    return found
-
-
-def together(hashes: Sequence[Array]) -> Array:
-    """The hash of several columns' hashes, row by row; of one column it is the hash itself."""
-    if len(hashes) == 1:
-        return hashes[0]
-    found = np.empty_like(hashes[0])
-    kernel().hash_together(np.stack(hashes, axis=1), found, len(hashes))
-    return found
 
 
 class Tracks:
@@ -108,8 +83,9 @@ class Tracks:
         self.fields = windows.fields(own)
         self.tracks = windows.tracks
         self.threads = threads or cores()
-        self._types = {field.name: field.dtype for field in own}
+        self._types: Mapping[str, Dtype] = {field.name: field.dtype for field in own}
         self._native = [self._make(track) for track in self.tracks]
+        self._row = self._make_row()
         self._fields = {field.name: field for field in self.fields}
 
     # -- rows ----------------------------------------------------------------------------------
@@ -120,7 +96,7 @@ class Tracks:
         Args:
             batch: has the columns ``windows.asked``.
         """
-        hashes = _Hashes(self, batch)
+        hashes = Hashes(self._types, batch)
         times = _times(batch, self.windows.time)
         found: dict[str, Array] = {}
         for number, track in enumerate(self.tracks):
@@ -136,7 +112,7 @@ class Tracks:
         Raises:
             MemoryError: part of the rows may have been taken in.
         """
-        hashes = _Hashes(self, batch)
+        hashes = Hashes(self._types, batch)
         kinds = np.full(len(batch), TELL, np.uint8)
         found = Observed()
         for number, track in enumerate(self.tracks):
@@ -164,7 +140,7 @@ class Tracks:
             asks: bool ``[rows]``: which rows ask; the others are given empty windows.
             tells: bool ``[rows]``: which rows tell.
         """
-        hashes = _Hashes(self, batch)
+        hashes = Hashes(self._types, batch)
         kinds = np.zeros(len(batch), np.uint8)
         kinds |= np.uint8(ASK) if asks is None else asks.astype(np.uint8) * np.uint8(ASK)
         kinds |= np.uint8(TELL) if tells is None else tells.astype(np.uint8) * np.uint8(TELL)
@@ -222,11 +198,38 @@ class Tracks:
 
     def hash(self, track: int, batch: Batch) -> Array:
         """The 128-bit hash of each row's key: uint64 ``[rows, 2]``; (0, 0): a column is missing."""
-        return _Hashes(self, batch).of(self.tracks[track].keys)
+        return Hashes(self._types, batch).of(self.tracks[track].keys)
 
     def values(self, track: int, batch: Batch) -> Array | None:
         """What rows tell a track, as :meth:`run` takes it; None for a track of rows themselves."""
         return self._values(self.tracks[track], batch)
+
+    # -- one row, in plain values --------------------------------------------------------------
+
+    def ask(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What one row is given, as :meth:`read` has it, in the order of ``fields``.
+
+        Args:
+            values: of the columns ``windows.asked``, in their order: text, bytes, integers
+                (times: microseconds), floats, and None for what is missing.
+
+        Raises:
+            TypeError: a value is of another type.
+            ValueError: there are more or fewer than columns.
+        """
+        return self._row.ask(values)
+
+    def tell(self, values: tuple[Any, ...]) -> tuple[int, int, int]:
+        """Take in what one row observes; how often it was kept, late and missing.
+
+        Args:
+            values: of the columns ``windows.observed``, in their order, as :meth:`ask` has them.
+
+        Raises:
+            TypeError: a value is of another type; nothing is taken in then.
+            ValueError: there are more or fewer than columns.
+        """
+        return self._row.tell(values)
 
     # -- what is kept --------------------------------------------------------------------------
 
@@ -256,7 +259,7 @@ class Tracks:
         found = [native.watermark for native in self._native if native.watermark is not None]
         return max(found, default=None)
 
-    def dump(self) -> bytes:
+    def dump(self) -> Bytes:
         """All state. Equal states give equal bytes."""
         parts = [native.dump() for native in self._native]
         body = b"".join((len(part).to_bytes(8, "little") + part) for part in parts)
@@ -264,7 +267,7 @@ class Tracks:
 
     @classmethod
     def load(
-        cls, data: bytes, windows: Windows, schema: Schema, threads: int | None = None
+        cls, data: Bytes, windows: Windows, schema: Schema, threads: int | None = None
     ) -> "Tracks":
         """What :meth:`dump` gave, of the same declaration.
 
@@ -272,17 +275,16 @@ class Tracks:
             ValueError: it is the state of other windows, or no such bytes.
         """
         made = cls(windows, schema, threads)
-        view = memoryview(data)
         start = len(_FORMAT)
-        if view[:start] != _FORMAT or len(view) < start + 32:
-            raise wrong("the state of windows", bytes(view[:start]), "what dump() gave")
-        if view[start : start + 16] != made._digest(made.tracks):
+        if data[:start] != _FORMAT or len(data) < start + 32:
+            raise wrong("the state of windows", data[:start], "what dump() gave")
+        if data[start : start + 16] != made._digest(made.tracks):
             raise ValueError(
                 "the state of windows: found that of another declaration (other windows, keys, "
                 "types or lateness), allowed: that of the same one. Fill it in anew."
             )
-        body = view[start + 32 :]
-        if kernel().siphash(body) != view[start + 16 : start + 32]:
+        body = memoryview(data)[start + 32 :]
+        if kernel().siphash(body) != data[start + 16 : start + 32]:
             raise wrong("the state of windows", "damaged or cut bytes", "all that dump() gave")
         for native in made._native:
             size = int.from_bytes(body[:8], "little")
@@ -290,7 +292,7 @@ class Tracks:
             body = body[8 + size :]
         return made
 
-    def dump_keys(self, track: int, hashes: Array) -> list[bytes]:
+    def dump_keys(self, track: int, hashes: Array) -> list[Bytes]:
         """The state of single keys of one track, b"" for one that is not there.
 
         Args:
@@ -300,7 +302,7 @@ class Tracks:
         dump_key = self._native[track].dump_key
         return [dump_key(*pair) for pair in hashes.tolist()]
 
-    def load_keys(self, track: int, hashes: Array, blobs: Sequence[bytes]) -> None:
+    def load_keys(self, track: int, hashes: Array, blobs: Sequence[Bytes]) -> None:
         """Put in single keys, each in place of what is there of it.
 
         Raises:
@@ -323,10 +325,26 @@ class Tracks:
         late = self.windows.lateness
         return kernel().Track(self._kind(track), track.resolution, late, FORGOTTEN, digest, windows)
 
+    def _make_row(self) -> Any:
+        asked, observed = self.windows.asked, self.windows.observed
+        parts: list[tuple[Any, ...]] = []
+        places: dict[str, tuple[int, int]] = {}
+        for number, track in enumerate(self.tracks):
+            asked_key = tuple(map(asked.index, track.keys))
+            told_key = tuple(map(observed.index, track.keys))
+            value = -1 if track.value is None else observed.index(track.value)
+            known = observed.index(track.known)
+            parts.append((self._native[number], asked_key, told_key, known, value))
+            places |= {name: (number, at) for at, (name, _) in enumerate(track.windows)}
+        order = [places[name] for name in self.windows.names]
+        time = asked.index(self.windows.time)
+        made = kernel()
+        return made.Row(made.Track, len(asked), len(observed), time, parts, order)
+
     def _kind(self, track: Track) -> int:
         return 0 if track.value is None else _KINDS[self._types[track.value]]
 
-    def _digest(self, tracks: Sequence[Track]) -> bytes:
+    def _digest(self, tracks: Sequence[Track]) -> Bytes:
         """What tells the state of tracks from that of others."""
         told: list[Any] = [self.windows.lateness]
         for track in tracks:
@@ -352,28 +370,6 @@ class Tracks:
             return np.ascontiguousarray(hashes_of(column, dtype)[:, 0])
         kind = np.float64 if dtype in ("float32", "float64") else np.int64
         return np.ascontiguousarray(cast("Array", column), kind)
-
-
-class _Hashes:
-    """The hashes of a batch's keys, each column and each key once."""
-
-    def __init__(self, tracks: Tracks, batch: Batch) -> None:
-        self._types: Mapping[str, Dtype] = tracks._types  # pyright: ignore[reportPrivateUsage]
-        self._batch = batch
-        self._columns: dict[str, Array] = {}
-        self._keys: dict[tuple[str, ...], Array] = {}
-
-    def of(self, keys: tuple[str, ...]) -> Array:
-        if keys not in self._keys:
-            self._keys[keys] = together(list(self._each(keys)))
-        return self._keys[keys]
-
-    def _each(self, keys: tuple[str, ...]) -> Iterator[Array]:
-        for name in keys:
-            if name not in self._columns:
-                column = self._batch.column(name)
-                self._columns[name] = hashes_of(column, self._types[name])
-            yield self._columns[name]
 
 
 def _times(batch: Batch, name: str) -> Array:

@@ -140,7 +140,7 @@ static void give(const Layout *layout, Key *key, const Window *window, int64_t t
 
 /* Write what every window gives at `time` into its array at `row`; no key gives nothing. */
 void ask(const Layout *layout, Key *key, int64_t time, int64_t *const *outs, size_t row) {
-    uint32_t head = 0, high = 0, lows[1000];
+    uint32_t head = 0, high = 0, lows[MOST_WINDOWS];
     if (key != NULL && time != MISSING) {
         const int64_t *times = TIMES(layout, key);
         head = key->head;

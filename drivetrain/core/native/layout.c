@@ -2,9 +2,6 @@
 
 #include "windows.h"
 
-/* A window's lower bounds are held on the stack while it is read. */
-#define MOST_WINDOWS 1000
-
 static int over_at(Layout *layout, int64_t over) {
     for (int i = 0; i < layout->overs; i++) {
         if (layout->over[i] == over) {

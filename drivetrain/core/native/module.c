@@ -22,17 +22,21 @@ static int draw_secret(void) {
     return hash == -1 ? -1 : 0;
 }
 
+static int add_type(PyObject *module, const char *name, PyType_Spec *spec) {
+    PyObject *type = PyType_FromSpec(spec);
+    if (type == NULL) {
+        return -1;
+    }
+    int failed = PyModule_AddObjectRef(module, name, type);
+    Py_DECREF(type);
+    return failed;
+}
+
 static int fill_module(PyObject *module) {
     if (draw_secret() < 0) {
         return -1;
     }
-    PyObject *type = PyType_FromSpec(&track_spec);
-    if (type == NULL) {
-        return -1;
-    }
-    int failed = PyModule_AddObjectRef(module, "Track", type);
-    Py_DECREF(type);
-    return failed;
+    return add_type(module, "Track", &track_spec) < 0 ? -1 : add_type(module, "Row", &row_spec);
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, fill_module}, {0, NULL}};

@@ -87,7 +87,8 @@ int tell_one(Track *track, const uint64_t hash[2], int64_t time, int64_t value) 
     return in_time(track, time) ? take_in(track, hash, time, kept) : 0;
 }
 
-static Key *key_of(Track *track, const uint64_t hash[2]) {
+/* NULL: nothing is known of it. */
+Key *key_of(Track *track, const uint64_t hash[2]) {
     Key **found = is_missing(hash) ? NULL : find(&track->shards[SHARD_OF(hash)], hash);
     return found ? *found : NULL;
 }

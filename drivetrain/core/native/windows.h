@@ -10,6 +10,7 @@
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -98,6 +99,9 @@ typedef struct {
     Slot *slots;
     uint64_t size, used, bytes;
 } Shard;
+
+/* Of a track: what is worked out of each on the way is held on the stack. */
+#define MOST_WINDOWS 1000
 
 #define SHARDS 256
 #define SHARD_OF(hash) ((hash)[1] >> 56)
@@ -233,6 +237,7 @@ void hash_several(const uint64_t *hashes, size_t number, uint64_t out[2]);
 
 /* -- run.c -- */
 /* 1: taken, 0: late, 2: missing, -1: no memory. Whoever calls it holds the lock. */
+Key *key_of(Track *track, const uint64_t hash[2]);
 int tell_one(Track *track, const uint64_t hash[2], int64_t time, int64_t value);
 int encoded(int kind, int64_t given, int64_t *value);
 int64_t rounded_up(int64_t time, int64_t resolution);
@@ -250,7 +255,7 @@ PyObject *dump_key(PyObject *self, PyObject *arguments);
 PyObject *load_key(PyObject *self, PyObject *arguments);
 
 /* -- track.c -- */
-extern PyType_Spec track_spec;
+extern PyType_Spec track_spec, row_spec;
 void lock(Track *track);
 void unlock(Track *track);
 
