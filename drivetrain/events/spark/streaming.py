@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from drivetrain.core.errors import wrong
+from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Emit, silent
 from drivetrain.core.need import need
 from drivetrain.core.schema import Schema
@@ -36,6 +36,9 @@ from drivetrain.events.spark.landing import REPORT, Landing, Report, Target
 from drivetrain.events.stream import Stream
 from drivetrain.events.table import Step, Table
 from drivetrain.events.windows import WithWindows
+
+KAFKA = ("python", "connector")
+"""How Spark reads a topic."""
 
 LOOK = 200
 """Milliseconds between two looks whether the query runs and whether it is to end."""
@@ -118,6 +121,8 @@ def check(stream: Stream, site: EngineSite) -> None:
             raise wrong(where, step.label, allowed)
     if stream.observe:
         raise wrong(f"{where}, observe", stream.observe, "none; [engine] kind 'duckdb' tells them")
+    if site.kafka not in KAFKA:
+        raise unknown("way", site.kafka, KAFKA, "[engine] kafka")
     if site.master.startswith("sc://"):
         allowed = "local, local[n] or spark://host:port: the driver commits, and must be here"
         raise wrong("[engine] master", site.master, allowed)
@@ -289,19 +294,55 @@ class SparkFollower(Follower):
 
 def records_of(spark: Any, stream: Stream, site: EngineSite, at: Mapping[int, int]) -> Any:
     """A streaming ``DataFrame`` of the raw records of a stream's topic from given offsets on."""
+    if site.kafka == "connector":
+        found = spark.readStream.format("kafka").options(**connector_options(stream, at)).load()
+        return found.selectExpr(*CONNECTOR_COLUMNS)
     from drivetrain.events.spark.source import NAME, KafkaSource
 
     leaf = stream.topic
-    positions = json.dumps({str(number): offset for number, offset in at.items()})
     spark.dataSource.register(KafkaSource)
     options = {
         "servers": leaf.brokers,
         "topic": leaf.topic,
         "properties": leaf.properties,
-        "positions": positions,
+        "positions": json.dumps({str(number): offset for number, offset in at.items()}),
         "rows": str(stream.messages),
     }
     return spark.readStream.format(NAME).options(**options).load()
+
+
+CONNECTOR_COLUMNS = (
+    "partition",
+    "offset",
+    "IF(timestampType < 0, -1, unix_micros(timestamp)) AS timestamp",
+    "key",
+    "value",
+)
+"""The columns of our source out of those of spark-sql-kafka."""
+
+
+def connector_options(stream: Stream, at: Mapping[int, int]) -> dict[str, str]:
+    """What spark-sql-kafka is told, so that it reads what our own source would.
+
+    Its jar was not at hand: these options are what its documentation asks for, and were never run
+    (https://spark.apache.org/docs/latest/streaming/structured-streaming-kafka-integration.html).
+
+    Raises:
+        ValueError: the topic's properties are those of another client.
+    """
+    leaf = stream.topic
+    if leaf.properties:
+        allowed = "none with [engine] kafka 'connector': they are librdkafka's, not the JVM's"
+        raise wrong(f"Kafka({leaf.topic!r}) properties", leaf.properties, allowed)
+    starts = {leaf.topic: {str(number): offset for number, offset in sorted(at.items())}}
+    return {
+        "kafka.bootstrap.servers": leaf.brokers,
+        "subscribe": leaf.topic,
+        "startingOffsets": json.dumps(starts),
+        "maxOffsetsPerTrigger": str(stream.messages),
+        "failOnDataLoss": "true",
+        "kafka.isolation.level": "read_committed",
+    }
 
 
 def told(table: Table) -> Table:
