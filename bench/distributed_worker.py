@@ -128,7 +128,7 @@ def ours(kind: str, examples: Timed, world: World) -> Any:
     strategies = {
         "plain": AllReduce(**options),
         "fp16": AllReduce(compression=FP16(), **options),
-        "powersgd": AllReduce(compression=PowerSGD(4), **options),
+        "powersgd": AllReduce(compression=PowerSGD(8), **options),
         "topk": AllReduce(compression=TopK(0.01), **options),
         "diloco": DiLoCo(every=20, **options),
     }

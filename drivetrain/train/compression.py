@@ -75,7 +75,7 @@ class PowerSGD:
         rank: of the approximation: columns of the thin matrices.
     """
 
-    rank: int = 4
+    rank: int = 8
 
     def __post_init__(self) -> None:
         if self.rank < 1:

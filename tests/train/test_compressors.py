@@ -131,13 +131,14 @@ def test_zeros_stay_zeros(compression: Compression) -> None:
     assert all(not part.any() for part in (*total, *own))
 
 
-def test_a_matrix_of_low_rank_goes_through_whole_once_the_iteration_has_found_it() -> None:
+def test_a_matrix_of_low_rank_goes_through_once_the_iteration_has_found_it() -> None:
+    """To float16, in which the left sides travel; the rest is owed."""
     group, compressor = Together(1), PowerSGD(2).compressor()
     generator = torch.Generator().manual_seed(0)
     update = torch.randn(30, 2, generator=generator) @ torch.randn(2, 20, generator=generator)
     for _ in range(2):
         ((total, _),) = group.run(lambda rank: compressor([update], group))
-    torch.testing.assert_close(total[0], update, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(total[0], update, rtol=0, atol=2**-10 * float(update.abs().max()))
 
 
 def test_the_state_brings_an_iteration_back() -> None:

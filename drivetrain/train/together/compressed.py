@@ -37,14 +37,16 @@ class Compressed:
         for owed, parameter in zip(self._owed, self._parameters, strict=True):
             if parameter.grad is not None:
                 owed += parameter.grad
-        total, own = self._compressor(self._owed, self._group)
+        # A message less, where the loss can travel with what is compressed.
+        along = [loss.detach().reshape(1)] if self._compressor.exact_vectors else []
+        total, own = self._compressor([*self._owed, *along], self._group)
         for parameter, owed, gradient, sent in zip(
-            self._parameters, self._owed, total, own, strict=True
+            self._parameters, self._owed, total, own, strict=False
         ):
             owed -= sent
             parameter.grad = gradient.detach()
         share_buffers(self._buffers, self._group)
-        return self._group.sum(loss.clone())
+        return total[-1].reshape(()) if along else self._group.sum(loss.clone())
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What all processes have in common, and what this one owes."""

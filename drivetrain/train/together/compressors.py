@@ -18,7 +18,14 @@ _Sums = tuple[list[Tensor], list[Tensor]]
 
 
 class Compressor(Protocol):
-    """Sums updates over a group, less what it does not let through."""
+    """Sums updates over a group, less what it does not let through.
+
+    Attributes:
+        exact_vectors: tensors of one dimension go through whole.
+    """
+
+    @property
+    def exact_vectors(self) -> bool: ...
 
     def __call__(self, update: Sequence[Tensor], group: Group) -> _Sums:
         """Exchange one update.
@@ -43,6 +50,8 @@ class Compressor(Protocol):
 
 class _Stateless:
     """Remembers nothing from one update to the next."""
+
+    exact_vectors = False
 
     def state(self) -> dict[str, Tensor]:
         """Nothing."""
@@ -119,13 +128,19 @@ class Largest(_Stateless):
 class LowRank:
     """Matrices by a power iteration that goes on from update to update.
 
+    Of the left sides only the space that they span counts, so they travel as float16, in units of
+    how large they were in the update before; the right sides are what goes through.
+
     Args:
         rank: columns of the thin matrices.
     """
 
+    exact_vectors = True
+
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self._right: dict[int, Tensor] = {}
+        self._unit: dict[int, Tensor] = {}
 
     def __call__(self, update: Sequence[Tensor], group: Group) -> _Sums:
         """Exchange one update."""
@@ -135,19 +150,14 @@ class LowRank:
                 matrix = part.reshape(len(part), -1)
                 if self._pays(matrix):
                     matrices[number] = matrix
-        lefts = [matrix @ self._of(number, matrix) for number, matrix in matrices.items()]
+        bases = self._bases(matrices, group)
         plain = [part for number, part in enumerate(update) if number not in matrices]
-        # One message for the left sides and all that travels as it is, one for the right sides.
-        sums = _like(group.sum(_flat([*lefts, *plain])), [*lefts, *plain])
-        bases = [torch.linalg.qr(left).Q for left in sums[: len(lefts)]]
-        pairs = list(zip(matrices.values(), bases, strict=True))
-        rights = [matrix.T @ base for matrix, base in pairs]
-        if rights:
-            summed = _like(group.sum(_flat(rights)), rights)
-            self._right = dict(zip(matrices, summed, strict=True))
+        rights = [m.T @ base for m, base in zip(matrices.values(), bases, strict=True)]
+        sums = _like(group.sum(_flat([*rights, *plain])), [*rights, *plain])
+        self._right = dict(zip(matrices, sums, strict=False))
         total, own = list(update), list(update)
         for number, part in zip(
-            (n for n in range(len(update)) if n not in matrices), sums[len(lefts) :], strict=True
+            (n for n in range(len(update)) if n not in matrices), sums[len(rights) :], strict=True
         ):
             total[number] = part
         for number, base, right in zip(matrices, bases, rights, strict=True):
@@ -155,6 +165,30 @@ class LowRank:
             total[number] = (base @ self._right[number].T).reshape(shape)
             own[number] = (base @ right.T).reshape(shape)
         return total, own
+
+    def _bases(self, matrices: dict[int, Tensor], group: Group) -> list[Tensor]:
+        """An orthonormal basis for each matrix: of about the space where its sum is largest."""
+        if not matrices:
+            return []
+        lefts = [matrix @ self._of(number, matrix) for number, matrix in matrices.items()]
+        if self._unit.keys() == matrices.keys():
+            most = torch.finfo(torch.float16).max / group.size
+            units = [self._unit[number] for number in matrices]
+            sent = [(left / u).clamp(-most, most) for left, u in zip(lefts, units, strict=True)]
+            summed = group.sum(_flat(sent).half()).to(lefts[0].dtype)
+            pairs = zip(_like(summed, lefts), units, strict=True)
+            sums = [left * unit for left, unit in pairs]
+        else:  # nobody knows yet how large they are
+            sums = _like(group.sum(_flat(lefts)), lefts)
+        tiny = torch.finfo(lefts[0].dtype).tiny
+        self._unit = {
+            number: left.abs().max().clamp(min=tiny)
+            for number, left in zip(matrices, sums, strict=True)
+        }
+        return [
+            torch.linalg.qr(left / self._unit[number]).Q
+            for number, left in zip(matrices, sums, strict=True)
+        ]
 
     def _pays(self, matrix: Tensor) -> bool:
         rows, columns = matrix.shape
@@ -169,12 +203,16 @@ class LowRank:
         return self._right[number]
 
     def state(self) -> dict[str, Tensor]:
-        """The right sides."""
-        return {str(number): right for number, right in self._right.items()}
+        """The right sides, and how large the left ones were."""
+        units = {f"unit/{number}": unit for number, unit in self._unit.items()}
+        return {**{str(number): right for number, right in self._right.items()}, **units}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go back to what :meth:`state` gave."""
-        self._right = {int(number): right.clone() for number, right in state.items()}
+        self._right, self._unit = {}, {}
+        for name, tensor in state.items():
+            held = self._unit if name.startswith("unit/") else self._right
+            held[int(name.removeprefix("unit/"))] = tensor.clone()
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:
