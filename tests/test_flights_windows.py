@@ -1,4 +1,4 @@
-"""Windows of all real flights: online as offline, what SQL finds, nothing that the future brings."""
+"""Windows of all real flights: online as offline, as SQL finds them, and none sees the future."""
 
 from pathlib import Path
 
