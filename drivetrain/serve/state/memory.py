@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from drivetrain.core.batch import Array, Batch
 from drivetrain.core.tracks import Tracks
@@ -17,6 +18,8 @@ from drivetrain.serve.telemetry.metrics import Histogram
 log = logging.getLogger("drivetrain.serve")
 
 _FORMAT = 1
+FEW = 16
+"""Rows that are asked and told one by one."""
 _EXPIRES = 8
 """How often within its horizon a track is looked through for keys that can give nothing more."""
 
@@ -104,12 +107,21 @@ class Memory:
         if post.source is not None:
             self.positions[post.source] = post.offset
         for piece in post.pieces:
+            few = len(piece) <= FEW
+            values = {name: piece[name].tolist() for name in piece.columns} if few else {}
             for digest, kept in self.kept.items():
-                if all(name in piece.columns for name in kept.columns):
+                if not all(name in piece.columns for name in kept.columns):
+                    continue
+                if few:
+                    tell = self.tracks[digest].tell
+                    rows = zip(*[values[name] for name in kept.columns], strict=True)
+                    told = [sum(counts) for counts in zip(*map(tell, rows), strict=True)]
+                else:
                     counts = self.tracks[digest].observe(piece)
-                    found.observed += counts.kept
-                    found.late += counts.late
-                    found.missing += counts.missing
+                    told = (counts.kept, counts.late, counts.missing)
+                found.observed += told[0]
+                found.late += told[1]
+                found.missing += told[2]
         self._expire()
         return found
 
@@ -190,12 +202,13 @@ class Reading:
 
     def __init__(self, filling: Filling, tracks: Mapping[str, Tracks], seconds: Histogram) -> None:
         self._seconds = seconds
-        places = {name: number for number, name in enumerate(filling.given.names)}
+        asked = dict.fromkeys(name for kept in filling.kept for name in kept.windows.asked)
+        self._asked = [(name, filling.given.names.index(name)) for name in asked]
         self._parts = [
             (
                 tracks[kept.digest],
-                [(name, places[name]) for name in kept.windows.asked],
-                kept.windows.names,
+                [list(asked).index(name) for name in kept.windows.asked],
+                [np.dtype(filling.filled.field(name).numpy) for name in kept.windows.names],
             )
             for kept in filling.kept
         ]
@@ -204,10 +217,20 @@ class Reading:
         self, arrays: Sequence[Array], then: Callable[[Sequence[Array] | Exception], object]
     ) -> None:
         begun = perf_counter()
-        found: list[Array] = []
-        for tracks, asked, names in self._parts:
-            batch = Batch({name: arrays[place] for name, place in asked})
-            given = tracks.read(batch)
-            found += [given[name] for name in names]
+        found = self._few(arrays) if len(arrays[0]) <= FEW else self._many(arrays)
         self._seconds.observe(perf_counter() - begun)
         then(found)
+
+    def _few(self, arrays: Sequence[Array]) -> list[Array]:
+        """Row by row: what many rows have to be made for takes longer than a few rows do."""
+        values = [arrays[place].tolist() for _, place in self._asked]
+        found: list[Array] = []
+        for tracks, places, dtypes in self._parts:
+            rows = zip(*[values[place] for place in places], strict=True)
+            columns = zip(*map(tracks.ask, rows), strict=True)
+            found += [np.array(c, dtype) for c, dtype in zip(columns, dtypes, strict=True)]
+        return found
+
+    def _many(self, arrays: Sequence[Array]) -> list[Array]:
+        batch = Batch({name: arrays[place] for name, place in self._asked})
+        return [array for tracks, _, _ in self._parts for array in tracks.read(batch).values()]
