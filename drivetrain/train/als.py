@@ -34,7 +34,7 @@ class ALS(Recall):
 
     factors: int = 64
     alpha: float = 1.0
-    l2: float = 10.0
+    l2: float = 20.0
     iterations: int = 15
     steps: int = 3
     seed: int = 0

@@ -83,9 +83,12 @@ class Serving:
         items = np.concatenate([found.catalogue, writer.nothing])
         counts = np.concatenate([found.counts, np.zeros(len(writer.nothing), np.int64)])
         nodes.held(counts, COUNTS)
+        out = nodes.op("IsInf", scores)
+        none = nodes.held(np.array(len(found.catalogue), np.int64))
+        places = nodes.op("Where", out, none, places)
         chosen = nodes.op("Gather", nodes.held(items, ITEMS), places)
         nan = nodes.held(np.array(np.nan, np.float32))
-        real = nodes.op("Where", nodes.op("IsInf", scores), nan, scores)
+        real = nodes.op("Where", out, nan, scores)
         return nodes.build(
             [self.index, *([self.history] if self.history else [])],
             [
