@@ -149,6 +149,8 @@ def engine(limits: Limits) -> Iterator[Engine]:
             connection = duckdb.connect(":memory:", config=settings)
         except duckdb.Error as error:
             raise wrong("memory", limits.memory, f"an amount such as '1GB' ({error})") from None
+        # A local setting; the bar would be written between the lines of our own output.
+        connection.execute("SET enable_progress_bar = false")
         try:
             yield Engine(connection, Path(spill))
         finally:
