@@ -1,4 +1,7 @@
-"""Rows of messages through the steps of a plan; what a step fails on is found, one by one."""
+"""Rows of messages through a plan's steps, and the messages with values that a step fails on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -7,42 +10,79 @@ from drivetrain.core.batch import Array
 from drivetrain.events.messages import Refused, Rows
 from drivetrain.events.plan import Plan
 
+Before = Callable[[], bytes]
+"""Gives the state that the plan had before the rows."""
 
-def clean(plan: Plan, rows: Rows, *, lenient: bool) -> tuple[pa.Table, Array, list[Refused]]:
-    """What rows become.
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What rows became.
+
+    Attributes:
+        table: the rows after the last step.
+        origin: int64 ``[rows]``: the message that each came from.
+        refused: the messages that did not fit, whether by themselves or in a step; in order.
+    """
+
+    table: pa.Table
+    origin: Array
+    refused: tuple[Refused, ...] = ()
+
+
+class Cleaning:
+    """Runs a plan.
 
     Args:
-        plan: whose steps they go through.
-        rows: of a batch of messages.
-        lenient: name the messages with a value that a step fails on, and go on with the others.
-            Not where the plan remembers: a batch that failed has told it something.
-
-    Returns:
-        The rows, int64 ``[rows]`` the message that each came from, and the messages that failed.
-
-    Raises:
-        ValueError: a step fails on a value.
+        plan: of the stream.
+        aside: whether a message that a step fails on is laid aside; else it is an error.
     """
-    try:
-        table, origin = plan.trace(rows.table)
-        return table, rows.origin[origin], []
-    except ValueError:
-        if not lenient or plan.stateful:
-            raise
-    unfit: dict[int, str] = {}
-    pending: list[Array] = [np.arange(len(rows.table))]
-    while pending:
-        part = pending.pop()
-        if not len(part):
-            continue
+
+    def __init__(self, plan: Plan, *, aside: bool) -> None:
+        self._plan, self._aside = plan, aside
+
+    def __call__(self, rows: Rows, before: Before | None = None) -> Cleaned:
+        """Run the rows of a batch.
+
+        Args:
+            rows: as they were read.
+            before: of a plan that has a state, needed where a step fails: it has then seen rows
+                that it must not have seen.
+
+        Raises:
+            ValueError: a step fails on a value, and messages are not laid aside.
+        """
         try:
-            plan.trace(rows.table.take(pa.array(part)))
-        except ValueError as error:
-            if len(part) == 1:
-                unfit.setdefault(int(rows.origin[part[0]]), str(error))
-            else:
-                pending += np.array_split(part, 2)
-    fits = np.flatnonzero(~np.isin(rows.origin, list(unfit)))
-    table, origin = plan.trace(rows.table.take(pa.array(fits)))
-    refused = [Refused(message, reason) for message, reason in unfit.items()]
-    return table, rows.origin[fits][origin], refused
+            table, origin = self._plan.trace(rows.table)
+            return Cleaned(table, rows.origin[origin], rows.refused)
+        except ValueError:
+            if not self._aside:
+                raise
+        state = before() if self._plan.stateful and before is not None else None
+        unfit = self._sift(rows, state)
+        fits = np.flatnonzero(~np.isin(rows.origin, list(unfit)))
+        table, origin = self._try(rows.table.take(pa.array(fits)), state)
+        refused = [*rows.refused, *(Refused(message, why) for message, why in unfit.items())]
+        refused = tuple(sorted(refused, key=lambda item: item.message))
+        return Cleaned(table, rows.origin[fits][origin], refused)
+
+    def _sift(self, rows: Rows, state: bytes | None) -> dict[int, str]:
+        """The messages whose rows a step fails on, found by halving."""
+        unfit: dict[int, str] = {}
+        pending = [np.arange(len(rows.table))]
+        while pending:
+            part = pending.pop()
+            if not len(part):
+                continue
+            try:
+                self._try(rows.table.take(pa.array(part)), state)
+            except ValueError as error:
+                if len(part) == 1:
+                    unfit.setdefault(int(rows.origin[part[0]]), str(error))
+                else:
+                    pending += np.array_split(part, 2)
+        return unfit
+
+    def _try(self, table: pa.Table, state: bytes | None) -> tuple[pa.Table, Array]:
+        if state is not None:
+            self._plan.restore(state)
+        return self._plan.trace(table)

@@ -18,7 +18,7 @@ from typing import TypeVar
 from drivetrain.core.metric import Emit, Note, silent
 from drivetrain.core.schema import Schema
 from drivetrain.events.bounded import misfit
-from drivetrain.events.cleaning import clean
+from drivetrain.events.cleaning import Cleaning
 from drivetrain.events.dead import DeadLetters
 from drivetrain.events.duckdb import Engine, Limits, engine
 from drivetrain.events.lake import Lake
@@ -26,7 +26,9 @@ from drivetrain.events.messages import Messages, Reading, Rows
 from drivetrain.events.pace import SAMPLED, STATUS, Pace
 from drivetrain.events.places import Places, number
 from drivetrain.events.plan import Plan, compile_plan
+from drivetrain.events.recall import Recall
 from drivetrain.events.stream import Stream
+from drivetrain.events.telling import Batch, Telling
 from drivetrain.events.topic import Topic
 
 PAUSES = (0.5, 10.0)
@@ -58,6 +60,7 @@ def follow(
     stop: Event | None = None,
     from_start: bool = False,
     to_end: bool = False,
+    token: str | None = None,
 ) -> Pace:
     """Append what comes to a stream's topic to its table, until it is told to stop.
 
@@ -70,6 +73,7 @@ def follow(
         from_start: accept that the topic was made anew, or that messages have expired unread: read
             what there is from its beginning.
         to_end: stop behind the messages that there are at the beginning.
+        token: what the servers that are told ask their clients for, if anything.
 
     Returns:
         What was done.
@@ -84,7 +88,7 @@ def follow(
         stack.enter_context(only_one(room, stream.name))
         running = stack.enter_context(engine(limits or Limits()))
         pace = Pace(stream.name, stream.topic.topic, emit, room / STATUS)
-        follower = Follower(stream, running, pace, emit, stop or Event())
+        follower = Follower(stream, running, pace, emit, stop or Event(), token)
         stack.callback(follower.close)
         follower.run(from_start=from_start, to_end=to_end)
     return pace
@@ -116,13 +120,21 @@ class Follower:
         pace: counts.
         emit: hears notes.
         stop: once it is set, the run ends.
+        token: for the servers that are told.
     """
 
     def __init__(
-        self, stream: Stream, running: Engine | None, pace: Pace, emit: Emit, stop: Event
+        self,
+        stream: Stream,
+        running: Engine | None,
+        pace: Pace,
+        emit: Emit,
+        stop: Event,
+        token: str | None = None,
     ) -> None:
         self.stream, self.pace, self._emit, self._stop = stream, pace, emit, stop
-        self._running = running
+        self._running, self._token = running, token
+        self._telling: Telling | None = None
         leaf = stream.topic
         flight = 2 * stream.bytes
         self._topic = Topic(leaf, group=stream.name, in_flight=flight, say=self._say)
@@ -142,10 +154,17 @@ class Follower:
         events, limits = self.stream.events, Limits()
         self._plan: Plan = compile_plan(events, schema.names, self._running, limits, split=False)
         self._reading = Reading(self.stream.topic, self._plan.reads)
+        self._cleaning = Cleaning(self._plan, aside=self.stream.dead is not None)
+        room = self.pace.path.parent
+        self._recall = Recall(self.stream, self._plan, self._cleaning, room, self._note)
+        if self.stream.observe:
+            self._telling = Telling(self.stream, self._running, self._token, self._warn)
 
     def close(self) -> None:
-        """Let go of the topic."""
-        self._topic.__exit__(None, None, None)
+        """Let go of the topic, and of the servers that are told."""
+        self._topic.close()
+        if self._telling is not None:
+            self._telling.close()
 
     def run(self, *, from_start: bool, to_end: bool) -> None:
         """Follow; see :func:`follow`."""
@@ -166,8 +185,17 @@ class Follower:
             self.pace.look(self.at, {}, ended=True)
 
     def _loop(self) -> None:
-        if self._there(self._due, {}):
-            return
+        self._recall.restore(self._places, self.at)
+        if not self._there(self._due, {}):
+            self._batches()
+            self._recall.keep(self._places, self.at, now=True)
+        whole = self._due is None or self._telling is None
+        while not whole and not self._stop.is_set():
+            assert self._telling is not None
+            whole = self._telling.tell(self._places, self.at)
+
+    def _batches(self) -> None:
+        """Take and commit batches until there is reason to end."""
         with ThreadPoolExecutor(1, "taking") as pool:
             ahead = pool.submit(self._take)
             while True:
@@ -178,6 +206,8 @@ class Follower:
                     ahead = pool.submit(self._take)
                 if taken.rows is not None:
                     self._commit(taken.messages, taken.rows)
+                elif self._telling is not None:
+                    self._telling.tell(self._places, self.at)
                 self._look()
                 if last:
                     return
@@ -283,20 +313,25 @@ class Follower:
 
     def _commit(self, messages: Messages, rows: Rows) -> None:
         """Lay a batch down: what does not fit first, then the rows, with the offsets of both."""
-        table, _, unfit = clean(self._plan, rows, lenient=self._dead is not None)
-        refused = sorted((*rows.refused, *unfit), key=lambda item: item.message)
+        found = self._cleaning(rows, lambda: self._recall.restore(self._places, self.at))
         buried = 0
-        if refused:
+        if found.refused:
             if self._dead is None:
-                first = refused[0]
+                first = found.refused[0]
                 raise misfit(self.stream.topic, messages.raw[first.message], first.reason)
-            buried = self._dead.bury(messages, refused, messages.behind)
+            buried = self._dead.bury(messages, found.refused, messages.behind)
         kept = self._places.kept(messages.behind, self._identity)
-        version = self._lake.append(table, self.stream.name, kept)
+        version = self._lake.append(found.table, self.stream.name, kept)
+        begun = {partition: self.at.get(partition, 0) for partition in messages.behind}
         self.at |= messages.behind
+        self._recall.keep(self._places, self.at)
         self._topic.tell(messages.behind)
-        step = max(len(messages) // SAMPLED, 1)
-        self.pace.batch(len(messages), len(table), buried, version, messages.times(step))
+        step, count = max(len(messages) // SAMPLED, 1), len(found.table)
+        self.pace.batch(len(messages), count, buried, version, messages.times(step))
+        if self._telling is not None:
+            partitions, offsets = messages.partitions[found.origin], messages.offsets[found.origin]
+            batch = Batch(found.table, partitions, offsets, begun)
+            self._telling.tell(self._places, self.at, batch)
 
     # -- what it says ------------------------------------------------------------------------------
 
@@ -309,6 +344,9 @@ class Follower:
     def _say(self, text: str) -> None:
         self.pace.problem = text if "waiting" in text else None
         self._note(text, warning=self.pace.problem is not None)
+
+    def _warn(self, text: str) -> None:
+        self._note(text, warning=True)
 
     def _note(self, text: str, *, warning: bool = False) -> None:
         self._emit(Note(stage="stream", text=text, warning=warning))

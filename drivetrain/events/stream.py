@@ -32,6 +32,7 @@ class Stream:
         partition_by: columns that the table is partitioned by.
         observe: addresses of servers' aliases, such as ``http://127.0.0.1:8080/observe/flights``,
             that are told the rows once they are committed.
+        observed: the columns that they are told; none are all of the table's.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Stream:
     bytes: int = 64 << 20
     partition_by: Sequence[str] = ()
     observe: Sequence[str] = field(default=(), metadata={"declared": False})
+    observed: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -61,7 +63,7 @@ class Stream:
                 raise wrong("Stream.events", step.label, allowed)
         if not fspath(self.into):
             raise wrong("Stream.into", self.into, "the path or URL of a Delta table")
-        for name in ("partition_by", "observe"):
+        for name in ("partition_by", "observe", "observed"):
             given = getattr(self, name)
             listed = (given,) if isinstance(given, str) else tuple(given)
             object.__setattr__(self, name, listed)

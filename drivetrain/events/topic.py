@@ -100,6 +100,10 @@ class Topic:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the brokers."""
         self._consumer.close()
 
     # -- what it holds -----------------------------------------------------------------------------

@@ -21,13 +21,13 @@ from drivetrain.core.need import need
 from drivetrain.events.additions import Addition, lay
 from drivetrain.events.arrow import arrow_schema
 from drivetrain.events.bounded import misfit
-from drivetrain.events.cleaning import clean
+from drivetrain.events.cleaning import Cleaning
 from drivetrain.events.dead import SCHEMA, letters
 from drivetrain.events.duckdb import Limits, engine
 from drivetrain.events.lake import Lake
 from drivetrain.events.messages import Messages, Reading, Refused
 from drivetrain.events.pace import SAMPLED
-from drivetrain.events.plan import Plan, compile_plan
+from drivetrain.events.plan import compile_plan
 from drivetrain.events.stream import Stream
 
 pc = need("pyarrow.compute", "data")
@@ -178,15 +178,12 @@ class Landing:
             known |= (partitions == number) & (offsets < at)
         return Records.of(self.stream.topic.topic, table.filter(pa.array(~known)))
 
-    def _clean(self, ready: "_Ready", messages: Messages) -> tuple[pa.Table, list[Refused]]:
-        rows = ready.reading(messages)
-        lenient = self.stream.dead is not None
-        table, _, unfit = clean(ready.plan, rows, lenient=lenient)
-        refused = sorted((*rows.refused, *unfit), key=lambda item: item.message)
-        if refused and not lenient:
-            first = refused[0]
+    def _clean(self, ready: "_Ready", messages: Messages) -> tuple[pa.Table, Sequence[Refused]]:
+        found = ready.cleaning(ready.reading(messages))
+        if found.refused and self.stream.dead is None:
+            first = found.refused[0]
             raise misfit(self.stream.topic, messages.raw[first.message], first.reason)
-        return table, refused
+        return found.table, found.refused
 
 
 # -- records as messages ---------------------------------------------------------------------------
@@ -276,8 +273,8 @@ class _Ready:
     """A stream's steps, ready to run; what they join with is held."""
 
     run: str
-    plan: Plan
     reading: Reading
+    cleaning: Cleaning
     held: ExitStack
 
 
@@ -300,5 +297,6 @@ def _ready(landing: Landing) -> _Ready:
             stream = landing.stream
             plan = compile_plan(stream.events, landing.columns, running, limits, split=False)
             reading = Reading(stream.topic, plan.reads)
-            _held = _Ready(landing.run, plan, reading, stack.pop_all())
+            cleaning = Cleaning(plan, aside=stream.dead is not None)
+            _held = _Ready(landing.run, reading, cleaning, stack.pop_all())
     return _held

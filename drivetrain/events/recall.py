@@ -1,0 +1,135 @@
+"""What a stream's windows remember, over stops: states that are kept, and messages read again."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from drivetrain.core import durable
+from drivetrain.events.cleaning import Cleaning
+from drivetrain.events.messages import Reading
+from drivetrain.events.places import Places
+from drivetrain.events.plan import Plan
+from drivetrain.events.stream import Stream
+from drivetrain.events.topic import Topic
+
+SHARE = 0.05
+"""Of its time a stream spends at most about so much on keeping states."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A state on the disk, and the positions behind all that is in it."""
+
+    path: Path
+    positions: Mapping[int, int]
+
+
+class Recall:
+    """Keeps the state of a plan now and then, and makes that of any position from it.
+
+    A state is a function of the messages before its position. So one that is older, or none, will
+    do: the messages between are read again, and what becomes of them is dropped. What has expired
+    in the topic before the oldest state cannot be read again, and is said.
+
+    Args:
+        stream: whose it is.
+        plan: that has the state.
+        cleaning: runs the plan.
+        room: the directory of states.
+        say: hears what is read again, and what is gone.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        plan: Plan,
+        cleaning: Cleaning,
+        room: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self._stream, self._plan, self._cleaning, self._room = stream, plan, cleaning, room
+        self._say = say
+        self._fresh = plan.state() if plan.stateful else b""
+        self._due = 0.0
+
+    def keep(self, places: Places, at: Mapping[int, int], *, now: bool = False) -> None:
+        """Write the state down if it is time to.
+
+        Args:
+            places: how positions are named.
+            at: the positions behind all that the state has seen; the table has them already.
+            now: do not wait until it is.
+        """
+        begin = time.monotonic()
+        if not self._plan.stateful or (begin < self._due and not now):
+            return
+        head = {"topic": places.identity, "positions": {str(n): p for n, p in at.items()}}
+        number = sum(at.values())
+        data = json.dumps(head).encode() + b"\n" + self._plan.state()
+        path = self._room / f"state-{places.generation:04}-{number:020}.bin"
+        durable.write(path, data)
+        for other in self._room.glob("state-*.bin"):
+            if other != path:
+                other.unlink(missing_ok=True)
+        ended = time.monotonic()
+        self._due = ended + (ended - begin) / SHARE
+
+    def restore(self, places: Places, at: Mapping[int, int]) -> bytes:
+        """Bring the plan to the state that it had at these positions, and give that state.
+
+        Raises:
+            OSError: the messages between cannot be read.
+        """
+        if not self._plan.stateful:
+            return b""
+        begun: dict[int, int] = {}
+        for kept in self._fitting(places, at):
+            try:
+                self._plan.restore(kept.path.read_bytes().split(b"\n", 1)[1])
+            except (ValueError, OSError) as error:  # of another plan, or damaged
+                self._say(f"{kept.path.name} is of no use: {error}")
+                continue
+            begun = dict(kept.positions)
+            break
+        else:
+            self._plan.restore(self._fresh)
+        if begun != dict(at):
+            self._again(begun, at)
+        return self._plan.state()
+
+    def _fitting(self, places: Places, at: Mapping[int, int]) -> list[Kept]:
+        """The states of positions that are not beyond these, the newest first."""
+        found: list[Kept] = []
+        for path in self._room.glob("state-*.bin"):
+            try:
+                with path.open("rb") as opened:
+                    head = json.loads(opened.readline())
+                positions = {int(n): int(p) for n, p in head["positions"].items()}
+            except (OSError, ValueError, KeyError):
+                continue
+            if head.get("topic") == places.identity and all(
+                p <= at.get(n, -1) for n, p in positions.items()
+            ):
+                found.append(Kept(path, positions))
+        return sorted(found, key=lambda kept: -sum(kept.positions.values()))
+
+    def _again(self, begun: Mapping[int, int], at: Mapping[int, int]) -> None:
+        """Run what lies between through the plan, for what it remembers of it."""
+        with Topic(self._stream.topic) as topic:
+            missing = [n for n in at if n not in begun]
+            starts = {**topic.starts(missing), **begun}
+            count = sum(max(end - starts[n], 0) for n, end in at.items())
+            if count:
+                self._say(f"windows are made from {count:,} messages that are read again")
+            reading = Reading(self._stream.topic, self._plan.reads)
+            for partition, end in sorted(at.items()):
+                low = topic.bounds(partition)[0]
+                if low > starts[partition]:
+                    gone = f"{low - starts[partition]:,} messages of partition {partition}"
+                    self._say(f"{gone} have expired: windows are without them")
+                start = max(starts[partition], low)
+                for messages in topic.within(partition, start, end, self._stream.messages):
+                    state = self._plan.state() if self._stream.dead is not None else b""
+                    self._cleaning(reading(messages), lambda state=state: state)
