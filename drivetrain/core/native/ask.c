@@ -59,7 +59,7 @@ static void give_nothing(const Layout *layout, const Window *window, int64_t *ou
     }
 }
 
-static int64_t given(const Layout *layout, int64_t value) {
+static int64_t as_given(const Layout *layout, int64_t value) {
     return layout->kind == REAL ? in_order(value) : value;
 }
 
@@ -102,7 +102,7 @@ static void recent(const Layout *layout, const Key *key, const Window *window, u
     const int64_t *values = VALUES(layout, key);
     uint32_t number = high - low;
     for (uint32_t i = 0; i < number; i++) {
-        out[i] = given(layout, values[high - 1 - i]);
+        out[i] = as_given(layout, values[high - 1 - i]);
     }
     for (uint32_t i = number; i < window->width; i++) {
         out[i] = nothing(layout, window);
@@ -122,13 +122,13 @@ static void give(const Layout *layout, Key *key, const Window *window, int64_t t
         return;
     case MIN:
     case MAX:
-        *out = given(layout, extreme(layout, key, window->stat == MAX, low, high));
+        *out = as_given(layout, extreme(layout, key, window->stat == MAX, low, high));
         return;
     case DISTINCT:
         *out = distinct(layout, key, window->run_at, low, high);
         return;
     case LAST:
-        *out = given(layout, VALUES(layout, key)[high - 1]);
+        *out = as_given(layout, VALUES(layout, key)[high - 1]);
         return;
     case SINCE:
         *out = bits_of((double)span(TIMES(layout, key)[high - 1], time) / 1e6);
@@ -138,8 +138,7 @@ static void give(const Layout *layout, Key *key, const Window *window, int64_t t
     }
 }
 
-/* Write what every window gives at `time` into its array at `row`; no key gives nothing. */
-void ask(const Layout *layout, Key *key, int64_t time, int64_t *const *outs, size_t row) {
+void ask(const Layout *layout, Key *key, int64_t time, int64_t *given) {
     uint32_t head = 0, high = 0, lows[MOST_WINDOWS];
     if (key != NULL && time != MISSING) {
         const int64_t *times = TIMES(layout, key);
@@ -156,7 +155,7 @@ void ask(const Layout *layout, Key *key, int64_t time, int64_t *const *outs, siz
     }
     for (int i = 0; i < layout->windows; i++) {
         const Window *window = &layout->window[i];
-        int64_t *out = outs[i] + row * window->width;
+        int64_t *out = given + window->at;
         uint32_t low = window->over_at >= 0 && high > head ? lows[window->over_at] : head;
         if (window->rows && high - low > window->rows) {
             low = high - window->rows;

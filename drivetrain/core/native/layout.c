@@ -43,6 +43,8 @@ static void add_window(Layout *layout, Window *window, int64_t half_life) {
     window->over_at = window->over ? over_at(layout, window->over) : -1;
     window->sum_at = window->count_at = window->run_at = -1;
     window->width = stat == RECENT ? window->rows : 1;
+    window->at = layout->given;
+    layout->given += window->width;
     if (half_life && stat != COUNT) {
         window->sum_at = decay_at(layout, half_life, 1);
     }

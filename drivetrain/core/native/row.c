@@ -8,7 +8,7 @@ typedef struct {
     PyObject *held;
     int asked_key, told_key;     /* which of the keys it goes by */
     Py_ssize_t known, value;     /* where they are among what is observed; value -1: none */
-    int64_t **outs;              /* where its windows are written, in `scratch` */
+    int64_t *given;              /* where its windows are written, in `scratch` */
 } Part;
 
 /* The columns of a key, by where they are in a row. */
@@ -87,24 +87,13 @@ static int read_part(Row *row, PyObject *given, int number, PyTypeObject *tracks
 static int share_scratch(Row *row) {
     size_t all = 0;
     for (int i = 0; i < row->parts; i++) {
-        const Layout *layout = &row->part[i].track->layout;
-        for (int w = 0; w < layout->windows; w++) {
-            all += layout->window[w].width;
-        }
+        all += row->part[i].track->layout.given;
     }
     row->scratch = all > PY_SSIZE_T_MAX / 8 ? NULL : PyMem_Calloc(all ? all : 1, 8);
     int64_t *at = row->scratch;
     for (int i = 0; row->scratch && i < row->parts; i++) {
-        const Layout *layout = &row->part[i].track->layout;
-        int windows = layout->windows;
-        row->part[i].outs = PyMem_Calloc(windows ? windows : 1, sizeof(int64_t *));
-        for (int w = 0; row->part[i].outs && w < windows; w++) {
-            row->part[i].outs[w] = at;
-            at += layout->window[w].width;
-        }
-        if (row->part[i].outs == NULL) {
-            return PyErr_NoMemory(), -1;
-        }
+        row->part[i].given = at;
+        at += row->part[i].track->layout.given;
     }
     return row->scratch ? 0 : (PyErr_NoMemory(), -1);
 }
@@ -180,7 +169,6 @@ static void free_row(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     for (Py_ssize_t i = 0; row->part && i < row->parts; i++) {
         Py_XDECREF(row->part[i].held);
-        PyMem_Free(row->part[i].outs);
     }
     for (Py_ssize_t i = 0; i < row->parts; i++) {
         PyMem_Free(row->asked_keys ? row->asked_keys[i].columns : NULL);
@@ -297,16 +285,15 @@ static PyObject *row_ask(PyObject *self, PyObject *values) {
     for (int i = 0; i < row->parts; i++) {
         Part *part = &row->part[i];
         lock(part->track);
-        Key *key = key_of(part->track, hashes + 2 * part->asked_key);
-        ask(&part->track->layout, key, time, part->outs, 0);
+        ask_one(part->track, hashes + 2 * part->asked_key, time, part->given);
         unlock(part->track);
     }
     PyObject *found = PyTuple_New(row->windows);
     for (Py_ssize_t i = 0; found && i < row->windows; i++) {
         const Part *part = &row->part[row->owner[i]];
         const Layout *layout = &part->track->layout;
-        PyObject *value = values_of(layout, &layout->window[row->place[i]],
-                                    part->outs[row->place[i]]);
+        const Window *window = &layout->window[row->place[i]];
+        PyObject *value = values_of(layout, window, part->given + window->at);
         if (value == NULL) {
             Py_DECREF(found);
             return NULL;

@@ -4,10 +4,18 @@
 
 #include "windows.h"
 
-/* So many rows are dealt out at a time: what they read and write stays near the processor. */
+/* So many rows are dealt out at a time. */
 #define AT_ONCE (UINT32_C(1) << 18)
 /* Fewer are not worth dealing out. */
-#define FEW (UINT32_C(1) << 13)
+#define FEW (UINT32_C(1) << 12)
+
+/* What a row does. */
+typedef struct {
+    uint64_t hash[2];
+    int64_t asked; /* MISSING: it asks nothing, so it is given nothing */
+    int64_t told;  /* MISSING: it tells nothing */
+    int64_t value; /* as it is kept */
+} Deed;
 
 typedef struct {
     Track *track;
@@ -18,11 +26,14 @@ typedef struct {
     size_t rows;
     int threads;
     int alone; /* only what a key itself was told says what is late */
-    int64_t kept, late, missing;
-    /* Of the rows that are dealt out: what is left for each to do, and their order by part. */
+    int64_t late, missing;
+    /* Of the rows that are dealt out: what they do and are given, in the order of the parts that
+       their keys are in, and the place of each in that order. */
     size_t from;
-    uint8_t *deeds;
-    uint32_t *order, starts[SHARDS + 1];
+    uint32_t number;
+    Deed *deeds;
+    int64_t *given;
+    uint32_t *places, starts[SHARDS + 1];
     atomic_int next, failed;
 } Run;
 
@@ -93,59 +104,120 @@ Key *key_of(Track *track, const uint64_t hash[2]) {
     return found ? *found : NULL;
 }
 
-/* What there is left to do for a row, once it is known whether what it tells is taken. */
-static int deed_of(Run *run, size_t row) {
-    int deed = run->kinds ? run->kinds[row] & (ASK | TELL) : ASK;
-    if (deed & TELL) {
-        int64_t time = run->told[row], value;
-        if (is_missing(run->keys + 2 * row) || time == MISSING ||
-            !encoded(run->track->layout.kind, run->values ? run->values[row] : 0, &value)) {
+void ask_one(Track *track, const uint64_t hash[2], int64_t time, int64_t *given) {
+    ask(&track->layout, time == MISSING ? NULL : key_of(track, hash), time, given);
+}
+
+/* What a row does, once it is known whether what it tells is taken. */
+static Deed deed_of(Run *run, size_t row) {
+    int kind = run->kinds ? run->kinds[row] : ASK;
+    Deed deed = {{run->keys[2 * row], run->keys[2 * row + 1]}, MISSING, MISSING, 0};
+    if (kind & ASK && run->asked) {
+        deed.asked = run->asked[row];
+    }
+    if (kind & TELL) {
+        int64_t time = run->told[row], value = run->values ? run->values[row] : 0;
+        if (is_missing(deed.hash) || time == MISSING ||
+            !encoded(run->track->layout.kind, value, &deed.value)) {
             run->missing++;
-            deed &= ~TELL;
         } else if (!run->alone && !in_time(run->track, time)) {
             run->late++;
-            deed &= ~TELL;
+        } else {
+            deed.told = time;
         }
     }
     return deed;
 }
 
-static int do_row(Run *run, size_t row, int deed, int64_t *late) {
-    Track *track = run->track;
-    const Layout *layout = &track->layout;
-    const uint64_t *hash = run->keys + 2 * row;
-    if (run->outs && deed & ASK) {
-        ask(layout, key_of(track, hash), run->asked[row], run->outs, row);
-    } else if (run->outs) {
-        ask(layout, NULL, MISSING, run->outs, row);
+/* Gives -1 where memory lacks, and else how many observations were late after all. */
+static int do_deed(Run *run, const Deed *deed, int64_t *given) {
+    if (run->outs) {
+        ask_one(run->track, deed->hash, deed->asked, given);
     }
-    if (deed & TELL) {
-        int64_t value = 0;
-        encoded(layout->kind, run->values ? run->values[row] : 0, &value);
-        int taken = take_in(track, hash, run->told[row], value);
-        *late += taken == 0;
-        return taken < 0 ? -1 : 0;
-    }
-    return 0;
+    int taken = deed->told == MISSING ? 1 : take_in(run->track, deed->hash, deed->told, deed->value);
+    return taken < 0 ? -1 : taken == 0;
 }
 
-static void *work(void *argument) {
+/* Put what a row was given where it belongs. */
+static inline void hand_out(Run *run, size_t row, const int64_t *given) {
+    const Layout *layout = &run->track->layout;
+    for (int i = 0; i < layout->windows; i++) {
+        const Window *window = &layout->window[i];
+        int64_t *out = run->outs[i] + row * window->width;
+        if (window->width == 1) {
+            *out = given[window->at];
+        } else {
+            memcpy(out, given + window->at, window->width * sizeof *out);
+        }
+    }
+}
+
+/* Bring near what a deed that is soon done will look at: its key, and then the key's last entries. */
+static void prepare(Track *track, const Deed *far, const Deed *near) {
+    Key *key = key_of(track, far->hash);
+    if (key) {
+        __builtin_prefetch(key);
+        __builtin_prefetch((char *)key + 64);
+    }
+    key = key_of(track, near->hash);
+    if (key) {
+        const Layout *layout = &track->layout;
+        uint32_t last = key->end - 1;
+        __builtin_prefetch(TIMES(layout, key) + last);
+        if (layout->prefixes) {
+            __builtin_prefetch(PREFIX(layout, key) + last);
+        }
+        if (layout->values) {
+            __builtin_prefetch(VALUES(layout, key) + last);
+        }
+    }
+}
+
+#define FAR 12
+#define NEAR 6
+
+static void do_part(Run *run, int part, int64_t *late) {
+    size_t width = run->track->layout.given;
+    uint32_t end = run->starts[part + 1];
+    for (uint32_t i = run->starts[part]; i < end; i++) {
+        if (end - i > FAR) {
+            prepare(run->track, &run->deeds[i + FAR], &run->deeds[i + NEAR]);
+        }
+        int found = do_deed(run, &run->deeds[i], run->given + i * width);
+        if (found < 0) {
+            run->failed = 1;
+            return;
+        }
+        *late += found;
+    }
+}
+
+static void *do_parts(void *argument) {
     Run *run = argument;
     int64_t late = 0;
     for (int part; !run->failed && (part = run->next++) < SHARDS;) {
-        for (uint32_t i = run->starts[part]; i < run->starts[part + 1]; i++) {
-            uint32_t row = run->order[i];
-            if (do_row(run, run->from + row, run->deeds[row], &late) < 0) {
-                run->failed = 1;
-                break;
-            }
-        }
+        do_part(run, part, &late);
     }
     return (void *)(intptr_t)late;
 }
 
-/* Let the threads, of which the caller is one, do the rows that are dealt out. */
-static void work_together(Run *run) {
+/* Rows are handed out so many at a time. */
+#define HANDFUL 4096
+
+static void *hand_out_all(void *argument) {
+    Run *run = argument;
+    size_t width = run->track->layout.given;
+    for (uint64_t low; (low = (uint64_t)run->next++ * HANDFUL) < run->number;) {
+        uint64_t high = low + HANDFUL < run->number ? low + HANDFUL : run->number;
+        for (uint64_t i = low; i < high; i++) {
+            hand_out(run, run->from + i, run->given + run->places[i] * width);
+        }
+    }
+    return NULL;
+}
+
+/* Let the threads, of which the caller is one, do a work together; gives the sum of what they say. */
+static int64_t work_together(Run *run, void *(*work)(void *)) {
     pthread_t threads[64];
     int started = 0;
     run->next = 0;
@@ -153,56 +225,78 @@ static void work_together(Run *run) {
            pthread_create(&threads[started], NULL, work, run) == 0) {
         started++; /* one that cannot be started is done without */
     }
-    run->late += (intptr_t)work(run);
+    int64_t found = (intptr_t)work(run);
     while (started) {
-        void *late = NULL;
-        pthread_join(threads[--started], &late);
-        run->late += (intptr_t)late;
+        void *said = NULL;
+        pthread_join(threads[--started], &said);
+        found += (intptr_t)said;
     }
+    return found;
 }
 
 /* Deal out rows [from, from + number) by the part that their key is in, in their order. */
 static void deal(Run *run, size_t from, uint32_t number) {
-    uint32_t *starts = run->starts;
+    uint32_t *starts = run->starts, next[SHARDS];
     memset(starts, 0, sizeof run->starts);
     run->from = from;
+    run->number = number;
     for (uint32_t i = 0; i < number; i++) {
-        run->deeds[i] = (uint8_t)deed_of(run, from + i);
         starts[SHARD_OF(run->keys + 2 * (from + i)) + 1]++;
     }
     for (int part = 0; part < SHARDS; part++) {
         starts[part + 1] += starts[part];
     }
-    uint32_t places[SHARDS];
-    memcpy(places, starts, sizeof places);
+    memcpy(next, starts, sizeof next);
     for (uint32_t i = 0; i < number; i++) {
-        run->order[places[SHARD_OF(run->keys + 2 * (from + i))]++] = i;
+        uint32_t place = next[SHARD_OF(run->keys + 2 * (from + i))]++;
+        run->places[i] = place;
+        run->deeds[place] = deed_of(run, from + i);
     }
 }
 
 static int run_few(Run *run) {
-    for (size_t row = 0; row < run->rows; row++) {
-        if (do_row(run, row, deed_of(run, row), &run->late) < 0) {
-            return -1;
+    size_t width = run->track->layout.given;
+    run->given = malloc((width ? width : 1) * sizeof *run->given);
+    int found = run->given ? 0 : -1;
+    for (size_t row = 0; found >= 0 && row < run->rows; row++) {
+        Deed deed = deed_of(run, row);
+        found = do_deed(run, &deed, run->given);
+        run->late += found > 0;
+        if (found >= 0 && run->outs) {
+            hand_out(run, row, run->given);
         }
     }
-    return 0;
+    return found < 0 ? -1 : 0;
+}
+
+/* How many rows to deal out at a time: fewer where each is given much. */
+static uint32_t at_once(const Run *run) {
+    size_t width = run->track->layout.given;
+    uint32_t found = AT_ONCE;
+    while (found > FEW && (size_t)found * width > (size_t)16 * AT_ONCE) {
+        found /= 2;
+    }
+    return found;
 }
 
 static int run_all(Run *run) {
-    if (run->rows < FEW) {
+    uint32_t most = at_once(run);
+    size_t width = run->outs ? run->track->layout.given : 1;
+    if (run->rows < FEW || width > (size_t)1 << 16) {
         return run_few(run);
     }
-    run->deeds = malloc(AT_ONCE);
-    run->order = malloc(AT_ONCE * sizeof *run->order);
-    run->failed = run->deeds == NULL || run->order == NULL;
-    for (size_t from = 0; from < run->rows && !run->failed; from += AT_ONCE) {
+    run->deeds = malloc(most * sizeof *run->deeds);
+    run->given = malloc(most * (width ? width : 1) * sizeof *run->given);
+    run->places = malloc(most * sizeof *run->places);
+    run->failed = !run->deeds || !run->given || !run->places;
+    for (size_t from = 0; from < run->rows && !run->failed; from += most) {
         size_t rest = run->rows - from;
-        deal(run, from, rest < AT_ONCE ? (uint32_t)rest : AT_ONCE);
-        work_together(run);
+        deal(run, from, rest < most ? (uint32_t)rest : most);
+        run->late += work_together(run, do_parts);
+        if (run->outs && !run->failed) {
+            work_together(run, hand_out_all);
+        }
     }
-    free(run->deeds);
-    free(run->order);
     return run->failed ? -1 : 0;
 }
 
@@ -260,6 +354,9 @@ static int run_held(Run *run, PyObject *outs) {
         lock(run->track);
         failed = run_all(run);
         unlock(run->track);
+        free(run->deeds);
+        free(run->given);
+        free(run->places);
         Py_END_ALLOW_THREADS
         if (failed) {
             PyErr_NoMemory();

@@ -39,6 +39,7 @@ typedef struct {
     int sum_at, count_at; /* which decayed values it reads, -1: none */
     int run_at;         /* which running number of different values, -1: none */
     uint32_t width;     /* how many values it gives */
+    size_t at;          /* where they lie in what a row is given */
 } Window;
 
 /* What some window may still look at: observations within `over` (0: any), among the last `rows`
@@ -64,6 +65,7 @@ typedef struct {
     Need *need;
     Decay *decay;
     int64_t longest; /* after so long without news every window is empty; 0: never */
+    size_t given;    /* how many values a row is given */
     int ordered;     /* observations of one time are kept in the order of their values */
     int prefixes, values, panes, tops, lows, highs, links;
     size_t cursors_at, runs_at, decays_at, start; /* bytes from the key's beginning */
@@ -214,7 +216,8 @@ void link_all(const Layout *layout, Key *key);
 uint32_t distinct(const Layout *layout, Key *key, int run, uint32_t low, uint32_t high);
 
 /* -- ask.c -- */
-void ask(const Layout *layout, Key *key, int64_t time, int64_t *const *outs, size_t row);
+/* Write what every window gives at `time`, one behind the other; no key, or no time: nothing. */
+void ask(const Layout *layout, Key *key, int64_t time, int64_t *given);
 
 /* -- table.c -- */
 extern uint64_t secret;
@@ -238,6 +241,7 @@ void hash_several(const uint64_t *hashes, size_t number, uint64_t out[2]);
 /* -- run.c -- */
 /* 1: taken, 0: late, 2: missing, -1: no memory. Whoever calls it holds the lock. */
 Key *key_of(Track *track, const uint64_t hash[2]);
+void ask_one(Track *track, const uint64_t hash[2], int64_t time, int64_t *given);
 int tell_one(Track *track, const uint64_t hash[2], int64_t time, int64_t value);
 int encoded(int kind, int64_t given, int64_t *value);
 int64_t rounded_up(int64_t time, int64_t resolution);
