@@ -87,7 +87,7 @@ def run(stream: Stream, site: Site, how: How = How(), emit: Emit = silent) -> No
             from drivetrain.events.following import follow
 
             limits = Limits(memory=site.engine.memory, threads=site.engine.threads)
-            follow(stream, room, limits=limits, **options)
+            follow(stream, room, limits=limits, token=site.serve.token(), **options)
         elif site.engine.kind == "spark":
             from drivetrain.events.spark import streaming
 
