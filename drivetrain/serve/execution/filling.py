@@ -58,7 +58,7 @@ class Kept:
         """Its name: what has the same name holds the same observations."""
         return hashlib.sha256(canonical(self.to_json()).encode()).hexdigest()[:32]
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """What a row must have to be observed."""
         return self.windows.observed
