@@ -128,3 +128,38 @@ def refused(model: Any, features: list[str]) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+# -- strategies that are their model ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Itself:
+    """A strategy that is the model, reads targets itself and takes a raw column."""
+
+    own_model = True
+    reads: tuple[str, ...] = ("late",)
+    columns: tuple[str, ...] = ("recent", "dep_delay")
+
+
+def test_a_strategy_that_is_the_model_takes_none():
+    system = made(model=None, train=Itself())
+    assert system.columns == ("dep_delay", "carrier", "origin", "recent")
+    assert system.describe()["model"] is None
+    with pytest.raises(ValueError, match=r"System\.model: .* none, for Itself is the model"):
+        made(train=Itself())
+    with pytest.raises(ValueError, match=r"System\.model: found None, allowed: a factory"):
+        made(model=None)
+
+
+def test_what_a_strategy_reads_and_takes_is_checked_when_it_is_declared():
+    with pytest.raises(ValueError, match=r"unknown target 'lat' in Itself.*'late'"):
+        made(model=None, train=Itself(reads=("lat",)))
+    with pytest.raises(ValueError, match="Itself reads 'late', which is a target"):
+        made(model=None, train=Itself(columns=("late",)))
+    system = made(model=None, train=Itself())
+    names = ("dep_delay", "carrier", "origin", "late")
+    fields = tuple(Field(name, "float32") for name in names)
+    with pytest.raises(ValueError, match="unknown column 'recent' in Itself"):
+        system.check(Schema(fields))
+    system.check(Schema((*fields, Field("recent", "int64", (3,)))))
