@@ -85,8 +85,9 @@ def schemas(name: str, values: Mapping[str, Json], needs: Sequence[Sequence[str]
         },
         f"{name}.Kept": {
             "type": "object",
-            "required": ["positions"],
+            "required": ["columns", "positions"],
             "properties": {
+                "columns": {"type": "array", "items": {"type": "string"}},
                 "positions": {"type": "object", "additionalProperties": offset},
                 "keys": _COUNT,
                 "bytes": _COUNT,

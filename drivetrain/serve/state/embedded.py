@@ -264,7 +264,9 @@ class Embedded(State):
 
     async def tell(self) -> dict[str, Any]:
         memory = self.memory
+        assert self.reader is not None
         return {
+            "columns": self.reader.schema.names,
             "positions": memory.positions,
             "keys": memory.keys,
             "bytes": memory.size,

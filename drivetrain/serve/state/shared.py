@@ -156,7 +156,12 @@ class Shared(State):
     async def tell(self) -> dict[str, Any]:
         positions, watermarks = await self._place.heads()
         marks = [watermarks[each.digest] for each in self._kept if each.digest in watermarks]
-        return {"positions": positions, "watermark": min(marks, default=None)}
+        assert self.reader is not None
+        return {
+            "columns": self.reader.schema.names,
+            "positions": positions,
+            "watermark": min(marks, default=None),
+        }
 
     async def close(self) -> None:
         if self._task is not None:

@@ -293,7 +293,7 @@ class Aliases:
             return release
         try:
             for _, model in release.roles:
-                places(release.shadow.inputs, model.inputs)
+                places(release.shadow.inputs, model.whole)
         except ValueError as error:
             self._refuse(Release(release.stable), release.shadow.digest, error)
             return replace(release, shadow=None)

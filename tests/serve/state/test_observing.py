@@ -107,7 +107,9 @@ def test_what_a_source_repeats_is_ignored(client, cards):
         }  # fmt: skip
     assert client.post("/observe/cards", body | {"offset": 11}).json["observed"] == 1
     assert client.post("/observe/cards", body | {"source": "topic/4"}).json["observed"] == 1
-    assert client.get("/observe/cards").json["positions"] == {"topic/3": 11, "topic/4": 10}
+    told = client.get("/observe/cards").json
+    assert told["positions"] == {"topic/3": 11, "topic/4": 10}
+    assert set(told["columns"]) == set(cards.schema.names)
 
 
 def test_what_comes_out_of_order_within_the_lateness_counts_as_if_in_order(client, cards):

@@ -96,9 +96,8 @@ def test_what_a_source_repeats_is_ignored_on_every_server(serve, windowed, cards
     assert one.post("/observe/cards", body).json["observed"] == 1
     assert other.post("/observe/cards", body).json["ignored"] == 1
     assert one.post("/observe/cards", body | {"offset": 12}).json["observed"] == 1
-    assert other.get("/observe/cards").json == {
-        "positions": {"topic/3": 12}, "watermark": cards.start,
-    }  # fmt: skip
+    told = other.get("/observe/cards").json
+    assert (told["positions"], told["watermark"]) == ({"topic/3": 12}, cards.start)
 
 
 @pytest.mark.slow
