@@ -24,7 +24,7 @@ def system_of(rows: Path, train: Any, **changes: Any) -> dt.System:
         name="movies",
         events=dt.Parquet(str(rows)).split(dt.ColumnSplit("part")),
         features=(dt.Index("user"),),
-        targets=("item",),
+        targets=(train.target,),
         train=train,
         probes=(dt.Ranking(k=20, **changes),),
     )
@@ -69,7 +69,7 @@ def test_a_bundle_lists_items_of_text_and_knows_the_two_tastes(rows: Path, site:
 
 def test_a_history_is_a_raw_column_of_the_bundle(rows: Path, site: Any) -> None:
     strategy = dt.ItemNeighbours(target="number", k=20, history="recent")
-    bundle, _ = ran(replace(system_of(rows, strategy), targets=("number",)), site)
+    bundle, _ = ran(system_of(rows, strategy), site)
     assert bundle.manifest.inputs.names == ("user", "recent")
     recent = np.array([[1, 3], [2, MISSING_INT]])
     found = bundle.session.run(Batch({"user": np.array([999, 999]), "recent": recent}))
