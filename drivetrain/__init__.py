@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from drivetrain.core.site import Site
     from drivetrain.core.system import System
     from drivetrain.core.window import Window
+    from drivetrain.events.delta import Delta
     from drivetrain.events.divided import last_parts, random_parts
     from drivetrain.events.expression import (
         coalesce,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from drivetrain.events.files import CSV, Arrow, JSONLines, Parquet
     from drivetrain.events.kafka import Avro, Kafka
+    from drivetrain.events.lake import Lake
     from drivetrain.events.split import ColumnSplit, HashSplit, TimeSplit
     from drivetrain.events.stream import Stream
     from drivetrain.features.categorical import Bucket, Id, Index
@@ -80,6 +82,7 @@ _HOME = {
     "core.system": ("System",),
     "core.window": ("Window",),
     "events.divided": ("last_parts", "random_parts"),
+    "events.delta": ("Delta",),
     "events.expression": (
         "coalesce",
         "col",
@@ -104,6 +107,7 @@ _HOME = {
         "HashSplit",
         "TimeSplit",
     ),
+    "events.lake": ("Lake",),
     "events.stream": ("Stream",),
     "features.categorical": (
         "Bucket",
@@ -195,6 +199,7 @@ __all__ = [
     "Cross",
     "CrossEntropy",
     "Cyclic",
+    "Delta",
     "DiLoCo",
     "Distill",
     "Drift",
@@ -212,6 +217,7 @@ __all__ = [
     "JSONLines",
     "Kafka",
     "Keras",
+    "Lake",
     "Latency",
     "Log",
     "LogLoss",
