@@ -39,9 +39,13 @@ DEFAULTS: Mapping[str, str] = {
 }
 """What a site may change, in every kind of session."""
 
+FORKING = "drivetrain.forking"
+"""The module from whose process Python workers are forked."""
+
 _OWN: Mapping[str, str] = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
+    "spark.python.daemon.module": FORKING,
 }
 """What a site may change where this process starts the driver."""
 

@@ -1,6 +1,6 @@
 """The steps that bring in columns of another table: by key, and as of a time."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -102,6 +102,16 @@ class Join(Lookup):
     @property
     def label(self) -> str:
         return f"join(on={_written(self.on)}, how={self.how!r})"
+
+    def twice(self, key: Sequence[object], times: int) -> ValueError:
+        """The error for a key that occurs several times in the other table."""
+        names = [right for _, right in self.on]
+        found = ", ".join(f"{name} = {value!r}" for name, value in zip(names, key, strict=True))
+        return ValueError(
+            f"{self.label}: found the key {found} {times} times in the other table, allowed: each "
+            "key once, so that a join never multiplies rows; "
+            f".drop_duplicates({', '.join(map(repr, names))}) keeps the first of each."
+        )
 
     def _keys(self) -> tuple[tuple[str, str], ...]:
         return self.on

@@ -88,8 +88,8 @@ class AsOf:
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
         chunk = chunk.combine_chunks()
-        keys = [_one(chunk[name]) for name in self.by]
-        rows = self.search.find(keys, _one(chunk[self.time]))
+        keys = [one(chunk[name]) for name in self.by]
+        rows = self.search.find(keys, one(chunk[self.time]))
         found = self.observed.take(pa.array(rows, mask=rows < 0))
         columns = {name: chunk[name] for name in (*self.keep, ROW)}
         return pa.table({**columns, **{name: found[name] for name in found.column_names}})
@@ -250,6 +250,40 @@ def compile_plan(
         ValueError: a step does not fit the columns, or a key occurs twice in a joined table.
         OSError: a file is absent or may not be read.
     """
+    laid = outline(table, columns, split=split)
+    plan = Plan(spine=laid.spine, reads=laid.reads, gives=laid.gives)
+    compiler = _Compiler(plan, engine, limits)
+    for step, before, live in laid.steps:
+        compiler.add(step, before, live)
+    compiler.flush()
+    return plan
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A table's steps, checked, and what each of them has to bring, whoever runs them.
+
+    Attributes:
+        spine: where the rows come from.
+        reads: the columns of the spine that the steps need.
+        gives: the columns of the result.
+        steps: each with the columns before it, and the names of those after it that are needed
+            later, ``SPLIT`` among them.
+    """
+
+    spine: Leaf
+    reads: Schema
+    gives: Schema
+    steps: Sequence[tuple[Step, Schema, Sequence[str]]]
+
+
+def outline(table: Table, columns: Sequence[str], *, split: bool = True) -> Outline:
+    """Check a table's steps against its columns, and find what is needed of them.
+
+    Raises:
+        ValueError: a step does not fit the columns.
+        OSError: a file is absent or may not be read.
+    """
     if split and not any(isinstance(step, Assign) for step in table.chain()[1]):
         table = Assign(table, HashSplit())
     spine, steps = table.chain()
@@ -264,15 +298,13 @@ def compile_plan(
     for step, before in zip(reversed(steps), reversed(schemas[:-1]), strict=True):
         needs.insert(0, step.required(needs[0], before))
     live = [name for name in schemas[0].names if name in needs[0]] or [schemas[0].names[0]]
-    plan = Plan(spine=spine, reads=schemas[0].select(live), gives=gives)
-    compiler = _Compiler(plan, engine, limits)
-    for step, before, after, need_after in zip(
-        steps, schemas[:-1], schemas[1:], needs[1:], strict=True
-    ):
-        live = [name for name in (*after.names, SPLIT) if name in need_after]
-        compiler.add(step, before, live)
-    compiler.flush()
-    return plan
+    steps_needed = [
+        (step, before, [name for name in (*after.names, SPLIT) if name in need_after])
+        for step, before, after, need_after in zip(
+            steps, schemas[:-1], schemas[1:], needs[1:], strict=True
+        )
+    ]
+    return Outline(spine, schemas[0].select(live), gives, steps_needed)
 
 
 class _Compiler:
@@ -353,12 +385,7 @@ class _Compiler:
         ).fetchall()
         if twice:
             *values, times = twice[0]
-            found = ", ".join(f"{key} = {value!r}" for key, value in zip(keys, values, strict=True))
-            raise ValueError(
-                f"{step.label}: found the key {found} {times} times in the other table, allowed: "
-                "each key once, so that a join never multiplies rows; "
-                f".drop_duplicates({', '.join(map(repr, keys))}) keeps the first of each."
-            )
+            raise step.twice(values, times)
         return held
 
     def _asof(self, step: AsOfJoin, before: Schema, live: Sequence[str]) -> None:
@@ -371,8 +398,8 @@ class _Compiler:
         parts += stream(step.other, names, self.engine, self.limits)
         held = pa.concat_tables(parts).combine_chunks()
         search = LastBefore(
-            [_one(held[key]) for key in keys],
-            _one(held[time]),
+            [one(held[key]) for key in keys],
+            one(held[time]),
             strict=step.strict,
             tolerance_us=step.tolerance_us,
         )
@@ -407,7 +434,7 @@ def _columns(fields: "Iterator[Field]") -> str:
     return ", ".join(f"{quote(f.name)} {types[f.dtype]}{shape}" for f, shape in shaped)
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
+def one(column: pa.ChunkedArray) -> pa.Array:
     """A column in one piece, also when it has no row."""
     whole = column.combine_chunks()
     return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)

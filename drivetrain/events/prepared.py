@@ -166,9 +166,7 @@ def prepare(
     sources: list[Mapping[str, Any]] = []
     if isinstance(table, Table):
         table = pin(table)
-        for leaf in leaves(table):
-            if (named := leaf.lineage()) and named not in sources:
-                sources.append(named)
+        sources = sources_of(table)
     schema = table.schema.select(columns, "prepare")
     dropped: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -184,22 +182,46 @@ def prepare(
         else:
             read = from_source(table, schema, shelf, emit)
         contents = shelf.close()
-        _report(contents, dropped, read, emit)
-        manifest = {
-            "format": FORMAT,
-            "schema": schema.to_json(),
-            "splits": contents,
-            "dropped": dropped,
-            "sources": sources,
-        }
-        text = json.dumps(manifest, indent=1, sort_keys=True)
-        (target / MANIFEST).write_text(text)
+        report(contents, dropped, read, emit)
+        record(target, schema, contents, dropped, sources)
     return Prepared.open(directory)
 
 
-def _report(
+def sources_of(table: "Table") -> list[Mapping[str, Any]]:
+    """What the rows of a pinned table came from, as each of its leaves names it."""
+    found: list[Mapping[str, Any]] = []
+    for leaf in leaves(table):
+        if (named := leaf.lineage()) and named not in found:
+            found.append(named)
+    return found
+
+
+def record(
+    target: Path,
+    schema: Schema,
+    contents: Mapping[str, Any],
+    dropped: Sequence[Mapping[str, Any]],
+    sources: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the manifest of rows that lie in ``target``."""
+    manifest = {
+        "format": FORMAT,
+        "schema": schema.to_json(),
+        "splits": contents,
+        "dropped": dropped,
+        "sources": sources,
+    }
+    (target / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+
+
+def report(
     contents: Mapping[str, Any], dropped: Iterable[Mapping[str, Any]], read: int, emit: Emit
 ) -> None:
+    """Tell of rows left out at each step, and of rows written.
+
+    Raises:
+        ValueError: no row is left.
+    """
     written = {split: contents[split]["rows"] for split in SPLITS}
     for step in dropped:
         if lost := step["rows"] - step["kept"]:

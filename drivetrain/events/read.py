@@ -5,7 +5,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from glob import has_magic
@@ -105,12 +105,20 @@ class _Parquet:
         with file.open() as opened:
             return schema_of_arrow(pq.ParquetFile(opened).schema_arrow)
 
-    def tables(self, file: File, leaf: Parquet, schema: Schema, rows: int) -> Tables:
+    def tables(
+        self,
+        file: File,
+        leaf: Parquet,
+        schema: Schema,
+        rows: int,
+        groups: Sequence[int] | None = None,
+    ) -> Tables:
         with file.open() as opened:
             # Arrow would keep every byte that it has read ahead until the file is closed.
             reader = pq.ParquetFile(opened, pre_buffer=False)
             columns = [name for name in schema.names if name in reader.schema_arrow.names]
-            for batch in reader.iter_batches(rows_within(reader, rows), columns=columns):
+            most = rows_within(reader, rows)
+            for batch in reader.iter_batches(most, row_groups=groups, columns=columns):
                 yield pa.Table.from_batches([batch])
 
     def rows(self, file: File) -> int | None:
@@ -298,12 +306,17 @@ def read(leaf: Files, schema: Schema, rows: int) -> Iterator[pa.Table]:
         ValueError: a file is damaged, or a column is absent or of another type.
         OSError: a file is absent or may not be read.
     """
-    whole = (
-        normalise(table, schema, file.name)
-        for file in files_of(leaf)
-        for table in _named(file, _format(leaf).tables(file, leaf, schema, rows))
-    )
+    whole = (table for file in files_of(leaf) for table in read_file(file, leaf, schema, rows))
     return chunks_of(whole, rows)
+
+
+def read_file(
+    file: File, leaf: Files, schema: Schema, rows: int, groups: Sequence[int] | None = None
+) -> Tables:
+    """The rows of one file, or of some row groups of a Parquet file; else as :func:`read`."""
+    some = () if groups is None else (groups,)
+    for table in _named(file, _format(leaf).tables(file, leaf, schema, rows, *some)):
+        yield normalise(table, schema, file.name)
 
 
 def chunks_of(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:

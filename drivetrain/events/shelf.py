@@ -32,10 +32,13 @@ FILE_ROWS = 1 << 20
 
 
 class Shelf:
-    """The files of all splits while they are written; a context that closes them."""
+    """The files of all splits while they are written; a context that closes them.
 
-    def __init__(self, directory: Path, schema: Schema) -> None:
-        self._splits = {split: _SplitWriter(directory, split, schema) for split in SPLITS}
+    A ``part`` of more has no digests, which need all rows in order, and no file without rows.
+    """
+
+    def __init__(self, directory: Path, schema: Schema, *, part: bool = False) -> None:
+        self._splits = {split: _SplitWriter(directory, split, schema, part) for split in SPLITS}
 
     def __enter__(self) -> "Shelf":
         return self
@@ -54,14 +57,14 @@ class Shelf:
 
 
 class _SplitWriter:
-    def __init__(self, directory: Path, split: str, schema: Schema) -> None:
-        self.directory, self.split, self.schema = directory, split, schema
+    def __init__(self, directory: Path, split: str, schema: Schema, part: bool) -> None:
+        self.directory, self.split, self.schema, self.part = directory, split, schema, part
         (directory / split).mkdir()
         self.held: list[pa.Table] = []
         self.held_rows = self.rows = self.file_rows = self.file_bytes = 0
         self.files: list[Path] = []
         self.writer: pq.ParquetWriter | None = None
-        self.digests = {field.name: ColumnDigest(field) for field in schema}
+        self.digests = {} if part else {field.name: ColumnDigest(field) for field in schema}
 
     def add(self, rows: pa.Table) -> None:
         for name, digest in self.digests.items():
@@ -102,7 +105,7 @@ class _SplitWriter:
             writer.close()
 
     def close(self) -> dict[str, Any]:
-        if self.held or not self.files:
+        if self.held or not (self.files or self.part):
             self.held.append(arrow_schema(self.schema).empty_table())
             self._flush()
         self._finish_file()
@@ -168,14 +171,17 @@ def _bytes_of(texts: pa.Array) -> Any:
 def from_plan(plan: Plan, limits: Limits, shelf: Shelf, emit: Emit) -> None:
     """Run a plan over all of its spine."""
     for rows in plan.over(_told(plan, plan.spine.chunks(plan.reads, limits.chunk), emit)):
-        number = rows[SPLIT]
-        values = rows.select(plan.gives.names)
-        for position, split in enumerate(SPLITS):
-            mine = pc.equal(number, position)
-            if pc.all(mine, min_count=1).as_py():
-                shelf.add(split, values)
-                break
-            shelf.add(split, values.filter(mine))
+        divide(rows[SPLIT], rows.select(plan.gives.names), shelf)
+
+
+def divide(numbers: pa.ChunkedArray, rows: pa.Table, shelf: Shelf) -> None:
+    """Append each row to the split of its number."""
+    for position, split in enumerate(SPLITS):
+        mine = pc.equal(numbers, position)
+        if pc.all(mine, min_count=1).as_py():
+            shelf.add(split, rows)
+            break
+        shelf.add(split, rows.filter(mine))
 
 
 def _told(plan: Plan, chunks: Iterable[pa.Table], emit: Emit) -> Iterator[pa.Table]:
