@@ -29,7 +29,7 @@ pc = need("pyarrow.compute", "data")
 
 ASK, TELL = 1, 2
 
-PIECE = 1 << 20
+PIECE = 1 << 18
 """So many sorted questions and observations are walked at a time."""
 
 STATE = 256 << 20
@@ -57,7 +57,7 @@ class Windowed:
     tracks: Tracks = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tracks = Tracks(self.windows, self.schema)
+        self.tracks = self._tracks(self.windows, self.schema)
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
         """The next rows of a stream: in the order in which they come, each asks and then tells."""
@@ -73,7 +73,7 @@ class Windowed:
         Raises:
             ValueError: it is damaged, or of other windows.
         """
-        self.tracks = Tracks.load(data, self.windows, self.schema)
+        self.tracks = Tracks.load(data, self.windows, self.schema, self.engine.threads)
 
     def over(self, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """All rows of a spine, table by table as they came."""
@@ -81,7 +81,7 @@ class Windowed:
             folder = Path(name)
             windows = replace(self.windows, lateness=0)  # nothing is late that is put in order
             rows = Rows(folder / "rows.arrow", self.label)
-            in_order = _InOrder(windows, self.schema, folder, self.label)
+            in_order = _InOrder(windows, self.schema, self._tracks, folder, self.label)
             for chunk in chunks:
                 rows.add(chunk)
                 in_order.add(self._batch(chunk, self.schema))
@@ -101,7 +101,7 @@ class Windowed:
     def _by_key(self, windows: Windows, rows: Rows, folder: Path) -> "_Answers":
         """The windows of one track, its questions and observations sorted by key and time."""
         reads = self.schema.select(dict.fromkeys((*windows.asked, *windows.observed)))
-        tracks = Tracks(windows, reads)
+        tracks = self._tracks(windows, reads)
         held = self.engine.create(_COLUMNS)
         start = 0
         for chunk in rows.read([identifier(name) for name in reads.names]):
@@ -110,10 +110,13 @@ class Windowed:
             start += len(chunk)
         answers = _Answers(windows, tracks.fields, folder, self.label)
         pieces = self.engine.sorted(held, _ORDER, PIECE, self.label)
-        for asked, found in _walked(lambda: Tracks(windows, reads), pieces):
+        for asked, found in _walked(lambda: self._tracks(windows, reads), pieces):
             answers.put(asked, found)
         self.engine.drop(held)
         return answers
+
+    def _tracks(self, windows: Windows, schema: Schema) -> Tracks:
+        return Tracks(windows, schema, self.engine.threads)
 
     def _batch(self, chunk: pa.Table, schema: Schema) -> Batch:
         chunk = chunk.select([identifier(name) for name in schema.names])
@@ -161,14 +164,21 @@ class _InOrder:
             if there is no such track, or the rows were not in order.
     """
 
-    def __init__(self, windows: Windows, schema: Schema, folder: Path, label: str) -> None:
+    def __init__(
+        self,
+        windows: Windows,
+        schema: Schema,
+        make: Callable[[Windows, Schema], Tracks],
+        folder: Path,
+        label: str,
+    ) -> None:
         at_once = [track for track in windows.tracks if track.known == windows.time]
         windows = windows.select([name for track in at_once for name, _ in track.windows])
         self.answers: _Answers | None = None
         self._rows, self._latest = 0, MISSING_INT
         if at_once:
             self._time = windows.time
-            self._tracks = Tracks(windows, schema)
+            self._tracks = make(windows, schema)
             self.answers = _Answers(windows, self._tracks.fields, folder, label)
 
     def add(self, batch: Batch) -> None:

@@ -51,9 +51,11 @@ class Limits:
 class Engine:
     """One DuckDB in memory that runs queries over chunks and holds the tables they look up in."""
 
-    def __init__(self, connection: "duckdb.DuckDBPyConnection", directory: Path) -> None:
+    def __init__(
+        self, connection: "duckdb.DuckDBPyConnection", directory: Path, threads: int
+    ) -> None:
         """Run on a connection; ``directory`` is for what lies on disk as long as it does."""
-        self.connection, self.directory = connection, directory
+        self.connection, self.directory, self.threads = connection, directory, threads
         self._numbers = count()
 
     def create(self, columns: str) -> str:
@@ -136,10 +138,11 @@ def engine(limits: Limits) -> Iterator[Engine]:
         ValueError: DuckDB does not understand the limits.
     """
     duckdb = need("duckdb", "data")
+    threads = limits.threads or cores()
     with tempfile.TemporaryDirectory(prefix=".spill-", dir=limits.directory) as spill:
         settings = {
             "memory_limit": limits.memory,
-            "threads": limits.threads or cores(),
+            "threads": threads,
             "temp_directory": spill,
             "python_enable_replacements": False,
             "autoinstall_known_extensions": False,
@@ -152,6 +155,6 @@ def engine(limits: Limits) -> Iterator[Engine]:
         # A local setting; the bar would be written between the lines of our own output.
         connection.execute("SET enable_progress_bar = false")
         try:
-            yield Engine(connection, Path(spill))
+            yield Engine(connection, Path(spill), threads)
         finally:
             connection.close()

@@ -218,6 +218,10 @@ def test_prepared_rows_are_those_of_the_plan(tmp_path):
 
 def test_no_rows_are_no_rows(tmp_path):
     assert filled(table(tmp_path / "rows.parquet", []).with_windows(**WINDOWS)) == []
+    made = table(tmp_path / "some.parquet", [{"at": i, "k": "a", "n": i} for i in range(9)])
+    assert filled(made.where(col("n") > 90).with_windows(**WINDOWS), 2) == []
+    few = filled(made.where(col("n") % 7 == 0).with_windows(**WINDOWS), 2, ("since",))
+    assert few == [{"since": None}, {"since": 7e-6}]
 
 
 def test_a_full_disk_names_the_step(tmp_path, monkeypatch):
