@@ -9,11 +9,15 @@
   and again, drawn by its progress, and started anew; then every message is counted in the table.
 - `event_to_table_p50_ms`, `event_to_table_p99_ms`: from before a message is produced until the
   commit that has it, one message at a time, with commits every 10 ms.
+- `event_to_prediction_p50_ms`, `event_to_prediction_p99_ms`: from before a message is produced
+  until a running server answers a request with it in its window: through the commit, and told by
+  the stream. The request is sent again until it does; a graph that gives its windows as they are.
 
 The broker is noida-db on the loopback, on the same two cores as all that is measured.
 """
 
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -35,10 +39,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json as pj
 from broker import Broker
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
+from onnx import TensorProto, helper
 
 import drivetrain as dt
 from bench.figure import Figure, figure, show, speed_ratios, words
+from drivetrain.core.bundle import Bundle, Manifest
+from drivetrain.core.graph import IR_VERSION, OPSET, Graph
+from drivetrain.core.schema import Field, Schema
+from drivetrain.core.window import Window, Windows
 from drivetrain.events.following import follow
 from drivetrain.events.snapshot import Snapshot
 
@@ -47,6 +56,8 @@ BATCH = 100_000
 PARTITIONS = 4
 KILLS, QUICK_KILLS = 100, 25
 EVENTS, QUICK_EVENTS = 1_000, 200
+WARM = 20
+"""Events that come before those that are measured."""
 TYPES: Any = {
     "at": "timestamp",
     "carrier": "string",
@@ -66,7 +77,9 @@ def figures(quick: bool) -> Iterator[Figure]:
         try:
             yield throughput(broker, Path(room), QUICK_ROWS if quick else ROWS, 3 if quick else 5)
             yield from kills(broker, Path(room), QUICK_KILLS if quick else KILLS)
-            yield from latency(broker, Path(room), QUICK_EVENTS if quick else EVENTS)
+            events = QUICK_EVENTS if quick else EVENTS
+            yield from to_table(broker, Path(room), events)
+            yield from to_prediction(broker, Path(room), events)
         finally:
             broker.stop()
 
@@ -213,30 +226,110 @@ def _column(path: str, name: str) -> list[Any]:
 # -- how soon --------------------------------------------------------------------------------------
 
 
-def latency(broker: Broker, room: Path, events: int) -> Iterator[Figure]:
+def to_table(broker: Broker, room: Path, events: int) -> Iterator[Figure]:
     """Milliseconds from a message to the commit that has it."""
     with followed(broker, room, "soon") as stream:
-        took: list[float] = []
+        send = sender(broker, stream)
         log = Path(str(stream.into), "_delta_log")
-        for number in range(events + 20):
-            due = len(list(log.glob("*.json"))) + 1
+        took: list[float] = []
+        for _ in range(events + WARM):
+            due = log / f"{len(list(log.glob('*.json'))):020}.json"
             begin = time.perf_counter()
-            broker.send(stream.topic.topic, [b'{"n": %d}' % number])
-            while not (log / f"{due - 1:020}.json").exists():
-                time.sleep(0.0002)
+            send(b'{"card": "c", "at": "2026-01-01T00:00:00"}')
+            _poll(due.exists)
             took.append((time.perf_counter() - begin) * 1e3)
-    took = took[20:]
-    peer = "none; one message at a time, commits every 10 ms"
-    for q in (50, 99):
+    yield from _soon("event_to_table", took[WARM:], "none; commits every 10 ms")
+
+
+def to_prediction(broker: Broker, room: Path, events: int) -> Iterator[Figure]:
+    """Milliseconds from a message to an answer that has it in a window."""
+    bundle = counting_bundle(room / "counting")
+    took: list[float] = []
+    with (
+        served(bundle) as port,
+        followed(
+            broker, room, "told", observe=f"http://127.0.0.1:{port}/observe/counting"
+        ) as stream,
+    ):
+        send = sender(broker, stream)
+        asking = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+        def count(card: str) -> int:
+            body = json.dumps({"card": card, "at": "2026-01-01T00:30:00"})
+            asking.request("POST", "/predict/counting", body)
+            return json.loads(asking.getresponse().read())["predictions"][0]["got"]
+
+        for number in range(events + WARM):
+            card = f"card {number}"
+            assert count(card) == 0
+            begin = time.perf_counter()
+            send(b'{"card": "%s", "at": "2026-01-01T00:00:00"}' % card.encode())
+            _poll(lambda card=card: count(card) == 1)
+            took.append((time.perf_counter() - begin) * 1e3)
+    yield from _soon("event_to_prediction", took[WARM:], "none; commits every 10 ms, then told")
+
+
+def _soon(name: str, took: list[float], peer: str) -> Iterator[Figure]:
+    for q, goal in ((50, 50.0), (99, 200.0)):
         value = float(np.percentile(took, q))
-        yield figure(f"event_to_table_p{q}_ms", took, peer, 50 if q == 50 else 200, value)
+        yield figure(f"{name}_p{q}_ms", took, peer, goal, value)
+
+
+def _poll(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError("an event did not arrive")
+        time.sleep(0.0005)
+
+
+def sender(broker: Broker, stream: dt.Stream) -> Callable[[bytes], None]:
+    """What produces one message to a stream's topic, by one producer."""
+    producer = Producer({"bootstrap.servers": broker.servers, "linger.ms": 0})
+
+    def send(value: bytes) -> None:
+        producer.produce(stream.topic.topic, value, partition=0)
+        producer.flush(60)
+
+    return send
+
+
+def counting_bundle(path: Path) -> Bundle:
+    """A bundle whose graph gives its one window: how many of a card's events came in an hour."""
+    schema = Schema((Field("at", "timestamp"), Field("card", "string")))
+    windows = Windows("at", (("seen", Window(by="card", stat="count", over="1h")),))
+    seen, got = Field("seen", "int64"), Field("got", "int64")
+    values = [
+        helper.make_tensor_value_info(f.name, TensorProto.INT64, ["rows"]) for f in (seen, got)
+    ]
+    node = helper.make_node("Identity", ["seen"], ["got"])
+    graph = helper.make_graph([node], "counting", values[:1], values[1:])
+    opset = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(graph, ir_version=IR_VERSION, opset_imports=opset)
+    inputs, outputs = Schema((seen,)), Schema((got,))
+    given: Any = {"windows": windows.to_json(), "window_schema": schema}
+    manifest = Manifest(name="counting", inputs=inputs, outputs=outputs, **given)
+    return Bundle.write(path, Graph.from_proto(model), manifest, {})
+
+
+@contextlib.contextmanager
+def served(bundle: Bundle) -> Iterator[int]:
+    """A server of a bundle in a process of its own; its port."""
+    command = [sys.executable, "-m", "drivetrain.cli", "serve", f"{bundle.path}", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    try:
+        yield int(process.stdout.readline().decode().rsplit(":", 1)[1])
+    finally:
+        process.terminate()
+        process.wait(60)
 
 
 @contextlib.contextmanager
 def followed(broker: Broker, room: Path, name: str, **more: Any) -> Iterator[dt.Stream]:
     """A stream that is followed in a thread while the block runs."""
     topic = broker.topic(1)
-    events = dt.Kafka(topic, servers=broker.servers, types={"n": "int64"})
+    events = dt.Kafka(topic, servers=broker.servers, types={"card": "string", "at": "timestamp"})
     given = {"name": name, "events": events, "into": room / name, "every": "10ms", **more}
     stream = dt.Stream(**given)
     stop, failed = Event(), []

@@ -146,7 +146,8 @@ class Follower:
         self._identity = ""
         self.at: dict[int, int] = {}
         self._due: dict[int, int] | None = None
-        self._looked = self._shown = 0.0
+        self._lag: dict[int, int] = {}
+        self._looked = self._shown = self._asked = 0.0
 
     def _ready(self, schema: Schema) -> None:
         """Make ready what runs the steps."""
@@ -189,6 +190,7 @@ class Follower:
         if not self._there(self._due, {}):
             self._batches()
             self._recall.keep(self._places, self.at, now=True)
+            self._topic.tell(self.at)
         whole = self._due is None or self._telling is None
         while not whole and not self._stop.is_set():
             assert self._telling is not None
@@ -280,9 +282,21 @@ class Follower:
     def _take(self) -> Taken:
         """The next messages and their rows; done ahead, in a thread of its own."""
         self._look_for_partitions()
+        self._tell_brokers()
         stream = self.stream
         taken = self._topic.take(stream.messages, stream.bytes, stream.seconds, ended=self._ended)
         return Taken(taken, self._reading(taken) if len(taken) else None)
+
+    def _tell_brokers(self) -> None:
+        """Show them the positions, and see how far behind these are.
+
+        Here, since the client makes whoever asks it wait while another thread takes messages.
+        """
+        at, now = self.at, time.monotonic()
+        if now - self._asked >= OFTEN:
+            self._asked = now
+            self._topic.tell(at)
+            self._lag = self._topic.lag(at)
 
     def _ended(self, behind: Mapping[int, int]) -> bool:
         seen = {partition: offset + 1 for partition, offset in behind.items()}
@@ -323,9 +337,8 @@ class Follower:
         kept = self._places.kept(messages.behind, self._identity)
         version = self._lake.append(found.table, self.stream.name, kept)
         begun = {partition: self.at.get(partition, 0) for partition in messages.behind}
-        self.at |= messages.behind
+        self.at = self.at | messages.behind
         self._recall.keep(self._places, self.at)
-        self._topic.tell(messages.behind)
         step, count = max(len(messages) // SAMPLED, 1), len(found.table)
         self.pace.batch(len(messages), count, buried, version, messages.times(step))
         if self._telling is not None:
@@ -339,7 +352,7 @@ class Follower:
         at = time.monotonic()
         if now or at - self._shown >= OFTEN:
             self._shown = at
-            self.pace.look(self.at, self._topic.lag(self.at), ended=False)
+            self.pace.look(self.at, self._lag, ended=False)
 
     def _say(self, text: str) -> None:
         self.pace.problem = text if "waiting" in text else None
