@@ -294,3 +294,40 @@ def test_duckdb_reads_the_rows_that_the_leaf_gives(path):
         for row in rows_of(Delta(path))
     ]
     assert sorted(found) == sorted(due)
+
+
+@pytest.mark.slow
+def test_a_bundle_names_the_version_that_it_was_trained_on(tmp_path, make_events, site):
+    from drivetrain.core.bundle import Bundle
+    from drivetrain.models import MLP
+    from drivetrain.pipeline import run
+    from drivetrain.watch.show import html, plain, text
+
+    lake = Lake.open(tmp_path / "payments")
+    lake.append(make_events(600))
+    system = dt.System(
+        name="made",
+        events=Delta(tmp_path / "payments", time="at").split(
+            dt.TimeSplit(validate="2024-07-01", test="2024-09-01")
+        ),
+        features=(dt.Scale("amount"),),
+        model=MLP(hidden=(2,)),
+        targets=("bad",),
+        train=dt.Single(loss=dt.BinaryCrossEntropy("bad"), epochs=1, batch_size=300),
+    )
+    first = run(system, site)
+    assert first is not None
+    assert first.manifest.sources == ({"table": "payments", "version": 1},)
+    assert Bundle.open(first.path).manifest == first.manifest
+    again = run(system, site)
+    assert again is not None
+    assert again.digest == first.digest
+    lake.append(make_events(600, seed=1))
+    later = run(system, site)
+    assert later is not None
+    assert later.manifest.sources == ({"table": "payments", "version": 2},)
+    assert later.digest != first.digest
+    drawn = plain(later.manifest.system, manifest=later.manifest, digest=later.digest)
+    assert 'sources\n  table "payments", version 2' in text(drawn)
+    assert "table &quot;payments&quot;, version 2" in html(drawn)
+    assert str(tmp_path) not in str(later.manifest.to_json())
