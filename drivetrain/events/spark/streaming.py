@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -40,6 +40,9 @@ from drivetrain.events.windows import WithWindows
 KAFKA = ("python", "connector")
 """How Spark reads a topic."""
 
+TRIES = 5
+"""How often what Spark fails at by itself is tried again before the run ends."""
+
 LOOK = 200
 """Milliseconds between two looks whether the query runs and whether it is to end."""
 
@@ -56,6 +59,16 @@ _ERRORS: Mapping[str, type[Exception]] = {
     )
 }
 _RAISED = re.compile(rf"^(?:\w+: )?({'|'.join(_ERRORS)}|ModuleNotFoundError): (.*)$", re.MULTILINE)
+
+
+class LostError(Exception):
+    """Spark failed by itself, as when an executor is lost; the same may do well again."""
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What the driver's side of Spark raises."""
+    spark, wire = need("pyspark.errors", "spark"), need("py4j.protocol", "spark")
+    return spark.PySparkException, wire.Py4JError
 
 
 def follow(
@@ -159,17 +172,39 @@ class SparkFollower(Follower):
 
     def _loop(self) -> None:
         self._grow()
-        pause, most = PAUSES
+        pause, lost = PAUSES[0], 0
         while True:
             before = self.pace.commits
             try:
                 self._query()
                 return
-            except ConnectionError as error:
+            except (ConnectionError, LostError) as error:
+                if self._stop.is_set():  # what asked us to end may have asked the JVM too
+                    return
+                self._alive(error)
+                if self.pace.commits > before:
+                    pause, lost = PAUSES[0], 0
+                lost += isinstance(error, LostError)
+                if lost > TRIES:
+                    raise OSError(f"{error}; it was tried {TRIES} times more") from None
                 self._say(f"{error}: waiting for it")
-            pause = PAUSES[0] if self.pace.commits > before else min(2 * pause, most)
             if self._stop.wait(pause):
                 return
+            pause = min(2 * pause, PAUSES[1])
+
+    def _alive(self, error: Exception) -> None:
+        """Hold that the session is there still.
+
+        Raises:
+            OSError: it is not.
+        """
+        errors = need("py4j.protocol", "spark")
+        try:
+            stopped = self.spark.sparkContext._jsc.sc().isStopped()
+        except (errors.Py4JError, OSError, AttributeError):
+            stopped = True
+        if stopped:
+            raise OSError(f"the driver's session of Spark has ended: {error}") from None
 
     def _grow(self) -> None:
         """Give the table the columns that it lacks, before files have them."""
@@ -192,7 +227,8 @@ class SparkFollower(Follower):
             finally:
                 with self._turn:  # a batch that was begun is committed first
                     self._ending = True
-                query.stop()
+                with suppress(*_errors()):  # it may have ended by itself, and its JVM with it
+                    query.stop()
 
     def _start(self, scratch: Path) -> Any:
         rows = records_of(self.spark, self.stream, self.site, self.at)
@@ -204,13 +240,12 @@ class SparkFollower(Follower):
         return write.trigger(processingTime=every).start()
 
     def _watch(self, query: Any) -> None:
-        errors = need("pyspark.errors", "spark")
         try:
             while not query.awaitTermination(LOOK / 1000):
                 self._look()
                 if self._stop.is_set():
                     return
-        except errors.PySparkException as error:
+        except _errors() as error:
             raise self._failure or raised(str(error)) from None
 
     # -- a batch ---------------------------------------------------------------------------------
@@ -222,7 +257,7 @@ class SparkFollower(Follower):
                 return
             try:
                 self._land(records)
-            except need("pyspark.errors", "spark").PySparkException as error:
+            except _errors() as error:
                 self._failure = raised(str(error))  # which it can no longer say later
                 raise
             except BaseException as error:
@@ -368,6 +403,6 @@ def raised(text: str) -> Exception:
     """What Python raised in one of Spark's processes, out of what Spark says of it."""
     found = _RAISED.findall(text)
     if not found:
-        return OSError(f"Spark: {text.strip().splitlines()[0] if text.strip() else 'ended'}")
+        return LostError(f"Spark: {text.strip().splitlines()[0] if text.strip() else 'ended'}")
     name, reason = found[-1]
     return _ERRORS.get(name, ImportError)(reason)

@@ -25,3 +25,9 @@ def spark() -> Iterator[Any]:
     """A session in this process with two threads."""
     with session(SITE) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def spark_site() -> EngineSite:
+    """The site of that session: who asks for a session of it shares that one."""
+    return SITE

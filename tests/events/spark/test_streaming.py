@@ -1,0 +1,325 @@
+"""A stream on Spark: what its tables hold beside the embedded runner's, whatever happens."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Event, Thread
+from time import monotonic, sleep
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import drivetrain as dt
+from drivetrain.core.metric import Emitted, Note
+from drivetrain.core.site import EngineSite
+from drivetrain.events import following
+from drivetrain.events.lake import Lake
+from drivetrain.events.pace import STATUS
+from drivetrain.events.snapshot import Snapshot
+from drivetrain.events.spark.streaming import (
+    LostError,
+    check,
+    connector_options,
+    follow,
+    raised,
+    told,
+)
+from drivetrain.events.table import Table
+
+TYPES: Any = {"n": "int64", "s": "string", "at": "timestamp"}
+PATIENCE = 300.0
+"""Seconds that a state is waited for: a session begins slowly on a machine that is busy."""
+
+
+def numbers(*which: int) -> list[bytes]:
+    rows = [{"n": n, "s": f"{n % 5}", "at": f"2024-01-01T00:{n % 60:02}:00"} for n in which]
+    return [json.dumps(row).encode() for row in rows]
+
+
+def made(broker: Any, topic: str, folder: Path, **changed: Any) -> dt.Stream:
+    """A stream of the topic into a table of the folder."""
+    leaf = dt.Kafka(topic, servers=broker.servers, types=changed.pop("types", TYPES), time="at")
+    events = changed.pop("steps", lambda table: table)(leaf)
+    into = {"into": folder / "table", "dead": folder / "dead"} | changed
+    return dt.Stream(name="made", events=events, **{"every": "20ms"} | into)
+
+
+def rows(path: Any, by: str) -> list[dict[str, Any]]:
+    snapshot = Snapshot.open(str(path))
+    tables = [*snapshot.chunks(snapshot.schema, 100_000)]
+    found = pa.concat_tables(tables).to_pylist() if tables else []
+    return sorted(found, key=lambda row: row[by])
+
+
+def held(stream: dt.Stream) -> list[int]:
+    return [row["n"] for row in rows(stream.into, "n")]
+
+
+def cleaned(folder: Path) -> Callable[[Table], Table]:
+    """Steps of every kind that a stream may have."""
+    names = pa.table({"s": ["0", "1", "2"], "name": ["nil", "one", "two"]})
+    pq.write_table(names, folder / "names.parquet")
+    rates = pa.table(
+        {"at": pa.array([0, 1_704_067_800_000_000], pa.timestamp("us")), "rate": [1, 2]}
+    )
+    pq.write_table(rates, folder / "rates.parquet")
+    return lambda table: (
+        table.where(dt.col("n") % 7 != 0)
+        .with_columns(half=dt.col("n") / 2, m=dt.col("s").cast("int64"))
+        .join(dt.Parquet(folder / "names.parquet"), "s")
+        .join_asof(dt.Parquet(folder / "rates.parquet", time="at"), "at")
+    )
+
+
+def test_the_tables_are_those_of_the_embedded_runner(
+    spark: Any, spark_site: EngineSite, broker: Any, tmp_path: Path
+) -> None:
+    topic = broker.topic(3)
+    for partition in range(3):
+        values = numbers(*range(partition, 900, 3))
+        values[5], values[50:50] = b"torn", [None, b'{"n": 1, "s": "six"}', b'{"n": "x"}']
+        broker.send(topic, values, partition=partition)
+    steps = cleaned(tmp_path)
+    folders = [tmp_path / "spark", tmp_path / "embedded"]
+    one, two = (
+        made(broker, topic, folder, steps=steps, messages=300, partition_by=("name",))
+        for folder in folders
+    )
+    pace = follow(one, tmp_path / "a", spark_site, to_end=True)
+    other = following.follow(two, tmp_path / "b", to_end=True)
+    assert rows(one.into, "n") == rows(two.into, "n")
+    by = "reason"
+    key = lambda row: (row["partition"], row["offset"])  # noqa: E731
+    assert sorted(rows(one.dead, by), key=key) == sorted(rows(two.dead, by), key=key)
+    assert (pace.messages, pace.rows, pace.dead) == (other.messages, other.rows, other.dead)
+    assert pace.dead == 12
+    assert pace.commits >= 3
+    assert [Lake.open(s.into).positions("made") for s in (one, two)] == [
+        {f"{topic}/{partition}": 303 for partition in range(3)}
+    ] * 2
+    said = json.loads((tmp_path / "a" / STATUS).read_text())
+    assert (said["positions"], said["ended"]) == ({"0": 303, "1": 303, "2": 303}, True)
+
+
+def test_either_runner_goes_on_where_the_other_stopped(
+    spark: Any, spark_site: EngineSite, broker: Any, tmp_path: Path
+) -> None:
+    topic = broker.topic(2)
+    stream = made(broker, topic, tmp_path)
+    for turn in range(3):
+        broker.send(topic, numbers(*range(10 * turn, 10 * turn + 10)), partition=turn % 2)
+        if turn % 2:
+            following.follow(stream, tmp_path / "room", to_end=True)
+        else:
+            follow(stream, tmp_path / "room", spark_site, to_end=True)
+        assert held(stream) == list(range(10 * turn + 10))
+
+
+def test_a_message_that_does_not_fit_ends_it_by_name_where_nothing_takes_it(
+    spark: Any, spark_site: EngineSite, broker: Any, tmp_path: Path
+) -> None:
+    topic = broker.topic()
+    broker.send(topic, [*numbers(0, 1), b"torn", *numbers(2)])
+    stream = made(broker, topic, tmp_path, dead=None)
+    with pytest.raises(ValueError, match=rf"^topic '{topic}', partition 0, offset 2: found 'torn'"):
+        follow(stream, tmp_path / "room", spark_site, to_end=True)
+    assert held(stream) == []
+    assert "offset 2" in json.loads((tmp_path / "room" / STATUS).read_text())["problem"]
+    follow(replace(stream, dead=tmp_path / "dead"), tmp_path / "room", spark_site, to_end=True)
+    assert held(stream) == [0, 1, 2]
+
+
+class Running:
+    """A stream on Spark in a thread of its own."""
+
+    def __init__(self, stream: dt.Stream, room: Path, site: EngineSite) -> None:
+        self.stream, self.heard = stream, list[Emitted]()
+        self.error: BaseException | None = None
+        self._stop = Event()
+
+        def run() -> None:
+            try:
+                follow(stream, room, site, emit=self.heard.append, stop=self._stop)
+            except BaseException as error:
+                self.error = error
+
+        self._thread = Thread(target=run)
+        self._thread.start()
+
+    def until(self, true: Callable[[], bool]) -> None:
+        """Wait for a state."""
+        end = monotonic() + PATIENCE
+        while not true():
+            assert self._thread.is_alive(), self.error
+            assert monotonic() < end, [item for item in self.heard if isinstance(item, Note)]
+            sleep(0.05)
+
+    def holds(self, count: int) -> Callable[[], bool]:
+        """Whether the table has so many rows."""
+
+        def look() -> bool:
+            try:
+                return (Snapshot.open(str(self.stream.into)).rows or 0) >= count
+            except FileNotFoundError:
+                return False
+
+        return look
+
+    def says(self, text: str) -> Callable[[], bool]:
+        """Whether a note has said this."""
+        return lambda: any(isinstance(item, Note) and text in item.text for item in self.heard)
+
+    def ended(self) -> BaseException | None:
+        """Wait for its own end; its error."""
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        return self.error
+
+    def end(self) -> BaseException | None:
+        """Ask it to end; its error."""
+        self._stop.set()
+        return self.ended()
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., Running]]:
+    """Starts streams, and ends them."""
+    started: list[Running] = []
+
+    def start(*given: Any) -> Running:
+        started.append(Running(*given))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.end()
+
+
+@pytest.mark.slow
+def test_it_takes_up_new_partitions_and_waits_for_brokers_that_are_gone(
+    spark: Any,
+    spark_site: EngineSite,
+    own_broker: Any,
+    tmp_path: Path,
+    run: Callable[..., Running],
+) -> None:
+    topic = own_broker.topic()
+    stream = made(own_broker, topic, tmp_path)
+    running = run(stream, tmp_path / "room", spark_site)
+    own_broker.send(topic, numbers(0, 1, 2))
+    running.until(running.holds(3))
+    own_broker.grow(topic, 2)
+    own_broker.send(topic, numbers(3, 4), partition=1)
+    running.until(running.holds(5))
+    own_broker.stop()
+    running.until(running.says("waiting for it"))
+    own_broker.start()
+    own_broker.send(topic, numbers(5), partition=1)
+    own_broker.send(topic, numbers(6))
+    running.until(running.holds(7))
+    assert running.end() is None
+    assert held(stream) == list(range(7))
+    said = json.loads((tmp_path / "room" / STATUS).read_text())
+    assert (said["ended"], said["positions"]) == (True, {"0": 4, "1": 3})
+
+
+def test_of_two_writers_by_mistake_the_second_refuses(
+    spark: Any,
+    spark_site: EngineSite,
+    broker: Any,
+    tmp_path: Path,
+    run: Callable[..., Running],
+) -> None:
+    topic = broker.topic()
+    stream = made(broker, topic, tmp_path)
+    running = run(stream, tmp_path / "one", spark_site)
+    broker.send(topic, numbers(0))
+    running.until(running.holds(1))
+    with pytest.raises(ValueError, match="found another runner of it"):
+        follow(stream, tmp_path / "one", spark_site, to_end=True)
+    # On another machine there is no such lock: who comes second to a commit finds out there.
+    Lake.open(stream.into).positions("made")
+    other = Lake.open(stream.into)
+    other.positions("made")
+    other.commit_files([], "made", {f"{topic}/0": 1})
+    broker.send(topic, numbers(1))
+    error = running.ended()
+    assert isinstance(error, ValueError)
+    assert "another process that appends as 'made'" in str(error)
+    assert held(stream) == [0]
+
+
+# -- without a session -----------------------------------------------------------------------------
+
+
+def stream_of(steps: Callable[[Table], Table] = lambda table: table, **more: Any) -> dt.Stream:
+    leaf = dt.Kafka("topic", servers=("a:1", "b:2"), types=TYPES, time="at", **more.pop("leaf", {}))
+    return dt.Stream(name="made", events=steps(leaf), into="table", **more)
+
+
+def test_what_is_not_done_on_spark_is_refused_by_name() -> None:
+    site = EngineSite(kind="spark")
+    check(stream_of(), site)
+    window = dt.Window(by="s", stat="count", over="1h")
+    with pytest.raises(ValueError, match=r"found 'with_windows\(seen=…\)', allowed: .*'duckdb'"):
+        check(stream_of(lambda table: table.with_windows(seen=window)), site)
+    with pytest.raises(ValueError, match="observe"):
+        check(stream_of(observe="http://127.0.0.1:8080/observe/made"), site)
+    with pytest.raises(ValueError, match="the driver commits"):
+        check(stream_of(), replace(site, master="sc://127.0.0.1:15002"))
+    with pytest.raises(ValueError, match="unknown way 'conector'"):
+        check(stream_of(), replace(site, kafka="conector"))
+
+
+def test_the_connector_is_told_what_our_source_is() -> None:
+    """Rendered only: its jar was not at hand."""
+    assert connector_options(stream_of(messages=500), {1: 7, 0: 3}) == {
+        "kafka.bootstrap.servers": "a:1,b:2",
+        "subscribe": "topic",
+        "startingOffsets": '{"topic": {"0": 3, "1": 7}}',
+        "maxOffsetsPerTrigger": "500",
+        "failOnDataLoss": "true",
+        "kafka.isolation.level": "read_committed",
+    }
+    with pytest.raises(ValueError, match="librdkafka's, not the JVM's"):
+        connector_options(stream_of(leaf={"properties": "sasl.properties"}), {})
+
+
+def test_executors_are_told_the_columns_that_the_topic_shows(broker: Any) -> None:
+    topic = broker.topic()
+    broker.send(topic, [b'{"n": 1, "x": 0.5, "s": "a"}'])
+    leaf = dt.Kafka(topic, servers=broker.servers, partition="part")
+    table = told(leaf.with_columns(m=dt.col("n") + 1))
+    spine = table.chain()[0]
+    assert isinstance(spine, dt.Kafka)
+    assert dict(spine.types or ()) == {"n": "int64", "x": "float64", "s": "string"}
+    assert table.schema == leaf.with_columns(m=dt.col("n") + 1).schema
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "text"),
+    [
+        (
+            ["Job aborted", "Traceback:", "ValueError: topic 't' is gone", "", "at org."],
+            ValueError,
+            "topic 't' is gone",
+        ),
+        (
+            ["ValueError: first", "During it", "ConnectionError: b:1 is silent"],
+            ConnectionError,
+            "b:1 is silent",
+        ),
+        (["ModuleNotFoundError: No module named 'x'"], ImportError, "No module named 'x'"),
+        (["the executor was lost"], LostError, "Spark: the executor was lost"),
+        ([""], LostError, "Spark: ended"),
+    ],
+)
+def test_what_python_raised_in_a_process_of_spark_is_raised_here(
+    said: Sequence[str], kind: type[Exception], text: str
+) -> None:
+    error = raised("\n".join(said))
+    assert type(error) is kind
+    assert str(error) == text

@@ -1,0 +1,132 @@
+"""A stream on Spark that is killed, driver and JVM, again and again, and at last asked to end."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drivetrain.events.snapshot import Snapshot
+
+STREAM = """\
+import drivetrain as dt
+
+events = dt.Kafka({topic!r}, servers={servers!r}, types={{"n": "int64", "s": "string"}})
+stream = dt.Stream(
+    name="made",
+    events=events.where(dt.col("n") >= 0),
+    into={into!r},
+    dead={dead!r},
+    every="20ms",
+    messages=30,
+)
+"""
+SITE = """\
+store = "{folder}/store"
+work = "{folder}/work"
+
+[engine]
+kind = "spark"
+master = "local[2]"
+memory = "512MB"
+
+[engine.conf]
+"spark.driver.extraJavaOptions" = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""
+PATIENCE = 400.0
+"""Seconds that a state is waited for: a session begins slowly on a machine that is busy."""
+
+
+class Place:
+    """A declared stream, its site, and the processes that run it."""
+
+    def __init__(self, folder: Path, broker: Any, partitions: int) -> None:
+        self.folder, self.topic = folder, broker.topic(partitions)
+        self.into, self.dead = str(folder / "table"), str(folder / "dead")
+        self.file, self.site = folder / "stream.py", folder / "site.toml"
+        names = {"topic": self.topic, "into": self.into, "dead": self.dead}
+        self.file.write_text(STREAM.format(servers=broker.servers, **names))
+        self.site.write_text(SITE.format(folder=folder))
+
+    def command(self, verb: str, *more: str) -> list[str]:
+        """A verb, as a shell would run it."""
+        verbs = [sys.executable, "-m", "drivetrain.cli", verb, str(self.file)]
+        return [*verbs, "--on", str(self.site), *more]
+
+    def start(self, *more: str) -> "subprocess.Popen[bytes]":
+        """Run it, as the leader of a group that its JVM is in too."""
+        with (self.folder / "run.log").open("ab") as log:
+            return subprocess.Popen(
+                self.command("run", *more),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def until(self, process: "subprocess.Popen[bytes]", true: Callable[[], bool]) -> None:
+        """Wait for a state while it runs."""
+        end = time.monotonic() + PATIENCE
+        while not true():
+            assert process.poll() is None, (self.folder / "run.log").read_text()
+            assert time.monotonic() < end, (self.folder / "run.log").read_text()
+            time.sleep(0.01)
+
+    def version(self) -> int:
+        """Of the table; -1 before there is one."""
+        return len(list(Path(self.into, "_delta_log").glob("*.json"))) - 1
+
+    def rows(self) -> int:
+        """In the table."""
+        return Snapshot.open(self.into).rows or 0
+
+    def column(self, path: str, name: str) -> list[Any]:
+        """Of a table, in order."""
+        snapshot = Snapshot.open(path)
+        tables = snapshot.chunks(snapshot.schema.select((name,)), 100_000)
+        return sorted(value for table in tables for value in table[name].to_pylist())
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_loses_nothing_and_writes_nothing_twice(
+    broker: Any, tmp_path: Path
+) -> None:
+    place, draw = Place(tmp_path, broker, partitions=3), random.Random(7)
+    good, torn = list(range(3_000)), 0
+    for partition in range(3):
+        values: list[bytes] = []
+        for n in good[partition::3]:
+            values.append(json.dumps({"n": n, "s": "x" * draw.randrange(50)}).encode())
+            if draw.random() < 0.03:
+                values.append(b"torn %d" % n)
+                torn += 1
+        broker.send(place.topic, values, partition=partition)
+    for _ in range(3):
+        process = place.start()
+        due = max(place.version(), 0) + draw.randrange(1, 8)
+        place.until(process, lambda due=due: place.version() >= due)
+        time.sleep(draw.random() * 0.5)  # where in a batch it is hit is left to chance
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE)
+    assert place.rows() < len(good), "it was to be killed on the way"
+
+    process = place.start("--set", "messages=100000")
+    place.until(process, lambda: place.rows() >= len(good))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0, (tmp_path / "run.log").read_text()
+    assert place.column(place.into, "n") == good
+    values = place.column(place.dead, "value")
+    assert (len(values), len(set(values))) == (torn, torn)
+
+    look = place.command("watch", "--once", "--json")
+    seen = subprocess.run(look, capture_output=True, text=True, timeout=PATIENCE)
+    said = json.loads(seen.stdout)["said"]
+    assert sum(said["positions"].values()) == len(good) + torn
+    assert said["ended"] is True
