@@ -78,12 +78,11 @@ class Tracks:
     """
 
     def __init__(self, windows: Windows, schema: Schema, threads: int | None = None) -> None:
-        own = Schema(tuple(field for field in schema if field.name not in windows.names))
         self.windows = windows
-        self.fields = windows.fields(own)
+        self.fields = windows.fields(schema)
         self.tracks = windows.tracks
         self.threads = threads or cores()
-        self._types: Mapping[str, Dtype] = {field.name: field.dtype for field in own}
+        self._types: Mapping[str, Dtype] = {field.name: field.dtype for field in schema}
         self._native = [self._make(track) for track in self.tracks]
         self._row = self._make_row()
         self._fields = {field.name: field for field in self.fields}

@@ -6,6 +6,10 @@ in ``[t - over, t)``. What becomes known at ``t`` itself is not in it, so a row 
 nor anything of its own moment. Nothing else decides: neither the order in which rows of one moment
 come nor when somebody looked before. So a table that is filled in afterwards and a state that is
 kept while events arrive give the same bits.
+
+Of values that became known at one moment the greater counts as the later one: for ``last``,
+``recent`` and the last ``rows``, where else the order of arrival would decide. There is one zero,
+and a float that is no number, is infinite or lies beyond ±2**62 is missing.
 """
 
 import re

@@ -235,7 +235,11 @@ static int hash_key(const Columns *key, PyObject *values, uint64_t out[2]) {
 }
 
 static int check_row(PyObject *values, Py_ssize_t allowed) {
-    Py_ssize_t found = PyTuple_Size(values); /* an error where it is none */
+    if (!PyTuple_Check(values)) {
+        PyErr_Format(PyExc_TypeError, "a row: found %R, allowed: a tuple of values.", values);
+        return -1;
+    }
+    Py_ssize_t found = PyTuple_Size(values);
     if (found >= 0 && found != allowed) {
         PyErr_Format(PyExc_ValueError, "a row: found %zd values, allowed: %zd.", found, allowed);
     }
