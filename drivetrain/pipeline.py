@@ -32,7 +32,7 @@ from drivetrain.core.statistic import Quantiles, Statistic, TopK
 from drivetrain.core.system import System
 from drivetrain.core.world import World
 from drivetrain.events import prepared as laid
-from drivetrain.events.prepared import Prepared, fingerprint, pin, prepare
+from drivetrain.events.prepared import Prepared, held, prepare
 from drivetrain.events.table import Table
 from drivetrain.events.windows import Kept, kept
 from drivetrain.features.compile import compile
@@ -130,7 +130,7 @@ def run(
         meter = meter_of(site)
 
     with _stage("events", emit, meter):
-        data = make_events(system, site, emit)
+        data = make_events(system, site, emit, world)
     if until == "events":
         return None
     with _stage("features", emit, meter):
@@ -173,7 +173,7 @@ def _account(site: Site, bundle: Bundle, meter: Meter, emit: Emit) -> None:
 # -- events ----------------------------------------------------------------------------------------
 
 
-def make_events(system: System, site: Site, emit: Emit = silent) -> Data:
+def make_events(system: System, site: Site, emit: Emit = silent, world: World = World()) -> Data:
     """Clean, join and split the events once; a source that is no table is read as it is."""
     system.check(system.events.schema)
     windows = kept(system.events, system.columns)
@@ -184,8 +184,8 @@ def make_events(system: System, site: Site, emit: Emit = silent) -> Data:
     source: Source = system.events
     data_digest = digest(describe(source))
     if isinstance(source, Table):
-        source = pin(source)  # a table of a lake may change while we read
-        directory = Path(site.work) / "events" / digest(fingerprint(source), names)
+        room = Path(site.work) / "events"
+        source, directory = held(source, names, room, follow=world.size > 1)
         if (directory / laid.MANIFEST).exists():
             source = Prepared.open(directory)
             emit(Note(stage="events", text=f"nothing changed: read from {directory}"))

@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core import durable
 from drivetrain.core.describe import canonical, describe
+from drivetrain.core.describe import digest as digest_of
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Emit, Metric, Note, silent
 from drivetrain.core.schema import Schema
@@ -286,6 +287,34 @@ def pin(table: "Table") -> "Table":
             changed["other"] = other
         held = dataclasses.replace(step, **changed) if changed else step
     return held
+
+
+def held(
+    table: "Table", columns: Sequence[str], room: Path, *, follow: bool = False
+) -> tuple["Table", Path]:
+    """A table held to the rows of now, and the directory in ``room`` that these belong in.
+
+    Args:
+        table: whose rows.
+        columns: that are wanted of it.
+        room: where directories of prepared rows lie.
+        follow: go where the last call without it led, if its rows are there: the processes of one
+            training see the same rows, however late they start.
+
+    Raises:
+        OSError: what is read is absent or may not be read.
+    """
+    note = room / f"{digest_of(describe(table), columns)}.json"
+    if follow:
+        with suppress(FileNotFoundError):
+            directory = room / json.loads(note.read_bytes())["rows"]
+            if (directory / MANIFEST).exists():
+                return table, directory
+    pinned = pin(table)
+    directory = room / digest_of(fingerprint(pinned), columns)
+    if pinned is not table:  # what does not change needs no note
+        durable.write(note, canonical({"rows": directory.name}).encode())
+    return pinned, directory
 
 
 def find(room: Path, digest: str) -> Prepared | None:

@@ -17,7 +17,7 @@ from drivetrain.core.schema import Field
 from drivetrain.events.delta import Delta
 from drivetrain.events.known import known_schema
 from drivetrain.events.lake import Lake
-from drivetrain.events.prepared import Prepared, fingerprint, pin, prepare
+from drivetrain.events.prepared import Prepared, fingerprint, held, pin, prepare
 
 MICROSECOND = pa.timestamp("us")
 
@@ -244,15 +244,15 @@ def test_a_pinned_table_stays_at_the_version_that_it_had(path):
     table = (
         Delta(path, time="at").where(dt.col("n") >= 0).join(Delta(path).rename(m="n"), {"n": "m"})
     )
-    held, files = pin(table), dt.Parquet("x.parquet").drop_nulls()
+    pinned, files = pin(table), dt.Parquet("x.parquet").drop_nulls()
     assert pin(files) is files
-    assert pin(held) is held
+    assert pin(pinned) is pinned
     commits(path, 2)
-    assert held.time == "at"
-    assert held.chain()[0].count() == 4
+    assert pinned.time == "at"
+    assert pinned.chain()[0].count() == 4
     assert table.chain()[0].count() == 12
-    assert fingerprint(held) != fingerprint(pin(table))
-    assert fingerprint(held) == fingerprint(pin(held))
+    assert fingerprint(pinned) != fingerprint(pin(table))
+    assert fingerprint(pinned) == fingerprint(pin(pinned))
 
 
 def test_prepared_rows_know_the_versions_that_they_came_from(path, tmp_path):
@@ -331,3 +331,19 @@ def test_a_bundle_names_the_version_that_it_was_trained_on(tmp_path, make_events
     assert 'sources\n  table "payments", version 2' in text(drawn)
     assert "table &quot;payments&quot;, version 2" in html(drawn)
     assert str(tmp_path) not in str(later.manifest.to_json())
+
+
+def test_processes_that_start_late_follow_the_rows_that_the_first_one_held(path, tmp_path):
+    commits(path, 1)
+    table, room = Delta(path).split(dt.HashSplit(columns=("n",))), tmp_path / "events"
+    first, directory = held(table, ("n",), room)
+    prepare(first, ("n",), directory)
+    commits(path, 1)
+    assert held(table, ("n",), room, follow=True)[1] == directory
+    assert held(table, ("at",), room, follow=True)[1] != directory
+    assert held(table, ("n",), room)[1] != directory
+    assert held(table, ("n",), room, follow=True)[1] != directory
+    made = sorted(item.suffix for item in room.iterdir())
+    assert made == ["", ".json", ".json"]
+    held(dt.Parquet(str(next(path.glob("*.parquet")))), ("n",), room)
+    assert len(list(room.iterdir())) == len(made), "files leave no note"
