@@ -319,11 +319,11 @@ class SparkFollower(Follower):
         if not now and at - self._shown < OFTEN:
             return
         self._shown = at
-        positions = dict(self.at)
-        try:
-            lag = {n: max(self._topic.bounds(n)[1] - at, 0) for n, at in positions.items()}
-        except ConnectionError:
-            lag = {}
+        positions, lag = dict(self.at), dict[int, int]()
+        with suppress(OSError):  # executors tell that the brokers are gone
+            for partition in set(self._topic.partitions()) & positions.keys():
+                end = self._topic.bounds(partition)[1]
+                lag[partition] = max(end - positions[partition], 0)
         self.pace.look(positions, lag, ended=False)
 
 

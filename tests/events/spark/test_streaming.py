@@ -104,20 +104,6 @@ def test_the_tables_are_those_of_the_embedded_runner(
     assert (said["positions"], said["ended"]) == ({"0": 303, "1": 303, "2": 303}, True)
 
 
-def test_either_runner_goes_on_where_the_other_stopped(
-    spark: Any, spark_site: EngineSite, broker: Any, tmp_path: Path
-) -> None:
-    topic = broker.topic(2)
-    stream = made(broker, topic, tmp_path)
-    for turn in range(3):
-        broker.send(topic, numbers(*range(10 * turn, 10 * turn + 10)), partition=turn % 2)
-        if turn % 2:
-            following.follow(stream, tmp_path / "room", to_end=True)
-        else:
-            follow(stream, tmp_path / "room", spark_site, to_end=True)
-        assert held(stream) == list(range(10 * turn + 10))
-
-
 def test_a_message_that_does_not_fit_ends_it_by_name_where_nothing_takes_it(
     spark: Any, spark_site: EngineSite, broker: Any, tmp_path: Path
 ) -> None:
