@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -79,7 +79,7 @@ def run(stream: Stream, site: Site, how: How = How(), emit: Emit = silent) -> No
     if site.launcher.kind not in ("inline", "local"):
         allowed = "inline or local: a stream runs in one process"
         raise wrong("[launcher] kind", site.launcher.kind, allowed)
-    with _until_asked() as stop:
+    with _until_asked() as stop, suppress(InterruptedError):  # asked before it had begun
         room = room_of(site, stream.name)
         options: Any = {**vars(how), "emit": emit, "stop": stop}
         if site.engine.kind == "duckdb":

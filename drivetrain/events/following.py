@@ -29,7 +29,7 @@ from drivetrain.events.plan import Plan, compile_plan
 from drivetrain.events.recall import Recall
 from drivetrain.events.stream import Stream
 from drivetrain.events.telling import Batch, Telling
-from drivetrain.events.topic import Topic
+from drivetrain.events.topic import OffsetGoneError, Topic
 
 PAUSES = (0.5, 10.0)
 """Seconds between two tries to reach a broker: the first, and the most."""
@@ -251,8 +251,7 @@ class Follower:
         head = f"topic {self._topic.name!r}"
         known = kept.get(places.identity)
         if known is not None and self._identity and known != number(self._identity):
-            found = f"found it made anew (its identity is now {self._identity})"
-            return f"{head}: {found}, allowed: the one that the table was written from"
+            return self._other(self._identity)
         for partition, position in sorted(at.items()):
             if partition not in bounds:
                 return f"{head}: found no partition {partition}, allowed: {len(at)}, as it had"
@@ -261,6 +260,11 @@ class Follower:
                 text = str(self._topic.absent(partition, position, low, high))
                 return text.rstrip(".")
         return None
+
+    def _other(self, identity: str) -> str:
+        found = f"found it made anew (its identity is now {identity})"
+        allowed = "the one that the table was written from"
+        return f"topic {self._topic.name!r}: {found}, allowed: {allowed}"
 
     def _ends(self) -> dict[int, int]:
         return {n: self._topic.bounds(n)[1] for n in self.at}
@@ -308,6 +312,9 @@ class Follower:
             return
         self._looked = now
         try:
+            identity = self._topic.identity() if self._identity else ""
+            if identity and identity != self._identity:
+                raise ValueError(f"{self._other(identity)}; --from-start reads the new one.")
             added = set(self._topic.partitions()) - set(self.at) - self._topic.added
             if added:
                 starts = self._topic.starts(sorted(added))
@@ -319,10 +326,9 @@ class Follower:
     def _result(self, result: Callable[[], Taken]) -> Taken:
         try:
             return result()
-        except LookupError as gone:
-            partition, _ = gone.args
-            low, high = self._topic.bounds(partition)
-            error = self._topic.absent(partition, self.at.get(partition, 0), low, high)
+        except OffsetGoneError as gone:
+            low, high = self._topic.bounds(gone.partition)
+            error = self._topic.absent(gone.partition, gone.offset, low, high)
             raise ValueError(f"{error} --from-start goes on with what there is.") from None
 
     def _commit(self, messages: Messages, rows: Rows) -> None:
@@ -337,7 +343,7 @@ class Follower:
         kept = self._places.kept(messages.behind, self._identity)
         version = self._lake.append(found.table, self.stream.name, kept)
         begun = {partition: self.at.get(partition, 0) for partition in messages.behind}
-        self.at = self.at | messages.behind
+        self.at = {**self.at, **messages.behind}
         self._recall.keep(self._places, self.at)
         step, count = max(len(messages) // SAMPLED, 1), len(found.table)
         self.pace.batch(len(messages), count, buried, version, messages.times(step))

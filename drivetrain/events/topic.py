@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +33,20 @@ _OURS = {
     "enable.partition.eof": "nothing",
 }
 """Properties that are not a file's to set, and what sets them instead."""
+
+
+class OffsetGoneError(LookupError):
+    """A partition does not have the offset that it is to be read from, or no longer.
+
+    Attributes:
+        partition: which.
+        offset: that was asked for.
+    """
+
+    def __init__(self, partition: int, offset: int) -> None:
+        super().__init__(partition, offset)
+        self.partition, self.offset = partition, offset
+
 
 Say = Callable[[str], None]
 Ended = Callable[[Mapping[int, int]], bool]
@@ -76,6 +91,7 @@ class Topic:
             "enable.partition.eof": True,
             "allow.auto.create.topics": False,
             "queued.max.messages.kbytes": max(in_flight // 1024, 1024),
+            "max.poll.interval.ms": 86_400_000,  # a commit may take long: nobody else would read
             "reconnect.backoff.ms": 100,
             "reconnect.backoff.max.ms": 5_000,
             "topic.metadata.refresh.interval.ms": 30_000,
@@ -89,6 +105,7 @@ class Topic:
         except (self._kafka.KafkaException, TypeError, ValueError) as error:
             where = leaf.properties or f"Kafka({leaf.topic!r})"
             raise wrong(where, _text(error), "properties that librdkafka has") from None
+        self._admin: Any = None
         self._settings = {k: v for k, v in given.items() if k != "group.id"}
 
     def __enter__(self) -> Self:
@@ -149,12 +166,13 @@ class Topic:
 
     def identity(self) -> str:
         """What the brokers call this very topic; empty where they have no word for it."""
-        admin = need("confluent_kafka.admin", "kafka")
-        settings = {"bootstrap.servers": self._leaf.brokers, "log_level": 0, **self._settings}
-        asking = admin.AdminClient(settings)
+        if self._admin is None:
+            settings = {"bootstrap.servers": self._leaf.brokers, "log_level": 0, **self._settings}
+            self._admin = need("confluent_kafka.admin", "kafka").AdminClient(settings)
         try:
             names = self._kafka.TopicCollection([self.name])
-            found = asking.describe_topics(names, request_timeout=ANSWER)[self.name].result(ANSWER)
+            asked = self._admin.describe_topics(names, request_timeout=ANSWER)
+            found = asked[self.name].result(ANSWER)
         except (self._kafka.KafkaException, TimeoutError):  # older brokers do not tell
             return ""
         told = str(getattr(found, "topic_id", "") or "")
@@ -195,7 +213,7 @@ class Topic:
         Raises:
             ConnectionError: the client is lost for good.
             FileNotFoundError: the topic is no longer there.
-            LookupError: a partition's offset is not there; ``args`` has partition and offset.
+            OffsetGoneError: a partition's offset is not there.
             PermissionError: it may not be read, or the brokers refuse who we are.
         """
         raw: list[Any] = []
@@ -240,7 +258,7 @@ class Topic:
         while start < end:
             try:
                 taken = self.take(min(most, end - start), IN_FLIGHT, ANSWER, ended=there)
-            except LookupError:
+            except OffsetGoneError:
                 low, high = self.bounds(partition)
                 raise self.absent(partition, start, low, high) from None
             start = taken.behind.get(partition, start)
@@ -298,9 +316,10 @@ class Topic:
             if error.code() == codes._PARTITION_EOF:
                 self.ends[message.partition()] = message.offset()
             elif error.code() in (codes._AUTO_OFFSET_RESET, codes.OFFSET_OUT_OF_RANGE):
-                raise LookupError(message.partition(), message.offset())
+                raise OffsetGoneError(message.partition(), message.offset())
             elif error.code() in self._absent:
-                self.partitions()  # raises if it is so; else it was on its way to another broker
+                with suppress(ConnectionError):  # it is waited for like any broker that is gone
+                    self.partitions()  # raises if it is so; else it moved to another broker
             elif not error.retriable() and error.code() not in (
                 codes._TRANSPORT,
                 codes._ALL_BROKERS_DOWN,

@@ -351,6 +351,28 @@ def test_a_topic_that_was_made_anew_is_refused_and_read_when_that_is_accepted(
     assert held(stream) == [*range(10), *range(100, 106)]
 
 
+def test_a_topic_of_another_identity_is_refused_though_its_offsets_would_fit(
+    broker: Any, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ["first"]
+    monkeypatch.setattr("drivetrain.events.topic.Topic.identity", lambda self: said[0])
+    monkeypatch.setattr("drivetrain.events.following.REFRESH", 0.05)
+    stream = made(broker, topic, tmp_path)
+    send(broker, topic, numbers(10))
+    with Running(stream, tmp_path / "room") as running:
+        running.until(count(stream)(10))
+        said[0] = "second"
+        error = running.ended()
+    assert isinstance(error, ValueError)
+    assert "made anew (its identity is now second)" in str(error)
+    with pytest.raises(ValueError, match="identity is now second"):
+        follow(stream, tmp_path / "room", to_end=True)
+    follow(stream, tmp_path / "room", to_end=True, from_start=True)
+    assert held(stream) == sorted([*range(10), *range(10)]), "the new one's are others"
+    follow(stream, tmp_path / "room", to_end=True)
+    assert len(held(stream)) == 20
+
+
 def test_messages_that_expired_unread_are_told_and_passed_over_when_that_is_accepted(
     broker: Any, topic: str, tmp_path: Path
 ) -> None:
