@@ -74,11 +74,11 @@ static int in_time(Track *track, int64_t time) {
     return time >= less(track->watermark, track->layout.lateness);
 }
 
-/* Put an observation that is in time into its key. */
-static int take_in(Track *track, const uint64_t hash[2], int64_t time, int64_t value) {
+/* Put an observation that is in time into its key, which is made where there is none. */
+static int take_in(Track *track, Key **key, const uint64_t hash[2], int64_t time, int64_t value) {
     const Layout *layout = &track->layout;
     Shard *shard = &track->shards[SHARD_OF(hash)];
-    Key **key = find_or_make(layout, shard, hash);
+    key = key ? key : find_or_make(layout, shard, hash);
     if (key == NULL) {
         return -1;
     }
@@ -95,7 +95,7 @@ int tell_one(Track *track, const uint64_t hash[2], int64_t time, int64_t value) 
     if (is_missing(hash) || time == MISSING || !encoded(track->layout.kind, value, &kept)) {
         return 2;
     }
-    return in_time(track, time) ? take_in(track, hash, time, kept) : 0;
+    return in_time(track, time) ? take_in(track, NULL, hash, time, kept) : 0;
 }
 
 /* NULL: nothing is known of it. */
@@ -131,10 +131,16 @@ static Deed deed_of(Run *run, size_t row) {
 
 /* Gives -1 where memory lacks, and else how many observations were late after all. */
 static int do_deed(Run *run, const Deed *deed, int64_t *given) {
+    Track *track = run->track;
+    Key **key = is_missing(deed->hash) ? NULL
+                                       : find(&track->shards[SHARD_OF(deed->hash)], deed->hash);
     if (run->outs) {
-        ask_one(run->track, deed->hash, deed->asked, given);
+        ask(&track->layout, key ? *key : NULL, deed->asked, given);
     }
-    int taken = deed->told == MISSING ? 1 : take_in(run->track, deed->hash, deed->told, deed->value);
+    if (deed->told == MISSING) {
+        return 0;
+    }
+    int taken = take_in(track, key, deed->hash, deed->told, deed->value);
     return taken < 0 ? -1 : taken == 0;
 }
 
@@ -152,16 +158,28 @@ static inline void hand_out(Run *run, size_t row, const int64_t *given) {
     }
 }
 
-/* Bring near what a deed that is soon done will look at: its key, and then the key's last entries. */
-static void prepare(Track *track, const Deed *far, const Deed *near) {
-    Key *key = key_of(track, far->hash);
+/* How many deeds ahead a key is brought near, and how many ahead its last entries are. */
+#define FAR 16
+#define NEAR 8
+
+/* Bring near what a deed that is soon done will look at: its key, and then the key's last entries.
+   `slots` remembers where the keys of the deeds in between are; if the table has changed since,
+   some other key is brought near, and no harm is done. */
+static void prepare(Track *track, const Deed *far, uint64_t slots[FAR], uint32_t turn) {
+    const Layout *layout = &track->layout;
+    Shard *shard = &track->shards[SHARD_OF(far->hash)];
+    if (shard->size == 0) {
+        return;
+    }
+    uint64_t at = slot_of(shard, far->hash);
+    Key *key = shard->slots[at].key;
+    slots[turn % FAR] = at;
     if (key) {
         __builtin_prefetch(key);
         __builtin_prefetch((char *)key + 64);
     }
-    key = key_of(track, near->hash);
+    key = shard->slots[slots[(turn + NEAR) % FAR] & (shard->size - 1)].key;
     if (key) {
-        const Layout *layout = &track->layout;
         uint32_t last = key->end - 1;
         __builtin_prefetch(TIMES(layout, key) + last);
         if (layout->prefixes) {
@@ -173,15 +191,13 @@ static void prepare(Track *track, const Deed *far, const Deed *near) {
     }
 }
 
-#define FAR 12
-#define NEAR 6
-
 static void do_part(Run *run, int part, int64_t *late) {
     size_t width = run->track->layout.given;
     uint32_t end = run->starts[part + 1];
+    uint64_t slots[FAR] = {0};
     for (uint32_t i = run->starts[part]; i < end; i++) {
         if (end - i > FAR) {
-            prepare(run->track, &run->deeds[i + FAR], &run->deeds[i + NEAR]);
+            prepare(run->track, &run->deeds[i + FAR], slots, i);
         }
         int found = do_deed(run, &run->deeds[i], run->given + i * width);
         if (found < 0) {
