@@ -32,7 +32,7 @@ class Stream:
         partition_by: columns that the table is partitioned by.
         observe: addresses of servers' aliases, such as ``http://127.0.0.1:8080/observe/flights``,
             that are told the rows once they are committed.
-        observed: the columns that they are told; none are all of the table's.
+        observed: the columns that they are told; none takes those that each of them observes.
     """
 
     name: str

@@ -55,17 +55,19 @@ class Server:
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
 
-    def positions(self) -> dict[str, int]:
-        """How far it was told each source.
+    def state(self) -> tuple[dict[str, int], tuple[str, ...]]:
+        """How far it was told each source, and the columns that it observes.
 
         Raises:
             ConnectionError: it does not answer.
             ValueError: it refuses.
         """
-        return {str(k): int(v) for k, v in self._ask("GET", None)["positions"].items()}
+        found = self._ask("GET", None)
+        positions = {str(source): int(at) for source, at in found["positions"].items()}
+        return positions, tuple(found["columns"])
 
     def tell(self, rows: Sequence[Mapping[str, Any]], source: str, offset: int) -> None:
-        """Tell it rows, and the position behind them; raises as :meth:`positions` does."""
+        """Tell it rows, and the position behind them; raises as :meth:`state` does."""
         self._ask("POST", {"rows": rows, "source": source, "offset": offset})
 
     def _ask(self, method: str, body: Any) -> Any:
@@ -115,12 +117,18 @@ class Told:
         confirmed: of each source, the position that it said it has.
         done: of each source, the position before which it lacks no row.
         away: whether it did not answer last time.
+        columns: that it is told; none before it has answered.
+        reading: makes rows of messages that are read again.
+        cleaning: runs the steps that these columns need.
     """
 
     server: Server
     confirmed: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
     done: dict[str, int] = field(default_factory=dict[str, int])
     away: bool = False
+    columns: tuple[str, ...] = ()
+    reading: Reading | None = None
+    cleaning: Cleaning | None = None
 
 
 class Telling:
@@ -141,18 +149,25 @@ class Telling:
     ) -> None:
         self._stream, self._say = stream, say
         self._servers = [Told(Server(address, token)) for address in stream.observe]
+        self._running = running
         self._topic: Topic | None = None
-        if not self._servers:
-            return
-        schema = stream.events.schema
-        columns = list(stream.observed or schema.names)
-        self._schema = schema.select(columns, "Stream.observed")
-        plan = compile_plan(stream.events, columns, running, Limits(), split=False)
+        self._schema = stream.events.schema
+        self._schema.select(stream.observed, "Stream.observed")
+        for told in self._servers if stream.observed else ():
+            self._ready(told, stream.observed)
+
+    def _ready(self, told: Told, columns: Sequence[str]) -> None:
+        """Learn which columns a server is told, and compile what gives them."""
+        told.columns = tuple(name for name in columns if name in self._schema)
+        events, limits = self._stream.events, Limits()
+        if not told.columns:
+            raise wrong(f"observe {told.server.address}", columns, "a column of the table")
+        plan = compile_plan(events, told.columns, self._running, limits, split=False)
         if plan.stateful:
             allowed = "columns that are no windows: a server has windows of its own"
-            raise wrong("Stream.observed", columns, allowed)
-        self._reading = Reading(stream.topic, plan.reads)
-        self._cleaning = Cleaning(plan, aside=True)
+            raise wrong("Stream.observed", told.columns, allowed)
+        told.reading = Reading(self._stream.topic, plan.reads)
+        told.cleaning = Cleaning(plan, aside=True)
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -187,7 +202,9 @@ class Telling:
         return whole
 
     def _one(self, told: Told, places: Places, at: Mapping[int, int], batch: Batch | None) -> bool:
-        known = told.server.positions()
+        known, columns = told.server.state()
+        if not told.columns:
+            self._ready(told, columns)
         for partition, end in at.items():
             source = places.source(partition)
             held = known.get(source)
@@ -201,14 +218,14 @@ class Telling:
                 mine = np.flatnonzero(batch.partitions == partition)
                 table, offsets = batch.table.take(pa.array(mine)), batch.offsets[mine]
             else:
-                table, offsets, end = self._again(partition, begin, end)
+                table, offsets, end = self._again(told, partition, begin, end)
             self._post(told, source, table, offsets, end)
             told.done[source] = end
         return all(told.done[places.source(n)] >= end for n, end in at.items())
 
     def _post(self, told: Told, source: str, table: pa.Table, offsets: Array, end: int) -> None:
         """Tell a server rows, the rows of one message always together."""
-        rows = [*map(_plain, table.select(list(self._schema.names)).to_pylist())]
+        rows = [*map(_plain, table.select(list(told.columns)).to_pylist())]
         start = 0
         while start < len(rows):
             stop = min(start + ROWS, len(rows))
@@ -222,12 +239,16 @@ class Telling:
         topic = self._reader()
         return max(topic.starts([partition])[partition], topic.bounds(partition)[0])
 
-    def _again(self, partition: int, begin: int, end: int) -> tuple[pa.Table, Array, int]:
+    def _again(
+        self, told: Told, partition: int, begin: int, end: int
+    ) -> tuple[pa.Table, Array, int]:
         """Rows of messages that were committed before, and the position behind them."""
         for messages in self._reader().within(partition, begin, end, self._stream.messages):
-            found = self._cleaning(self._reading(messages))
+            assert told.reading is not None
+            assert told.cleaning is not None
+            found = told.cleaning(told.reading(messages))
             return found.table, messages.offsets[found.origin], messages.behind[partition]
-        return pa.table({name: [] for name in self._schema.names}), np.empty(0, np.int64), end
+        return pa.table({name: [] for name in told.columns}), np.empty(0, np.int64), end
 
     def _reader(self) -> Topic:
         if self._topic is None:

@@ -36,7 +36,7 @@ class Double:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self._answer(200, {"positions": double.positions})
+                self._answer(200, {"positions": double.positions, "columns": ["n", "at", "more"]})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -105,7 +105,7 @@ def send(broker: Any, topic: str, first: int, count: int) -> None:
 
 def made(broker: Any, topic: str, folder: Path, double: Double, **more: Any) -> dt.Stream:
     events = dt.Kafka(topic, servers=broker.servers, types=TYPES).where(dt.col("n") % 5 != 0)
-    given = {"messages": 40, "observed": ("n", "at"), "observe": double.address, **more}
+    given = {"messages": 40, "observe": double.address, **more}
     return dt.Stream(name="made", events=events, into=folder / "table", every="20ms", **given)
 
 
@@ -113,7 +113,7 @@ def kept(count: int, first: int = 0) -> list[int]:
     return [n for n in range(first, first + count) if n % 5]
 
 
-def test_a_server_is_told_the_declared_columns_of_each_row_once(
+def test_a_server_is_told_the_columns_that_it_observes_of_each_row_once(
     broker: Any, topic: str, tmp_path: Path, double: Double
 ) -> None:
     stream = made(broker, topic, tmp_path, double)
@@ -188,7 +188,7 @@ def test_a_column_that_is_not_there_or_a_window_cannot_be_observed(
     leaf = dt.Kafka(topic, servers=broker.servers, types=TYPES, time="at")
     events = leaf.with_windows(seen=dt.Window(by="s", over="1h", stat="count"))
     given = {"into": tmp_path / "table", "observe": double.address}
-    stream = dt.Stream(name="made", events=events, **given)
+    stream = dt.Stream(name="made", events=events, observed=("seen",), **given)
     with pytest.raises(ValueError, match="columns that are no windows"):
         follow(stream, tmp_path / "room", to_end=True)
     send(broker, topic, 0, 10)
