@@ -26,8 +26,9 @@ from drivetrain.core.graph import Graph
 from drivetrain.core.metric import Emit, Emitted, Metric, Note, silent
 from drivetrain.core.schema import FeatureSchema, Schema
 from drivetrain.core.seams import Engine, Run, Source, Split, Tabular
-from drivetrain.core.site import Site
+from drivetrain.core.site import EngineSite, Site
 from drivetrain.core.sketch import Counts, Fitted
+from drivetrain.core.spark import lingering, session
 from drivetrain.core.statistic import Quantiles, Statistic, TopK
 from drivetrain.core.system import System
 from drivetrain.core.world import World
@@ -37,6 +38,7 @@ from drivetrain.events.table import Table
 from drivetrain.events.windows import Kept, kept
 from drivetrain.features.compile import compile
 from drivetrain.features.engines.duckdb import DuckDB
+from drivetrain.features.engines.spark import Spark
 from drivetrain.features.examples import Examples
 from drivetrain.features.transform import Transform
 from drivetrain.launch.device import resolve
@@ -51,6 +53,8 @@ from drivetrain.watch.probes import evaluate
 
 Stage = Literal["events", "features", "train", "compress", "test", "register"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+ENGINES = ("duckdb", "spark")
+"""What ``[engine] kind`` of a site may be."""
 KEPT_VALUES = 1000
 """How many of a column's values a bundle keeps, to compare later events with."""
 PACKAGES = ("drivetrain", "numpy", "onnx", "onnxruntime", "torch", "duckdb")
@@ -129,12 +133,13 @@ def run(
     if meter is None and world.size == 1 and not world.job:
         meter = meter_of(site)
 
-    with _stage("events", emit, meter):
-        data = make_events(system, site, emit, world)
-    if until == "events":
-        return None
-    with _stage("features", emit, meter):
-        features = make_features(system, data, work, engine or _engine(site), emit)
+    with lingering():  # one session of Spark, if any, for all that needs it
+        with _stage("events", emit, meter):
+            data = make_events(system, site, emit, world)
+        if until == "events":
+            return None
+        with _stage("features", emit, meter):
+            features = make_features(system, data, work, engine or _engine(site), emit)
     if until == "features":
         return None
     with _stage("train", emit, meter):
@@ -190,10 +195,7 @@ def make_events(system: System, site: Site, emit: Emit = silent, world: World = 
             source = Prepared.open(directory)
             emit(Note(stage="events", text=f"nothing changed: read from {directory}"))
         else:
-            engine = site.engine
-            source = prepare(
-                source, names, directory, memory=engine.memory, threads=engine.threads, emit=emit
-            )
+            source = _prepared(site.engine, source, names, directory, emit)
         data_digest = source.digest
     schema = source.schema
     return Data(
@@ -206,6 +208,17 @@ def make_events(system: System, site: Site, emit: Emit = silent, world: World = 
     )
 
 
+def _prepared(
+    engine: EngineSite, table: Table, names: Sequence[str], directory: Path, emit: Emit
+) -> Prepared:
+    if engine.kind == "spark":
+        from drivetrain.events.spark.laying import prepare_on
+
+        with session(engine) as spark:
+            return prepare_on(spark, table, names, directory, emit=emit)
+    return prepare(table, names, directory, memory=engine.memory, threads=engine.threads, emit=emit)
+
+
 def _lessons(system: System) -> Distill | None:
     """The loss that learns from a teacher, if the system's does."""
     loss = getattr(system.train, "loss", None)
@@ -213,8 +226,10 @@ def _lessons(system: System) -> Distill | None:
 
 
 def _engine(site: Site) -> Engine:
-    if site.engine.kind != "duckdb":
-        raise unknown("engine", site.engine.kind, ("duckdb",), "[engine] kind")
+    if site.engine.kind not in ENGINES:
+        raise unknown("engine", site.engine.kind, ENGINES, "[engine] kind")
+    if site.engine.kind == "spark":
+        return Spark(site.engine)
     return DuckDB(memory=site.engine.memory, threads=site.engine.threads)
 
 

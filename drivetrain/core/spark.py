@@ -80,6 +80,7 @@ class _Open:
 
 _lock = RLock()
 _open: _Open | None = None
+_lingering = 0
 
 
 @contextmanager
@@ -114,11 +115,58 @@ def session(site: EngineSite) -> Generator[Any]:
     try:
         yield mine.spark
     finally:
+        _leave(mine)
+
+
+@contextmanager
+def lingering() -> Generator[None]:
+    """While the block runs, a session that was opened stays open for who asks next."""
+    global _lingering
+    with _lock:
+        _lingering += 1
+    try:
+        yield
+    finally:
         with _lock:
-            mine.users -= 1
-            if not mine.users:
-                _open = None
-                _stop(mine)
+            _lingering -= 1
+            if _open is not None:
+                _open.users += 1
+                _leave(_open)
+
+
+def _leave(mine: _Open) -> None:
+    global _open
+    with _lock:
+        mine.users -= 1
+        if not mine.users and not _lingering and mine is _open:
+            _open = None
+            _stop(mine)
+
+
+@contextmanager
+def told() -> Generator[None]:
+    """Spark's errors as Python's own: what Python raised on an executor, else what SQL says.
+
+    Raises:
+        ValueError: a value that a step cannot compute with, or what an executor found wrong.
+        OSError, MemoryError: of an executor.
+    """
+    errors = need("pyspark.errors", "spark")
+    try:
+        yield
+    except errors.PythonException as error:
+        raised = _RAISED.findall(str(error))
+        name, text = raised[-1] if raised else ("", str(error))
+        raise _KNOWN.get(name, ValueError)(text) from error
+    except errors.PySparkException as error:
+        raise ValueError(f"Spark: {str(error).splitlines()[0]}") from error
+
+
+_RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception)): (.*)$", re.MULTILINE)
+_KNOWN: Mapping[str, type[Exception]] = {
+    error.__name__: error
+    for error in (OSError, FileNotFoundError, PermissionError, MemoryError, AssertionError)
+}
 
 
 def _start(site: EngineSite, asked: tuple[object, ...]) -> _Open:

@@ -6,9 +6,8 @@ the digest the same as without Spark, and costs a second pass over the files.
 """
 
 import json
-import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,7 @@ from drivetrain.core.metric import Emit, silent
 from drivetrain.core.need import need
 from drivetrain.core.schema import Field, Schema
 from drivetrain.core.seams import SPLITS
+from drivetrain.core.spark import told
 from drivetrain.events.duckdb import ROW
 from drivetrain.events.prepared import Prepared, pin, record, report, sources_of
 from drivetrain.events.shelf import ColumnDigest, Shelf, divide
@@ -66,7 +66,7 @@ def prepare_on(
         target = stack.enter_context(durable.directory(directory))
         room = stack.enter_context(durable.scratch(target, ".held-"))
         tasks = stack.enter_context(durable.scratch(target, TASKS))
-        stack.enter_context(_told())
+        stack.enter_context(told())
         frame = Room(spark, room, stack).frame(table, names)
         lay = partial(_lay, schema, tasks)
         reports = [json.loads(row[0]) for row in over(frame.in_order(), lay, _text()).collect()]
@@ -158,24 +158,3 @@ def _of(field: Field, paths: Sequence[str]) -> str:
             for group in range(file.metadata.num_row_groups):
                 digest.update(file.read_row_group(group, columns=[field.name])[field.name])
     return digest.hexdigest()
-
-
-_RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Warning)): (.*)$", re.MULTILINE)
-_KNOWN: Mapping[str, type[Exception]] = {
-    error.__name__: error
-    for error in (OSError, FileNotFoundError, PermissionError, MemoryError, AssertionError)
-}
-
-
-@contextmanager
-def _told() -> Generator[None]:
-    """Spark's errors as Python's own: what an executor's Python raised, else what SQL says."""
-    errors = need("pyspark.errors", "spark")
-    try:
-        yield
-    except errors.PythonException as error:
-        raised = _RAISED.findall(str(error))
-        name, text = raised[-1] if raised else ("", str(error))
-        raise _KNOWN.get(name, ValueError)(text) from error
-    except errors.PySparkException as error:
-        raise ValueError(f"Spark: {str(error).splitlines()[0]}") from error
