@@ -5,22 +5,21 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from drivetrain.serve.execution.filling import AwayError, Filling, Kept, Lookup, observed_by
 from drivetrain.serve.state.journal import Journal
 from drivetrain.serve.state.kept import Outcome, State, Told
 from drivetrain.serve.state.memory import Counts, Memory, Reading
 from drivetrain.serve.state.posts import Post, Reader
+from drivetrain.serve.state.replay import entries_of, replay
 from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.telemetry.metrics import Reading as Gauge
 
 log = logging.getLogger("drivetrain.serve")
 
-_KEEP, _POST = 0, 1
 _GROUP_BYTES = 4 << 20
 """Of the posts that share a flush."""
 _WAITING_BYTES = 64 << 20
@@ -58,6 +57,7 @@ class Embedded(State):
         self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._snapshot_bytes = 0
+        self._ended = False
         self._keeping: asyncio.Future[None] | None = None
         self._journal = None if room is None else Journal(room)
         self._pool = ThreadPoolExecutor(2, "drivetrain-state") if self._journal else None
@@ -82,12 +82,7 @@ class Embedded(State):
         if snapshot is not None:
             self._snapshot_bytes = len(snapshot)
             self.memory.load(snapshot)
-        for frame in journal.frames():
-            for kind, content in msgspec.msgpack.decode(frame):
-                if kind == _KEEP:
-                    self.memory.keep([Kept.from_json(each) for each in content])
-                else:
-                    self._add(Post.unpacked(content))
+        replay(self.memory, journal.frames())
         journal.begin()
 
     # -- which tracks --------------------------------------------------------------------------
@@ -197,9 +192,7 @@ class Embedded(State):
 
     async def _commit(self, group: list[_Waits]) -> bool:
         """Write posts, add them to memory and say so; whether they could be written."""
-        changed, entries = self._changed, []
-        if changed is not None:
-            entries.append((_KEEP, [each.to_json() for each in changed]))
+        changed, new = self._changed, list[Post]()
         positions = dict[str, int]()
         for post, _ in group:
             last = -1 if post.source is None else positions.get(post.source, -1)
@@ -207,10 +200,10 @@ class Embedded(State):
                 continue
             if post.source is not None:
                 positions[post.source] = post.offset
-            entries.append((_POST, post.packed()))
+            new.append(post)
         assert self._journal is not None
-        if entries:
-            content = msgspec.msgpack.encode(entries)
+        content = entries_of(changed, new)
+        if content:
             try:
                 await self._away(self._journal.append, content)
             except OSError as error:
@@ -247,15 +240,23 @@ class Embedded(State):
         except OSError as error:
             log.error("%s: no new log could be begun: %s", self.name, error)
             return
-        content = await self._away(self.memory.dump)  # nothing is observed meanwhile
-        self._snapshot_bytes = len(content)
-        self._keeping = self._away(journal.keep, number, content)
-        self._keeping.add_done_callback(self._kept)
+        self._keeping = self._away(self._compact, journal, number)
 
-    def _kept(self, keeping: "asyncio.Future[None]") -> None:
-        error = None if keeping.cancelled() else keeping.exception()
-        if error is not None:  # what lies there is as good, and longer
-            log.error("%s: no snapshot could be written: %s", self.name, error)
+    def _compact(self, journal: Journal, number: int) -> None:
+        """Make the snapshot of all before a log, on a thread, out of what lies there: a dump of
+        the tracks that are read would hold their readers up."""
+        try:
+            memory = Memory()
+            content = journal.snapshot()
+            if content is not None:
+                memory.load(content)
+            replay(memory, takewhile(lambda _: not self._ended, journal.closed(number)))
+            if not self._ended:
+                content = memory.dump()
+                journal.keep(number, content)
+                self._snapshot_bytes = len(content)
+        except Exception:  # what lies there is as good, and longer
+            log.exception("%s: no snapshot could be written", self.name)
 
     def _away(self, work: Any, *given: Any) -> "asyncio.Future[Any]":
         return asyncio.get_running_loop().run_in_executor(self._pool, work, *given)
@@ -275,6 +276,7 @@ class Embedded(State):
         }
 
     async def close(self) -> None:
+        self._ended = True
         if self._task is not None:
             self._task.cancel()
         if self._pool is not None:  # its last write ends first

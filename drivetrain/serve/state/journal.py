@@ -82,7 +82,7 @@ class Journal:
     # -- what was written ----------------------------------------------------------------------
 
     def snapshot(self) -> bytes | None:
-        """The newest snapshot; None where there is none. Asked first.
+        """The newest snapshot; None where there is none. Asked first, and before :meth:`closed`.
 
         Raises:
             DamagedError: it is not as it was written.
@@ -91,7 +91,8 @@ class Journal:
         numbers = self._numbers(".snapshot")
         if not numbers:
             return None
-        self._first = self._number = numbers[-1]
+        self._first = numbers[-1]
+        self._number = max(self._number, self._first)
         path = self._path(self._first, ".snapshot")
         data = path.read_bytes()
         head = len(_SNAPSHOT) + 32
@@ -120,6 +121,18 @@ class Journal:
                 absent = self._path(expected, ".log")
                 raise DamagedError(f"{absent}: found none, though there is {path.name}.")
             yield from self._frames_of(path, number, last=number == numbers[-1])
+
+    def closed(self, number: int) -> Iterator[bytes]:
+        """What was appended since the newest snapshot and before a log, in order.
+
+        May be called on another thread than the rest.
+
+        Raises:
+            DamagedError: a frame is not as it was written.
+            OSError: a log cannot be read.
+        """
+        for before in range(self._first or 1, number):
+            yield from self._frames_of(self._path(before, ".log"), before, last=False)
 
     def _frames_of(self, path: Path, number: int, last: bool) -> Iterator[bytes]:
         data = path.read_bytes()

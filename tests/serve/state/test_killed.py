@@ -43,7 +43,7 @@ def read(tracks, kept, cards):
 
 @pytest.mark.slow
 def test_what_was_acknowledged_survives_every_kill_and_counts_once(tmp_path, cards):
-    rows = cards.rows(1500, seed=3)
+    rows = cards.rows(4000, seed=3)
     kept = list(kept_of(cards, COUNTING))
     feed, random = Feed(rows), np.random.default_rng(0)
     for _ in range(KILLS):

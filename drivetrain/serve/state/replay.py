@@ -1,0 +1,65 @@
+"""What a log of observations holds, and doing it again."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from itertools import chain, groupby
+from typing import Any
+
+import msgspec
+
+from drivetrain.core.batch import Batch
+from drivetrain.serve.execution.filling import Kept
+from drivetrain.serve.state.memory import Memory
+from drivetrain.serve.state.posts import Post
+
+log = logging.getLogger("drivetrain.serve")
+
+_KEEP, _POST = 0, 1
+_ROWS = 8192
+"""That are done again at once: a call for each post would take ten times as long."""
+
+
+def entries_of(changed: Sequence[Kept] | None, posts: Sequence[Post]) -> bytes:
+    """A frame of the log: which tracks are kept from now on, if others than before; then posts.
+
+    Nothing, where it would be empty.
+    """
+    entries: list[tuple[int, Any]] = []
+    if changed is not None:
+        entries.append((_KEEP, [each.to_json() for each in changed]))
+    entries += [(_POST, post.packed()) for post in posts]
+    return msgspec.msgpack.encode(entries) if entries else b""
+
+
+def replay(memory: Memory, frames: Iterable[bytes]) -> None:
+    """Do what frames say, in their order.
+
+    Raises:
+        ValueError: they say something else.
+    """
+    waiting: list[Post] = []
+    rows = 0
+    for frame in frames:
+        for kind, content in msgspec.msgpack.decode(frame):
+            if kind == _POST:
+                waiting.append(Post.unpacked(content))
+                rows += waiting[-1].rows
+            if kind == _KEEP or rows >= _ROWS:
+                _observe(memory, waiting)
+                waiting, rows = [], 0
+            if kind == _KEEP:
+                memory.keep([Kept.from_json(each) for each in content])
+    _observe(memory, waiting)
+
+
+def _observe(memory: Memory, posts: Sequence[Post]) -> None:
+    """Posts as one, in their order."""
+    pieces = chain.from_iterable(post.pieces for post in posts)
+    merged = tuple(
+        Batch.concat(list(alike)) for _, alike in groupby(pieces, key=lambda p: tuple(p.columns))
+    )
+    try:
+        memory.observe(Post(merged, sum(map(len, merged)), 0))
+    except Exception:  # as when it came: it stays left out
+        log.exception("an observation was left out")
+    memory.positions |= {post.source: post.offset for post in posts if post.source is not None}
