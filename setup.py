@@ -19,6 +19,7 @@ def part(module: str, *names: str, header: str = "", flags: tuple[str, ...] = ()
 
 setup(
     ext_modules=[
+        part("drivetrain.core.native.search", "search"),
         part(
             "drivetrain.core.native.windows",
             *("module", "track", "run", "row", "hash", "table", "key", "ask", "tree"),

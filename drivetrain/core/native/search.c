@@ -1,0 +1,470 @@
+/* drivetrain.core.native.search: the largest dot products of queries with all items, exactly.
+
+   Items lie in panels of 16: for each dimension 16 numbers side by side. A group of queries goes
+   through a panel with one register for each query, and what exceeds a query's k-th best so far is
+   rare, so that it is all multiplications. Where the processor multiplies bytes (AVX512 VNNI) the
+   items may first be looked for in 8 bits, and what is found is scored again exactly. */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__) && defined(__GNUC__)
+#define BYTES __attribute__((target("avx512f,avx512bw,avx512vnni")))
+#include <immintrin.h>
+#endif
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define WIDEST
+#endif
+#define INSIDE static inline __attribute__((always_inline))
+
+enum { LANES = 16, GROUP = 12, BLOCK_BYTES = 1 << 18, AHEAD = 8 };
+typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t m16 __attribute__((vector_size(64)));
+
+/* The candidates of a query: the k best so far and room for as many again, unordered but for the
+   bound, which is the least score that still counts. */
+typedef struct {
+    float bound;
+    Py_ssize_t count;
+    float *scores;
+    int32_t *places;
+} Best;
+
+/* Whether one candidate comes before another: the greater score, of equals the lesser place. */
+INSIDE int before(float score, int32_t place, float other, int32_t other_place) {
+    return score > other || (score == other && place < other_place);
+}
+
+INSIDE void swap(Best *best, Py_ssize_t a, Py_ssize_t b) {
+    const float score = best->scores[a];
+    const int32_t place = best->places[a];
+    best->scores[a] = best->scores[b];
+    best->places[a] = best->places[b];
+    best->scores[b] = score;
+    best->places[b] = place;
+}
+
+/* Let the k that come first come to the front (Hoare's selection), and raise the bound. */
+static void select_best(Best *best, Py_ssize_t k) {
+    Py_ssize_t low = 0, high = best->count - 1;
+    while (low < high) {
+        const Py_ssize_t middle = low + (high - low) / 2;
+        const float score = best->scores[middle];
+        const int32_t place = best->places[middle];
+        Py_ssize_t i = low, j = high;
+        while (i <= j) {
+            while (before(best->scores[i], best->places[i], score, place)) {
+                i++;
+            }
+            while (before(score, place, best->scores[j], best->places[j])) {
+                j--;
+            }
+            if (i <= j) {
+                swap(best, i++, j--);
+            }
+        }
+        if (k - 1 <= j) {
+            high = j;
+        } else if (k - 1 >= i) {
+            low = i;
+        } else {
+            break;
+        }
+    }
+    best->count = k;
+    best->bound = best->scores[k - 1];
+}
+
+/* Heap order with the last to come at the root, for the final sort. */
+static void sink(Best *best, Py_ssize_t count, Py_ssize_t at) {
+    for (;;) {
+        Py_ssize_t child = 2 * at + 1;
+        if (child >= count) {
+            return;
+        }
+        if (child + 1 < count && before(best->scores[child], best->places[child],
+                                        best->scores[child + 1], best->places[child + 1])) {
+            child++;
+        }
+        if (!before(best->scores[at], best->places[at], best->scores[child],
+                    best->places[child])) {
+            return;
+        }
+        swap(best, at, child);
+        at = child;
+    }
+}
+
+static void sort_best(Best *best) {
+    for (Py_ssize_t at = best->count / 2; at-- > 0;) {
+        sink(best, best->count, at);
+    }
+    for (Py_ssize_t left = best->count; left-- > 1;) {
+        swap(best, 0, left);
+        sink(best, left, 0);
+    }
+}
+
+typedef struct {
+    const float *panels, *queries; /* queries in groups: for each dimension GROUP numbers */
+    Py_ssize_t items, width, k, room;
+} Search;
+
+/* A panel's items for a group of queries: those that may count go to the candidates. */
+INSIDE void one_panel(const Search *s, const float *panel, const float *group, int32_t place,
+                      Best *best, Py_ssize_t queries) {
+    v16 sum[GROUP] = {{0}};
+    for (Py_ssize_t d = 0; d < s->width; d++) {
+        const v16 items = *(const v16 *)(panel + d * LANES);
+        for (int q = 0; q < GROUP; q++) {
+            sum[q] += items * group[d * GROUP + q];
+        }
+    }
+    for (Py_ssize_t q = 0; q < queries; q++) {
+        const m16 over = sum[q] >= best[q].bound;
+        int64_t any[LANES / 2], all = 0;
+        memcpy(any, &over, sizeof(any));
+        for (int i = 0; i < LANES / 2; i++) {
+            all |= any[i];
+        }
+        if (!all) {
+            continue;
+        }
+        for (int lane = 0; lane < LANES && place + lane < s->items; lane++) {
+            if (over[lane]) {
+                Best *of = &best[q];
+                of->scores[of->count] = sum[q][lane];
+                of->places[of->count++] = place + lane;
+            }
+        }
+        if (best[q].count > s->room - LANES) {
+            select_best(&best[q], s->k);
+        }
+    }
+}
+
+/* All items for some queries, block of items by block, so that one stays near for all groups. */
+WIDEST static void search_all(const Search *s, Best *best, Py_ssize_t queries) {
+    const Py_ssize_t size = s->width * LANES, panels = (s->items + LANES - 1) / LANES;
+    const Py_ssize_t block = BLOCK_BYTES / (size * (Py_ssize_t)sizeof(float)) + 1;
+    for (Py_ssize_t first = 0; first < panels; first += block) {
+        const Py_ssize_t last = panels - first < block ? panels : first + block;
+        for (Py_ssize_t q = 0; q < queries; q += GROUP) {
+            const Py_ssize_t some = queries - q < GROUP ? queries - q : GROUP;
+            for (Py_ssize_t panel = first; panel < last; panel++) {
+                one_panel(s, s->panels + panel * size, s->queries + q * s->width,
+                          (int32_t)(panel * LANES), best + q, some);
+            }
+        }
+    }
+}
+
+/* -- in 8 bits, and then again ------------------------------------------------------------------ */
+
+typedef struct {
+    const uint8_t *panels; /* for each four dimensions 16 items of four bytes, 128 added */
+    const float *scales;   /* what a step of each item is worth */
+    const int32_t *queries, *sums; /* four signed bytes each, in groups; 128 times a query's sum */
+    const float *rows;     /* the items themselves */
+    Py_ssize_t items, width, k, room;
+} Rough;
+
+#ifdef BYTES
+BYTES static void search_bytes(const Rough *s, Best *best, Py_ssize_t queries) {
+    const Py_ssize_t fours = (s->width + 3) / 4, panels = (s->items + LANES - 1) / LANES;
+    const Py_ssize_t size = fours * 64, block = BLOCK_BYTES / size + 1;
+    for (Py_ssize_t first = 0; first < panels; first += block) {
+        const Py_ssize_t last = panels - first < block ? panels : first + block;
+        for (Py_ssize_t from = 0; from < queries; from += GROUP) {
+            const Py_ssize_t some = queries - from < GROUP ? queries - from : GROUP;
+            const int32_t *group = s->queries + from * fours;
+            for (Py_ssize_t panel = first; panel < last; panel++) {
+                __m512i sum[GROUP];
+                for (int q = 0; q < GROUP; q++) {
+                    sum[q] = _mm512_set1_epi32(-s->sums[from + q]);
+                }
+                for (Py_ssize_t four = 0; four < fours; four++) {
+                    const __m512i items =
+                        _mm512_loadu_si512(s->panels + panel * size + four * 64);
+                    for (int q = 0; q < GROUP; q++) {
+                        sum[q] = _mm512_dpbusd_epi32(
+                            sum[q], items, _mm512_set1_epi32(group[four * GROUP + q]));
+                    }
+                }
+                const __m512 scales = _mm512_loadu_ps(s->scales + panel * LANES);
+                for (Py_ssize_t q = 0; q < some; q++) {
+                    Best *of = &best[from + q];
+                    const __m512 score = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[q]), scales);
+                    unsigned over = _mm512_cmp_ps_mask(score, _mm512_set1_ps(of->bound), 13);
+                    if (!over) {
+                        continue;
+                    }
+                    float values[LANES];
+                    _mm512_storeu_ps(values, score);
+                    for (; over; over &= over - 1) {
+                        const int lane = __builtin_ctz(over);
+                        if (panel * LANES + lane < s->items) {
+                            of->scores[of->count] = values[lane];
+                            of->places[of->count++] = (int32_t)(panel * LANES + lane);
+                        }
+                    }
+                    if (of->count > s->room - LANES) {
+                        select_best(of, s->k);
+                    }
+                }
+            }
+        }
+    }
+}
+#endif
+
+/* The rounded candidates of a query get their scores in float32. */
+WIDEST static void again(const Rough *s, const float *query, Best *best) {
+    const Py_ssize_t whole = s->width / LANES * LANES;
+    for (Py_ssize_t i = 0; i < best->count; i++) {
+        const Py_ssize_t next = i + AHEAD < best->count ? i + AHEAD : i;
+        const float *then = s->rows + best->places[next] * s->width;
+        const float *row = s->rows + best->places[i] * s->width;
+        v16 sums = {0};
+        for (Py_ssize_t d = 0; d < whole; d += LANES) {
+            __builtin_prefetch(then + d);
+            sums += *(const v16 *)(row + d) * *(const v16 *)(query + d);
+        }
+        float sum = 0;
+        for (int lane = 0; lane < LANES; lane++) {
+            sum += sums[lane];
+        }
+        for (Py_ssize_t d = whole; d < s->width; d++) {
+            sum += row[d] * query[d];
+        }
+        best->scores[i] = sum;
+    }
+}
+
+static int memory_of(PyObject *array, Py_buffer *buffer, const char *name, Py_ssize_t bytes,
+                     int writes) {
+    const int flags = writes ? PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE : PyBUF_C_CONTIGUOUS;
+    if (PyObject_GetBuffer(array, buffer, flags)) {
+        return 0;
+    }
+    if (buffer->len < bytes) {
+        PyErr_Format(PyExc_ValueError, "%s: found %zd bytes, allowed: %zd or more", name,
+                     buffer->len, bytes);
+        PyBuffer_Release(buffer);
+        return 0;
+    }
+    return 1;
+}
+
+/* Lay items or queries side by side: for each dimension `lanes` numbers; zeros fill up the last. */
+static void lay(const float *rows, Py_ssize_t count, Py_ssize_t width, int lanes, float *into) {
+    for (Py_ssize_t row = 0; row < (count + lanes - 1) / lanes * lanes; row++) {
+        float *at = into + row / lanes * lanes * width + row % lanes;
+        for (Py_ssize_t d = 0; d < width; d++) {
+            at[d * lanes] = row < count ? rows[row * width + d] : 0;
+        }
+    }
+}
+
+static PyObject *panels(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *items, *into;
+    Py_ssize_t count, width;
+    Py_buffer from, to;
+    if (!PyArg_ParseTuple(arguments, "OnnO", &items, &count, &width, &into)) {
+        return NULL;
+    }
+    const Py_ssize_t row = width * (Py_ssize_t)sizeof(float);
+    if (!memory_of(items, &from, "items", count * row, 0)) {
+        return NULL;
+    }
+    if (!memory_of(into, &to, "panels", (count + LANES - 1) / LANES * LANES * row, 1)) {
+        PyBuffer_Release(&from);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    lay(from.buf, count, width, LANES, to.buf);
+    Py_END_ALLOW_THREADS;
+    PyBuffer_Release(&from);
+    PyBuffer_Release(&to);
+    Py_RETURN_NONE;
+}
+
+/* Candidates for each query in one piece of memory; NULL with an error set. */
+static Best *room_for(Py_ssize_t queries, Py_ssize_t room) {
+    const size_t all = (size_t)queries * (size_t)room;
+    Best *best = malloc((size_t)queries * sizeof(Best) +
+                        all * (sizeof(float) + sizeof(int32_t)) + 1);
+    if (best == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    float *scores = (float *)(best + queries);
+    for (Py_ssize_t q = 0; q < queries; q++) {
+        best[q].bound = -__builtin_inff();
+        best[q].count = 0;
+        best[q].scores = scores + q * room;
+        best[q].places = (int32_t *)(scores + all) + q * room;
+    }
+    return best;
+}
+
+/* Write a query's first k in order; what there is no candidate for stays as it is. */
+static void answer_of(Best *best, Py_ssize_t k, float *scores, int32_t *places) {
+    if (best->count > k) {
+        select_best(best, k);
+    }
+    sort_best(best);
+    memcpy(scores, best->scores, best->count * sizeof(float));
+    memcpy(places, best->places, best->count * sizeof(int32_t));
+}
+
+static PyObject *run(const Search *given, const float *queries, Py_ssize_t count, float *scores,
+                     int32_t *places) {
+    Search s = *given;
+    s.room = 2 * s.k + 4 * LANES;
+    const size_t groups = (size_t)((count + GROUP - 1) / GROUP * GROUP);
+    float *laid = malloc(groups * (size_t)s.width * sizeof(float) + 1);
+    Best *best = laid == NULL ? NULL : room_for(count, s.room);
+    if (best == NULL) {
+        free(laid);
+        return PyErr_NoMemory();
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    lay(queries, count, s.width, GROUP, laid);
+    s.queries = laid;
+    search_all(&s, best, count);
+    for (Py_ssize_t q = 0; q < count; q++) {
+        answer_of(&best[q], s.k, scores + q * s.k, places + q * s.k);
+    }
+    Py_END_ALLOW_THREADS;
+    free(laid);
+    free(best);
+    Py_RETURN_NONE;
+}
+
+static PyObject *search(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *arrays[4], *answer = NULL;
+    const char *names[] = {"panels", "queries", "scores", "places"};
+    Py_buffer memory[4];
+    Py_ssize_t items, width, queries, k;
+    if (!PyArg_ParseTuple(arguments, "OOnnnnOO", &arrays[0], &arrays[1], &items, &width, &queries,
+                          &k, &arrays[2], &arrays[3])) {
+        return NULL;
+    }
+    if (items < 1 || items > INT32_MAX - LANES || width < 1 || queries < 0 || k < 1 || k > items) {
+        PyErr_SetString(PyExc_ValueError, "found sizes that are not, allowed: 1 <= k <= items");
+        return NULL;
+    }
+    const Py_ssize_t bytes[] = {(items + LANES - 1) / LANES * LANES * width * 4,
+                                queries * width * 4, queries * k * 4, queries * k * 4};
+    int held = 0;
+    while (held < 4 && memory_of(arrays[held], &memory[held], names[held], bytes[held], held > 1)) {
+        held++;
+    }
+    if (held == 4) {
+        const Search s = {.panels = memory[0].buf, .items = items, .width = width, .k = k};
+        answer = run(&s, memory[1].buf, queries, memory[2].buf, memory[3].buf);
+    }
+    while (held) {
+        PyBuffer_Release(&memory[--held]);
+    }
+    return answer;
+}
+
+static PyObject *rough(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *arrays[8], *answer = NULL;
+    const char *names[] = {"panels", "scales",  "query bytes", "query sums",
+                           "rows",   "queries", "scores",      "places"};
+    Py_buffer memory[8];
+    Py_ssize_t items, width, queries, candidates, k;
+    if (!PyArg_ParseTuple(arguments, "OOOOOOnnnnnOO", &arrays[0], &arrays[1], &arrays[2],
+                          &arrays[3], &arrays[4], &arrays[5], &items, &width, &queries,
+                          &candidates, &k, &arrays[6], &arrays[7])) {
+        return NULL;
+    }
+    if (items < 1 || items > INT32_MAX - LANES || width < 1 || queries < 0 || k < 1 ||
+        k > candidates || candidates > items) {
+        PyErr_SetString(PyExc_ValueError,
+                        "found sizes that are not, allowed: 1 <= k <= candidates <= items");
+        return NULL;
+    }
+    const Py_ssize_t all = (items + LANES - 1) / LANES * LANES, fours = (width + 3) / 4 * 4;
+    const Py_ssize_t groups = (queries + GROUP - 1) / GROUP * GROUP;
+    const Py_ssize_t bytes[] = {all * fours,       all * 4,         groups * fours,
+                                groups * 4,        items * width * 4, queries * width * 4,
+                                queries * k * 4,   queries * k * 4};
+    int held = 0;
+    while (held < 8 && memory_of(arrays[held], &memory[held], names[held], bytes[held], held > 5)) {
+        held++;
+    }
+    if (held == 8) {
+        const Rough s = {.panels = memory[0].buf, .scales = memory[1].buf,
+                         .queries = memory[2].buf, .sums = memory[3].buf, .rows = memory[4].buf,
+                         .items = items, .width = width, .k = candidates,
+                         .room = 2 * candidates + 4 * LANES};
+        Best *best = room_for(queries, s.room);
+        if (best != NULL) {
+            const float *exact = memory[5].buf;
+            float *scores = memory[6].buf;
+            int32_t *places = memory[7].buf;
+            Py_BEGIN_ALLOW_THREADS;
+#ifdef BYTES
+            search_bytes(&s, best, queries);
+#endif
+            for (Py_ssize_t q = 0; q < queries; q++) {
+                if (best[q].count > candidates) {
+                    select_best(&best[q], candidates);
+                }
+                again(&s, exact + q * width, &best[q]);
+                answer_of(&best[q], k, scores + q * k, places + q * k);
+            }
+            Py_END_ALLOW_THREADS;
+            free(best);
+            answer = Py_NewRef(Py_None);
+        }
+    }
+    while (held) {
+        PyBuffer_Release(&memory[--held]);
+    }
+    return answer;
+}
+
+/* Whether this processor multiplies bytes as `rough` needs it. */
+static PyObject *bytes(PyObject *module, PyObject *nothing) {
+    (void)module;
+    (void)nothing;
+#ifdef BYTES
+    return PyBool_FromLong(__builtin_cpu_supports("avx512vnni") &&
+                           __builtin_cpu_supports("avx512bw"));
+#else
+    return PyBool_FromLong(0);
+#endif
+}
+
+static PyMethodDef methods[] = {
+    {"bytes", bytes, METH_NOARGS, "bytes(): whether rough is there"},
+    {"rough", rough, METH_VARARGS,
+     "rough(panels, scales, query bytes, query sums, rows, queries, items, width, queries, "
+     "candidates, k, scores, places)"},
+    {"panels", panels, METH_VARARGS, "panels(items, count, width, into)"},
+    {"search", search, METH_VARARGS,
+     "search(panels, queries, items, width, queries, k, scores, places)"},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "search", "Exact search.", 0, methods, slots, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit_search(void) { return PyModuleDef_Init(&definition); }
