@@ -11,8 +11,8 @@ import json, sys
 from pathlib import Path
 from drivetrain.serve.server import Server
 from drivetrain.serve.state.states import Keeping
-keeping = Keeping(**json.loads(sys.argv[2]))
-server = Server({"cards": Path(sys.argv[1])}, port=int(sys.argv[3]), state=keeping)
+keeping, workers = Keeping(**json.loads(sys.argv[2])), int(sys.argv[3])
+server = Server({"cards": Path(sys.argv[1])}, port=0, state=keeping, workers=workers)
 sys.exit(server.run(lambda: print(server.port, flush=True)))
 """
 
@@ -20,9 +20,10 @@ sys.exit(server.run(lambda: print(server.port, flush=True)))
 class Apart:
     """A server in a process of its own."""
 
-    def __init__(self, bundle, **keeping):
+    def __init__(self, bundle, workers=1, **keeping):
+        given = [bundle.path, json.dumps(keeping), str(workers)]
         self.child = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", SERVE, bundle.path, json.dumps(keeping), "0"],
+            [sys.executable, "-W", "error", "-c", SERVE, *given],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -3,10 +3,14 @@
 import json
 import struct
 
+import grpc
+import jsonschema
+import openapi_spec_validator
 import pyarrow.parquet as pq
 import pytest
 from waiting import wait_until
 
+from drivetrain.serve.protocols.messages_v2 import messages
 from drivetrain.serve.state.states import Keeping
 from drivetrain.serve.transport.http import HttpLimits
 
@@ -270,3 +274,47 @@ def test_a_row_that_the_graph_refuses_fails_alone_with_its_windows(serve, window
     assert [reply.status for reply in replies] == [200, 400, 200, 200]
     found = [r.json["predictions"][0]["got_hourly"] for r in replies if r.status == 200]
     assert found == [1, 0, 0]
+
+
+def test_grpc_brings_and_shows_the_same_columns(client, cards):
+    client.post("/observe/cards", {"card": "a", "at": cards.start})
+    kinds, service = messages(), "/inference.GRPCInferenceService/"
+    request = kinds["ModelInferRequest"](model_name="cards")
+    text = len("a").to_bytes(4, "little") + b"a"
+    for name, datatype, raw in (
+        ("distance", "FP32", struct.pack("<f", 1.0)),
+        ("at", "INT64", struct.pack("<q", cards.start + 1)),
+        ("card", "BYTES", text),
+        ("shop", "BYTES", text),
+    ):
+        request.inputs.add(name=name, datatype=datatype, shape=[1])
+        request.raw_input_contents.append(raw)
+    with grpc.insecure_channel(f"{client.server.host}:{client.server.port}") as channel:
+
+        def ask(method, message):
+            return channel.unary_unary(service + method)(message.SerializeToString(), timeout=30)
+
+        metadata = kinds["ModelMetadata"].FromString(
+            ask("ModelMetadata", kinds["ModelName"](name="cards"))
+        )
+        for _ in range(2):  # the second time the layout is known
+            answer = kinds["ModelInferResponse"].FromString(ask("ModelInfer", request))
+            names = [output.name for output in answer.outputs]
+            raw = answer.raw_output_contents[names.index("got_hourly")]
+            assert struct.unpack("<q", raw) == (1,)
+    assert [tensor.name for tensor in metadata.inputs] == ["distance", "at", "card", "shop"]
+
+
+def test_the_page_of_a_bundle_with_windows_is_valid_and_its_answers_are_as_it_says(client, cards):
+    page = client.get("/openapi.json").json
+    openapi_spec_validator.validate(page)
+    row = {"card": "a", "at": cards.start}
+    answers = {
+        "Observed": client.post("/observe/cards", row).json,
+        "Kept": client.get("/observe/cards").json,
+        "Observation": row,
+        "Observations": {"rows": [row], "source": "s", "offset": 4},
+    }
+    for name, answer in answers.items():
+        schema = {**page, "$ref": f"#/components/schemas/cards.{name}"}
+        jsonschema.validate(answer, schema)

@@ -4,6 +4,7 @@ while Redis is away."""
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -184,3 +185,18 @@ def test_keys_go_when_they_can_give_nothing_more(serve, cards, redis, tmp_path):
         lives = sorted(peer.pttl(key) for key in peer.scan_iter("drivetrain:{cards}:*:*"))
     assert lives[0] == -1  # the last one ever
     assert 24 * 3_600_000 < lives[1] <= 25 * 3_600_000 + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="workers share a port on Linux")
+def test_workers_of_one_server_share_what_was_observed(windowed, cards, redis):
+    with Apart(windowed, workers=2, place=redis.url) as server:
+        for number in range(20):
+            row = {"card": "a", "at": cards.start + number}
+            assert server.post("/observe/cards", row)[0] == 200
+        row = {"distance": 0.0, "at": cards.start + 100, "card": "a", "shop": "s"}
+        for _ in range(10):  # connections go to either
+            status, answer = server.post("/predict/cards", row)
+            assert (status, answer["predictions"][0]["got_hourly"]) == (200, 20)
+        server.child.terminate()
+        assert server.child.wait(60) == 0
