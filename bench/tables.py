@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MEMORY = "2GB"
 CARDS, SHOPS, CHUNK = 100_000, 1_000, 131_072
 START, YEAR = 1_767_225_600_000_000, 365 * 86_400_000_000  # 2026-01-01
+ONCE = 500_000
+"""Rows at once the size, of which memory is measured."""
 GIVES = ("at", "amount", "seen", "last_ten", "before", "country", "category", "share", "night")
 
 
@@ -46,9 +48,8 @@ def figures(quick: bool) -> Iterator[Figure]:
 # -- the rows --------------------------------------------------------------------------------------
 
 
-def payments(rows: int, seed: int = 0) -> Iterator[pa.Table]:
-    """Made payments in order of time, no two at one moment."""
-    step = YEAR // rows
+def payments(rows: int, step: int, cards: int = CARDS, seed: int = 0) -> Iterator[pa.Table]:
+    """Made payments in order of time, one in each ``step`` microseconds."""
     names = pa.array([f"shop-{number:04d}" for number in range(SHOPS)])
     for number, first in enumerate(range(0, rows, CHUNK)):
         random = np.random.default_rng((seed, number))
@@ -56,11 +57,11 @@ def payments(rows: int, seed: int = 0) -> Iterator[pa.Table]:
         shops = pa.array(random.integers(0, SHOPS, count), pa.int32())
         at = START + np.arange(first, first + count) * step + random.integers(0, step, count)
         # Some cards pay far more often than most.
-        cards = (CARDS * random.random(count) ** 2).astype(np.int64)
+        card = (cards * random.random(count) ** 2).astype(np.int64)
         yield pa.table(
             {
                 "at": pa.array(at, pa.timestamp("us")),
-                "card": cards,
+                "card": card,
                 "shop": pa.DictionaryArray.from_arrays(shops, names).cast(pa.string()),
                 "amount": np.round(random.lognormal(3, 1, count), 2) - 2,
             }
@@ -69,7 +70,7 @@ def payments(rows: int, seed: int = 0) -> Iterator[pa.Table]:
 
 def _write(folder: Path, rows: int) -> None:
     """The payments as Parquet, and what is known of cards and shops."""
-    made = payments(rows)
+    made = payments(rows, YEAR // rows)
     first = next(made)
     with pq.ParquetWriter(folder / "payments.parquet", first.schema, compression="zstd") as writer:
         writer.write_table(first)
@@ -191,7 +192,7 @@ def _memory(rounds: int) -> Figure:
     for _ in range(rounds):
         for times, found in peaks.items():
             with tempfile.TemporaryDirectory() as folder:
-                rows = str(250_000 * times)
+                rows = str(ONCE * times)
                 for step in ("--lay", "--child"):  # laid elsewhere: the peak is that of preparing
                     command = [sys.executable, __file__, step, folder, rows]
                     done = subprocess.run(
@@ -211,7 +212,8 @@ def lay(folder: Path, rows: int) -> None:
 
     _write(folder, 1000)
     lake = Lake.open(folder / "payments")
-    for table in payments(rows):
+    # The more rows the longer their time, and so as many in each window.
+    for table in payments(rows, YEAR // ONCE, cards=10_000):
         lake.append(table)
 
 
