@@ -61,8 +61,10 @@ class DeadLetters:
         ]
         if not new:
             return 0
-        self._lake.append(letters(messages, new), self._writer, self._places.kept(behind))
-        self._at |= behind
+        # A batch that is read again may have other borders, and end before what lies here already.
+        past = {n: max(at, self._at.get(n, 0)) for n, at in behind.items()}
+        self._lake.append(letters(messages, new), self._writer, self._places.kept(past))
+        self._at |= past
         return len(new)
 
 

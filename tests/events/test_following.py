@@ -13,10 +13,14 @@ import pytest
 import drivetrain as dt
 from drivetrain.core.metric import Emitted, Note
 from drivetrain.events.dead import SCHEMA as DEAD
+from drivetrain.events.dead import DeadLetters
 from drivetrain.events.following import follow, positions_of
 from drivetrain.events.lake import Lake
+from drivetrain.events.messages import Messages, Reading
 from drivetrain.events.pace import STATUS
+from drivetrain.events.places import Places
 from drivetrain.events.snapshot import Snapshot
+from drivetrain.events.topic import Topic
 
 TYPES: Any = {"n": "int64", "s": "string"}
 PATIENCE = 60.0
@@ -272,6 +276,35 @@ def test_dead_letters_that_were_written_before_a_stop_are_not_written_again(
     follow(stream, tmp_path / "room", to_end=True)
     assert held(stream) == [0, 1, 2]
     assert [row["value"] for row in rows(stream.dead)] == [b"torn", b"torn too", b"torn as well"]
+
+
+def test_a_batch_that_is_read_again_with_other_borders_writes_only_new_dead_letters(
+    broker: Any, topic: str, tmp_path: Path
+) -> None:
+    send(broker, topic, [b"torn 0", {"n": 1, "s": ""}, b"torn 2", b"torn 3"], 0)
+    send(broker, topic, [b"torn 0", b"torn 1"], 1)
+    stream = made(broker, topic, tmp_path)
+    leaf = stream.topic
+    reading = Reading(leaf, leaf.schema)
+
+    def bury(letters: DeadLetters, ends: dict[int, int]) -> int:
+        raw: list[Any] = []
+        values: list[bytes] = []
+        with Topic(leaf) as source:
+            for partition, end in ends.items():
+                for messages in source.within(partition, 0, end, 100):
+                    raw += messages.raw
+                    values += messages.values
+        batch = Messages(raw, values, ends)
+        return letters.bury(batch, reading(batch).refused, ends)
+
+    places = Places(topic)
+    assert bury(DeadLetters(str(stream.dead), "made", places), {0: 3}) == 2
+    letters = DeadLetters(str(stream.dead), "made", places)
+    assert bury(letters, {0: 1, 1: 1}) == 1, "partition 0 ends before what is there"
+    assert bury(letters, {0: 4, 1: 2}) == 2
+    found = sorted((row["partition"], row["offset"]) for row in rows(stream.dead))
+    assert found == [(0, 0), (0, 2), (0, 3), (1, 0), (1, 1)]
 
 
 def test_a_tombstone_that_is_skipped_is_no_row_and_no_dead_letter(
