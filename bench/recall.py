@@ -1,10 +1,10 @@
 """Recall methods on real films beside what others report, and least squares beside implicit.
 
 ``als_vs_implicit`` is CPU seconds over CPU seconds on one thread, to a loss that is no greater than
-the one that implicit has after its 15 iterations. ``exact_search_vs_faiss_flat`` is queries for each
-CPU second over the same of faiss, 100,000 items of 64 numbers, the best 20. The films are MovieLens 100k out of RecBole's
-wheel, divided 8:1:1 for each user as RecBole does; what a user had in training or validation rows
-is left out, and all other items are ranked.
+the one that implicit has after its 15 iterations. ``exact_search_vs_faiss_flat`` is queries for
+each CPU second over those of faiss: 100,000 items of 64 numbers, the best 20. The films are
+MovieLens 100k out of RecBole's wheel, divided 8:1:1 for each user as RecBole does; what a user had
+in training or validation rows is left out, and all other items are ranked.
 """
 
 import json
