@@ -81,13 +81,13 @@ def run(stream: Stream, site: Site, how: How = How(), emit: Emit = silent) -> No
         raise wrong("[launcher] kind", site.launcher.kind, allowed)
     with _until_asked() as stop, suppress(InterruptedError):  # asked before it had begun
         room = room_of(site, stream.name)
-        options: Any = {**vars(how), "emit": emit, "stop": stop}
+        options: Any = {**vars(how), "emit": emit, "stop": stop, "token": site.serve.token()}
         if site.engine.kind == "duckdb":
             from drivetrain.events.duckdb import Limits
             from drivetrain.events.following import follow
 
             limits = Limits(memory=site.engine.memory, threads=site.engine.threads)
-            follow(stream, room, limits=limits, token=site.serve.token(), **options)
+            follow(stream, room, limits=limits, **options)
         elif site.engine.kind == "spark":
             from drivetrain.events.spark import streaming
 

@@ -27,7 +27,7 @@ from drivetrain.core.schema import Schema
 from drivetrain.core.site import EngineSite
 from drivetrain.core.spark import session
 from drivetrain.events.dead import SCHEMA
-from drivetrain.events.duckdb import Engine, Limits
+from drivetrain.events.duckdb import Engine, Limits, engine
 from drivetrain.events.following import OFTEN, PAUSES, Follower, only_one
 from drivetrain.events.kafka import Kafka
 from drivetrain.events.lake import Lake
@@ -35,6 +35,7 @@ from drivetrain.events.pace import STATUS, Pace
 from drivetrain.events.spark.landing import REPORT, Landing, Report, Target
 from drivetrain.events.stream import Stream
 from drivetrain.events.table import Step, Table
+from drivetrain.events.telling import Telling
 from drivetrain.events.windows import WithWindows
 
 KAFKA = ("python", "connector")
@@ -80,6 +81,7 @@ def follow(
     stop: Event | None = None,
     from_start: bool = False,
     to_end: bool = False,
+    token: str | None = None,
 ) -> Pace:
     """Append what comes to a stream's topic to its table, until it is told to stop.
 
@@ -96,6 +98,7 @@ def follow(
         from_start: accept that the topic was made anew, or that messages have expired unread: read
             what there is from its beginning.
         to_end: stop behind the messages that there are at the beginning.
+        token: what the servers that are told ask their clients for, if anything.
 
     Returns:
         What was done.
@@ -113,7 +116,9 @@ def follow(
     with ExitStack() as stack:
         stack.enter_context(only_one(room, stream.name))
         pace = Pace(stream.name, stream.topic.topic, emit, room / STATUS)
-        follower = SparkFollower(stream, None, pace, emit, stop or Event())
+        # Spark runs the steps; what servers are told, this process reads again by itself.
+        running = stack.enter_context(engine(Limits(threads=1))) if stream.observe else None
+        follower = SparkFollower(stream, running, pace, emit, stop or Event(), token)
         stack.callback(follower.close)
         follower.spark = stack.enter_context(session(site))
         follower.site = site
@@ -125,15 +130,13 @@ def check(stream: Stream, site: EngineSite) -> None:
     """Hold a stream against what is done on Spark.
 
     Raises:
-        ValueError: it keeps windows or tells servers, or the session is one of Spark Connect.
+        ValueError: it keeps windows, or the session is one of Spark Connect.
     """
     where = f"stream {stream.name!r} with [engine] kind 'spark'"
     for step in stream.events.chain()[1]:
         if isinstance(step, WithWindows):
             allowed = "steps that remember no rows; [engine] kind 'duckdb' keeps windows"
             raise wrong(where, step.label, allowed)
-    if stream.observe:
-        raise wrong(f"{where}, observe", stream.observe, "none; [engine] kind 'duckdb' tells them")
     if site.kafka not in KAFKA:
         raise unknown("way", site.kafka, KAFKA, "[engine] kafka")
     if site.master.startswith("sc://"):
@@ -153,7 +156,13 @@ class SparkFollower(Follower):
     site: EngineSite
 
     def __init__(
-        self, stream: Stream, running: Engine | None, pace: Pace, emit: Emit, stop: Event
+        self,
+        stream: Stream,
+        running: Engine | None,
+        pace: Pace,
+        emit: Emit,
+        stop: Event,
+        token: str | None = None,
     ) -> None:
         self._turn = threading.Lock()
         self._ending = False
@@ -161,12 +170,15 @@ class SparkFollower(Follower):
         self._run = ""
         self._letters: Lake | None = None
         self._buried: dict[int, int] = {}
-        super().__init__(stream, running, pace, emit, stop)
+        super().__init__(stream, running, pace, emit, stop, token)
 
     def _ready(self, schema: Schema) -> None:
         """Tell executors the columns of the topic: they must not find others in its head."""
         self._columns = schema
         self._told = replace(self.stream, events=told(self.stream.events))
+        if self.stream.observe:
+            assert self._running is not None
+            self._telling = Telling(self.stream, self._running, self._token, self._warn)
 
     # -- a run of Spark's query ------------------------------------------------------------------
 
@@ -177,6 +189,8 @@ class SparkFollower(Follower):
             before = self.pace.commits
             try:
                 self._query()
+                while self._due is not None and not self._stop.is_set() and not self._tell():
+                    continue
                 return
             except (ConnectionError, LostError) as error:
                 if self._stop.is_set():  # what asked us to end may have asked the JVM too
@@ -243,6 +257,7 @@ class SparkFollower(Follower):
         try:
             while not query.awaitTermination(LOOK / 1000):
                 self._look()
+                self._tell()
                 if self._stop.is_set():
                     return
         except _errors() as error:
@@ -297,8 +312,10 @@ class SparkFollower(Follower):
         name, kept = self.stream.name, self._places.kept(behind, self._identity)
         if letters := [file for report in reports for file in report.letters]:
             assert self._letters is not None
-            self._letters.commit_files(letters, name, self._places.kept(behind))
-            self._buried |= behind
+            # A batch that is read again may have other borders, and end before what lies here.
+            past = {n: max(at, self._buried.get(n, 0)) for n, at in behind.items()}
+            self._letters.commit_files(letters, name, self._places.kept(past))
+            self._buried |= past
         files = [file for report in reports for file in report.files]
         version = self._lake.commit_files(files, name, kept)
         self.at |= behind
@@ -313,6 +330,10 @@ class SparkFollower(Follower):
         )
 
     # -- what it says ----------------------------------------------------------------------------
+
+    def _tell(self) -> bool:
+        """Tell servers what they lack, read again here; whether none lacks anything now."""
+        return self._telling is None or self._telling.tell(self._places, dict(self.at))
 
     def _look(self, *, now: bool = False) -> None:
         at = time.monotonic()

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_telling import Double
 
 import drivetrain as dt
 from drivetrain.core.metric import Emitted, Note
@@ -104,8 +105,16 @@ def test_the_tables_are_those_of_the_embedded_runner(
     assert (said["positions"], said["ended"]) == ({"0": 303, "1": 303, "2": 303}, True)
 
 
-def test_a_message_that_does_not_fit_ends_it_by_name_where_nothing_takes_it(
-    spark: Any, spark_site: EngineSite, broker: Any, tmp_path: Path
+@pytest.fixture
+def server() -> Iterator[Double]:
+    """What a server does that is told of rows."""
+    double = Double()
+    yield double
+    double.close()
+
+
+def test_a_misfit_ends_it_where_nothing_takes_it_and_what_is_committed_is_told(
+    spark: Any, spark_site: EngineSite, broker: Any, tmp_path: Path, server: Double
 ) -> None:
     topic = broker.topic()
     broker.send(topic, [*numbers(0, 1), b"torn", *numbers(2)])
@@ -114,8 +123,11 @@ def test_a_message_that_does_not_fit_ends_it_by_name_where_nothing_takes_it(
         follow(stream, tmp_path / "room", spark_site, to_end=True)
     assert held(stream) == []
     assert "offset 2" in json.loads((tmp_path / "room" / STATUS).read_text())["problem"]
-    follow(replace(stream, dead=tmp_path / "dead"), tmp_path / "room", spark_site, to_end=True)
+    lenient = replace(stream, dead=tmp_path / "dead", observe=server.address)
+    follow(lenient, tmp_path / "room", spark_site, to_end=True, token="secret")
     assert held(stream) == [0, 1, 2]
+    assert [row["n"] for row in server.rows] == [0, 1, 2]
+    assert (server.positions, server.tokens) == ({f"{topic}/0": 4}, {"Bearer secret"})
 
 
 class Running:
@@ -252,8 +264,6 @@ def test_what_is_not_done_on_spark_is_refused_by_name() -> None:
     window = dt.Window(by="s", stat="count", over="1h")
     with pytest.raises(ValueError, match=r"found 'with_windows\(seen=…\)', allowed: .*'duckdb'"):
         check(stream_of(lambda table: table.with_windows(seen=window)), site)
-    with pytest.raises(ValueError, match="observe"):
-        check(stream_of(observe="http://127.0.0.1:8080/observe/made"), site)
     with pytest.raises(ValueError, match="the driver commits"):
         check(stream_of(), replace(site, master="sc://127.0.0.1:15002"))
     with pytest.raises(ValueError, match="unknown way 'conector'"):
