@@ -1,8 +1,11 @@
 """The kernel of windows gives, to the bit, what going through all observations anew gives."""
 
+import ctypes
+import gc
 import importlib.util
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -145,7 +148,7 @@ def test_all_windows_at_once_are_right_over_a_long_sequence():
             "s": str(random.choice(("p", "q", "r"))),
             "then": str(random.choice(("tell", "one", "dump"), p=(0.7, 0.25, 0.05))),
         }
-        for _ in range(250)
+        for _ in range(120)
     ]
     check(Windows("at", tuple(ALL.items()), 5), steps)
 
@@ -566,3 +569,42 @@ def test_memory_is_given_back():
         tracks.drop_keys(number, tracks.hash(number, batch))
     assert tracks.keys == 0
     assert tracks.bytes < empty + 200_000
+
+
+class Heap(ctypes.Structure):
+    """What the C library says of its heap; ``in_use`` counts the bytes that are given out."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_size_t)
+        for name in ("a", "b", "c", "d", "mapped", "e", "f", "in_use", "g", "h")
+    ]
+
+
+def test_states_that_are_gone_leave_nothing_behind():
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2"):
+        pytest.skip("NOT TESTED: this C library does not say how much memory is in use")
+    library.mallinfo2.restype = Heap
+    batch = many_rows(1_000, seed=11)
+
+    def once() -> None:
+        tracks = Tracks(MANY, SCHEMA, threads=1)
+        tracks.replay(batch)
+        data = tracks.dump()
+        other = Tracks.load(data, MANY, SCHEMA, threads=1)
+        other.load_keys(0, other.hash(0, batch), tracks.dump_keys(0, tracks.hash(0, batch)))
+        other.expire(10_000)
+        for bad in (data[:-1], b"", data[:100]):
+            with pytest.raises(ValueError, match="state of windows"):
+                Tracks.load(bad, MANY, SCHEMA)
+
+    def in_use() -> int:
+        gc.collect()
+        heap = library.mallinfo2()
+        return heap.in_use + heap.mapped
+
+    once()
+    before = in_use()
+    for _ in range(20):
+        once()
+    assert in_use() - before < 20 * 2_000  # a state of these takes some 100,000 bytes

@@ -71,11 +71,11 @@ static void sort_moment(const Layout *layout, Key *key, uint32_t low, uint32_t h
     if (layout->prefixes) {
         Wide before = low ? prefix[low - 1] : key->prefix;
         for (uint32_t i = high; i-- > low;) {
-            prefix[i] -= i > low ? prefix[i - 1] : before;
+            prefix[i] = between(i > low ? prefix[i - 1] : before, prefix[i]);
         }
         qsort(prefix + low, high - low, sizeof(Wide), by_sum);
         for (uint32_t i = low; i < high; i++) {
-            prefix[i] += i > low ? prefix[i - 1] : before;
+            prefix[i] = together(i > low ? prefix[i - 1] : before, prefix[i]);
         }
     }
     for (int d = 0; d < layout->decays; d++) { /* only the last one's is ever read */

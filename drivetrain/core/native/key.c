@@ -31,7 +31,7 @@ void free_key(Key *key) { free(key); }
 Sum sum_between(const Layout *layout, const Key *key, uint32_t low, uint32_t high) {
     const Wide *prefix = PREFIX(layout, key);
     if (!key->wide) {
-        return sum_as((high ? prefix[high - 1] : key->prefix) - (low ? prefix[low - 1] : key->prefix));
+        return sum_as(between(low ? prefix[low - 1] : key->prefix, high ? prefix[high - 1] : key->prefix));
     }
     if (layout->tops) {
         const int64_t *tops = TOPS(layout, key);
@@ -41,7 +41,7 @@ Sum sum_between(const Layout *layout, const Key *key, uint32_t low, uint32_t hig
     }
     Sum sum = {0, 0}; /* values are so large that a difference of prefixes may not hold it */
     for (uint32_t i = low; i < high; i++) {
-        sum = plus(sum, sum_as(prefix[i] - (i ? prefix[i - 1] : key->prefix)));
+        sum = plus(sum, sum_as(between(i ? prefix[i - 1] : key->prefix, prefix[i])));
     }
     return sum;
 }
@@ -228,7 +228,7 @@ static int before_entry(const Layout *layout, const Key *key, uint32_t at, int64
     if (layout->values) {
         return value < VALUES(layout, key)[at];
     }
-    return layout->prefixes && sum < sum_to(layout, key, at + 1) - sum_to(layout, key, at);
+    return layout->prefixes && sum < between(sum_to(layout, key, at), sum_to(layout, key, at + 1));
 }
 
 /* The place of a new observation, or of the pane that it comes into. */
@@ -259,7 +259,7 @@ static void add_to_prefixes(const Layout *layout, Key *key, uint32_t from, Wide 
     Wide *prefix = PREFIX(layout, key);
     if (!layout->tops) {
         for (uint32_t i = from; i < key->end; i++) {
-            prefix[i] += sum;
+            prefix[i] = together(prefix[i], sum);
         }
         return;
     }

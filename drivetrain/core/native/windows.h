@@ -153,6 +153,11 @@ typedef struct {
     int64_t top;
 } Sum;
 
+/* Prefixes may go round: their differences are right nevertheless. */
+static inline Wide together(Wide one, Wide other) { return (Wide)((UWide)one + (UWide)other); }
+
+static inline Wide between(Wide from, Wide to) { return (Wide)((UWide)to - (UWide)from); }
+
 static inline Sum sum_as(Wide value) { return (Sum){(UWide)value, value < 0 ? -1 : 0}; }
 
 static inline Sum plus(Sum one, Sum other) {
