@@ -20,13 +20,11 @@ from drivetrain.registry.registry import Registry
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-FLIGHTS = (
-    *("train.epochs=1", "model.members=1", "model.hidden=[16]", "train.batch_size=8192"),
-    *("probes.0.at_least=0.5", "probes.1.at_most=1.0", "probes.3.p50_ms=1000.0"),
-)
 QUICKER = {
-    "flights": FLIGHTS,
-    "flights_windows": FLIGHTS,
+    "flights": (
+        *("train.epochs=1", "model.members=1", "model.hidden=[16]", "train.batch_size=8192"),
+        *("probes.0.at_least=0.5", "probes.1.at_most=1.0", "probes.3.p50_ms=1000.0"),
+    ),
     "flights_lightgbm": ("model.trees=10", "probes.0.at_least=0.5"),
 }
 """Settings with which an example takes seconds; the bounds that these would break are lowered."""
@@ -51,9 +49,10 @@ def test_an_example_fits_its_events(example: str) -> None:
     system.check(system.events.schema)
 
 
+# The tour runs flights, and tests/test_flights_windows.py serves flights_windows.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "example", [n for n in SYSTEMS if n not in {"flights", "text", *ELSEWHERE}]
+    "example", [n for n in SYSTEMS if n not in {"flights", "flights_windows", "text", *ELSEWHERE}]
 )
 def test_an_example_runs_to_a_bundle_that_may_be_promoted(example: str, tmp_path: Path) -> None:
     store = tmp_path / "store"

@@ -1,6 +1,11 @@
 """Windows of all real flights: online as offline, as SQL finds them, and none sees the future."""
 
+import http.client
+import json
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -8,15 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import drivetrain as dt
 from bench.skew_windows import different, offline, online
 from drivetrain.core.batch import Array, Batch
 from drivetrain.core.schema import MISSING_INT, Schema
+from drivetrain.core.site import EngineSite, Site
 from drivetrain.core.window import Window, Windows
-from drivetrain.declaration import load
+from drivetrain.declaration import load, with_settings
 from drivetrain.events.duckdb import Limits, engine
 from drivetrain.events.files import Parquet
 from drivetrain.events.plan import stream
 from drivetrain.events.windows import WithWindows, kept
+from drivetrain.pipeline import run
+from drivetrain.serve.server import Server, running
 
 Filled = tuple[Windows, Schema, Batch]
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "flights_windows.py"
@@ -135,3 +144,83 @@ def test_flights_arrive_when_the_clocks_say_and_none_is_told_of_itself() -> None
     assert taxied.min() >= 5
     assert taxied.max() < 240
     assert 20 < np.median(taxied) < 40
+
+
+# -- served ----------------------------------------------------------------------------------------
+
+SMALL = ("train.epochs=1", "model.members=1", "model.hidden=[16]", "train.batch_size=8192")
+BOUNDS = ("probes.0.at_least=0.5", "probes.1.at_most=1.0", "probes.3.p50_ms=1000.0")
+DAY = 86_400_000_000
+FROM = int(np.datetime64("2013-11-20", "us").astype(np.int64))
+TOLD = {
+    "departs_at": ("origin", "departs_at"),
+    "left_at": ("origin", "carrier", "tailnum", "dep_delay", "left_at"),
+    "arrived_at": ("dest", "arr_delay", "arrived_at"),
+}
+"""What a feeder knows of a flight when it was due, when it left and when it arrived."""
+Event = tuple[int, str, dict[str, Any]]
+
+
+def plain(rows: Batch, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows as JSON has them, missing values as null."""
+
+    def known(value: Any) -> Any:
+        return None if value in ("", MISSING_INT) or value != value else value
+
+    found = rows.select(names).rows()
+    return [{name: known(value) for name, value in row.items()} for row in found]
+
+
+def happened(flights: Batch, asked: Batch, needed: Sequence[str]) -> list[Event]:
+    """What a server is told and asked, in order of time: of a day, and of two before it."""
+    events: list[Event] = []
+    for time, names in TOLD.items():
+        there = (flights["departs_at"] >= FROM - 2 * DAY) & (flights["departs_at"] < FROM + DAY)
+        rows = flights.take(np.flatnonzero(there & (flights[time] != MISSING_INT)))
+        moments = rows[time].tolist()
+        events += [(m, "observe", row) for m, row in zip(moments, plain(rows, names), strict=True)]
+    moments = asked["departs_at"].tolist()
+    events += [(m, "predict", row) for m, row in zip(moments, plain(asked, needed), strict=True)]
+    return sorted(events, key=lambda event: event[0])
+
+
+def served(bundle: Path, events: Sequence[Event]) -> list[float]:
+    """What a server answers that is told of what happens, and asked, in this order."""
+    found: list[float] = []
+    with running(Server({"flights": bundle}, port=0)) as url:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+        for verb, group in groupby(events, lambda event: event[1]):
+            body = json.dumps({"rows": [row for _, _, row in group]})
+            head = {"Content-Type": "application/json"}
+            connection.request("POST", f"/{verb}/flights", body, head)
+            answer = connection.getresponse()
+            said = json.loads(answer.read())
+            assert answer.status == 200, said
+            found += [one["late"] for one in said.get("predictions", ())]
+        connection.close()
+    return found
+
+
+def test_a_server_that_is_told_of_flights_predicts_as_the_plan_does(
+    filled: Filled, tmp_path: Path
+) -> None:
+    store, work = str(tmp_path / "store"), str(tmp_path / "work")
+    site = Site(store=store, work=work, device="cpu", engine=EngineSite(threads=1))
+    system, _ = with_settings(load(EXAMPLE), site, (*SMALL, *BOUNDS))
+    assert system is not None
+    bundle = run(system, site)
+    assert bundle is not None
+    windows, _, flights = filled
+    inputs = bundle.manifest.inputs.names
+    assert set(windows.names) < set(inputs)
+    names = tuple(dict.fromkeys((*inputs, *windows.asked)))
+    day = dt.col("departs_at").between("2013-11-20", "2013-11-20T23:59:59")
+    plan = system.events.where(day)
+    with engine(Limits(threads=1)) as lent:
+        parts = list(stream(plan, names, lent, Limits(threads=1)))
+    asked = Batch.from_arrow(pa.concat_tables(parts), plan.schema.select(names))
+    asked = asked.take(np.argsort(asked["departs_at"], kind="stable"))
+    assert len(asked) == 970
+    events = happened(flights, asked, [name for name in names if name not in windows.names])
+    answers = np.array(served(bundle.path, events), dtype=np.float32)
+    assert np.array_equal(answers, bundle.predict(asked.select(inputs))["late"])
