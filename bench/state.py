@@ -36,7 +36,7 @@ from drivetrain.core.schema import Field, Schema
 from drivetrain.core.window import Window, Windows
 from drivetrain.serve.execution.filling import Filling
 from drivetrain.serve.state.embedded import Embedded
-from drivetrain.serve.state.posts import Post
+from drivetrain.serve.state.posts import Limits, Post
 from drivetrain.serve.telemetry.metrics import Metrics
 
 HOUR = 3_600_000_000
@@ -112,7 +112,7 @@ def fill(room: Path, bundle: Bundle, keys: int, each: int) -> None:
 
     async def told() -> None:
         state = Embedded("cards", room, 8 << 30, Metrics())
-        state.keep(filling.kept, 8192)
+        state.keep(filling.kept, Limits(8192))
         ended: list[Any] = []
         for number, batch in enumerate(batches(keys, each), 1):
             state.observe(Post((batch,), len(batch), 40 * len(batch)), ended.append)

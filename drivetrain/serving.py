@@ -139,6 +139,7 @@ def server_of(site: Site, references: Sequence[str], port: int | None = None) ->
         state=Keeping(
             place=site.serve.state,
             bytes=site.serve.state_bytes,
+            ahead=site.serve.state_ahead,
             missing=site.serve.state_missing,
         ),
     )

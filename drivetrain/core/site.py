@@ -108,6 +108,8 @@ class ServeSite:
         state: where the observations are kept that windows are read off: a directory, for one
             process; ``redis://host:port/db`` for several; empty for memory that ends with it.
         state_bytes: of memory that the observations of an alias may take.
+        state_ahead: seconds that what is observed may lie ahead of the server's clock; 0 is no
+            bound.
         state_missing: while Redis cannot be asked, ``refuse`` answers 503, and ``empty`` predicts
             with empty windows and counts them.
     """
@@ -131,6 +133,7 @@ class ServeSite:
     parity: float = 0.0
     state: str = ""
     state_bytes: int = 1 << 30
+    state_ahead: int = 86_400
     state_missing: str = "refuse"
 
     def token(self) -> str | None:

@@ -13,7 +13,7 @@ from drivetrain.serve.execution.filling import AwayError, Filling, Kept, Lookup,
 from drivetrain.serve.state.journal import Journal
 from drivetrain.serve.state.kept import Outcome, State, Told
 from drivetrain.serve.state.memory import Counts, Memory, Reading
-from drivetrain.serve.state.posts import Post, Reader
+from drivetrain.serve.state.posts import Limits, Post, Reader
 from drivetrain.serve.state.replay import entries_of, replay
 from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.telemetry.metrics import Reading as Gauge
@@ -87,7 +87,7 @@ class Embedded(State):
 
     # -- which tracks --------------------------------------------------------------------------
 
-    def keep(self, kept: Sequence[Kept], most_rows: int) -> None:
+    def keep(self, kept: Sequence[Kept], limits: Limits) -> None:
         fed = list(kept)
         columns = observed_by(fed)
         for each in self.memory.fed_with(kept).values():
@@ -98,7 +98,7 @@ class Embedded(State):
                 fed.append(each)
             except ValueError as error:
                 log.warning("%s: observations of before are fed no more: %s", self.name, error)
-        self.reader = Reader(columns, fed, most_rows)
+        self.reader = Reader(columns, fed, limits)
         for each in self.memory.make(kept):
             self._metrics.windows_begun.of(self.name).value += 1
             log.warning("%s: the windows over %s begin empty", self.name, each)

@@ -43,7 +43,7 @@ class Journal:
     """
 
     def __init__(self, room: Path) -> None:
-        room.mkdir(parents=True, exist_ok=True)
+        room.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.room = room
         self._sizes: dict[int, int] = {}
         self._claim = os.open(room / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

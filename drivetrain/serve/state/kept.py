@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from drivetrain.serve.execution.filling import Filling, Kept, Lookup
-from drivetrain.serve.state.posts import Post, Reader
+from drivetrain.serve.state.posts import Limits, Post, Reader
 from drivetrain.serve.telemetry.metrics import Metrics
 
 
@@ -51,12 +51,12 @@ class State(ABC):
         }
 
     @abstractmethod
-    def keep(self, kept: Sequence[Kept], most_rows: int) -> None:
+    def keep(self, kept: Sequence[Kept], limits: Limits) -> None:
         """Keep these from now on, and those that were kept before these for a way back.
 
         Args:
             kept: what the versions that are served need.
-            most_rows: of a post.
+            limits: of a post.
 
         Raises:
             ValueError: they hold one column for different things.

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -66,18 +67,33 @@ def _unpacked(kind: str, data: Any) -> Array:
     return array
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a post may hold.
+
+    Attributes:
+        rows: at most.
+        ahead: seconds that what is known may lie ahead of this machine's clock; 0 is no bound.
+            One row from a clock that is far ahead would make all that comes after it late.
+    """
+
+    rows: int
+    ahead: int = 86_400
+
+
 class Reader:
     """Reads the body of a post.
 
     Args:
         schema: the columns that are observed.
         kept: what they are observed for: each row must have all columns of one of these.
-        most_rows: in one post.
+        limits: what a post may hold.
     """
 
-    def __init__(self, schema: Schema, kept: Sequence[Kept], most_rows: int) -> None:
+    def __init__(self, schema: Schema, kept: Sequence[Kept], limits: Limits) -> None:
         self.schema = schema
-        self._most_rows = most_rows
+        self._limits = limits
+        self._known = tuple(dict.fromkeys(each.track.known for each in kept))
         self._needs = [frozenset(each.columns) for each in kept]
         self._fed: dict[tuple[int, ...], bool] = {}
         self._arrays = [to_array(field) for field in schema]
@@ -147,7 +163,26 @@ class Reader:
                 if number in self._moments:
                     values = [None if v is None else microseconds(v) for v in values]
                 found[field.name] = self._arrays[number](values)
-        return Batch(found)
+        return self._timely(Batch(found), start)
+
+    def _timely(self, piece: Batch, start: int) -> Batch:
+        """A piece of which nothing is known only in the future.
+
+        Raises:
+            ValueError: something is.
+        """
+        if not self._limits.ahead:
+            return piece
+        latest = time.time_ns() // 1000 + self._limits.ahead * 1_000_000
+        for name in self._known:
+            if name in piece and (beyond := np.flatnonzero(piece[name] > latest)).size:
+                row = int(beyond[0])
+                raise wrong(
+                    f"row {start + row}, column {name!r}",
+                    f"{piece[name][row]} us",
+                    f"at most {self._limits.ahead} s ahead of this server's clock",
+                )
+        return piece
 
     def _check_fed(self, unset: tuple[int, ...], row: int) -> None:
         """See that rows which lack some columns have all of one track.
@@ -168,8 +203,8 @@ class Reader:
             raise ValueError(f"row {row}: found columns {found}; allowed: all of {allowed}.")
 
     def _check_rows(self, rows: int) -> None:
-        if not 1 <= rows <= self._most_rows:
-            raise wrong("rows", rows, f"1 to {self._most_rows} in one request")
+        if not 1 <= rows <= self._limits.rows:
+            raise wrong("rows", rows, f"1 to {self._limits.rows} in one request")
 
     # -- what is unusual -----------------------------------------------------------------------
 
@@ -200,7 +235,7 @@ class Reader:
             unset = [n for n, name in enumerate(self.schema.names) if name not in names]
             self._check_fed(tuple(unset), start)
             schema = self.schema.select(n for n in self.schema.names if n in names)
-            pieces.append(_batch(part, schema, start))
+            pieces.append(self._timely(_batch(part, schema, start), start))
             start += len(part)
         return tuple(pieces), source, offset
 

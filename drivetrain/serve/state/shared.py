@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from drivetrain.core.batch import Array, Batch
 from drivetrain.serve.execution.filling import AwayError, Filling, Kept, Lookup, observed_by
 from drivetrain.serve.state.kept import Outcome, State, Told
-from drivetrain.serve.state.posts import Post, Reader
+from drivetrain.serve.state.posts import Limits, Post, Reader
 from drivetrain.serve.state.redis import VERSION, Place
 from drivetrain.serve.state.scratch import Scratch
 from drivetrain.serve.telemetry.metrics import Counter, Histogram, Metrics
@@ -65,13 +66,16 @@ class Shared(State):
         self._kept: tuple[Kept, ...] = ()
         self._before: tuple[Kept, ...] = ()
         self._scratch: dict[str, Scratch] = {}
+        self._begun = metrics.windows_begun.of(name)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._waiting: list[_Waits] = []
         self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
 
-    def keep(self, kept: Sequence[Kept], most_rows: int) -> None:
-        if {each.digest for each in kept} != {each.digest for each in self._kept}:
-            self._before, self._kept = self._kept, tuple(kept)
+    def keep(self, kept: Sequence[Kept], limits: Limits) -> None:
+        if {each.digest for each in kept} == {each.digest for each in self._kept}:
+            return
+        self._before, self._kept = self._kept, tuple(kept)
         fed = list(self._kept)
         columns = observed_by(fed)
         for each in self._before:
@@ -83,7 +87,22 @@ class Shared(State):
             except ValueError as error:
                 log.warning("%s: observations of before are fed no more: %s", self.name, error)
         self._scratch = {each.digest: Scratch(each) for each in fed}
-        self.reader = Reader(columns, fed, most_rows)
+        self._do(self._look(tuple(kept)))
+        self.reader = Reader(columns, fed, limits)
+
+    async def _look(self, kept: Sequence[Kept]) -> None:
+        """Say which tracks nobody has told anything."""
+        with suppress(AwayError):
+            _, watermarks = await self._place.heads()
+            for each in kept:
+                if each.digest not in watermarks:
+                    self._begun.value += 1
+                    log.warning("%s: the windows over %s begin empty", self.name, each)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself keeps no more than a weak reference
+        task.add_done_callback(self._tasks.discard)
 
     def lookup(self, filling: Filling) -> Lookup:
         return Asking(filling, self._place, self.lookup_seconds, self._rows_empty)

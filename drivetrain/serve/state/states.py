@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from drivetrain.core.errors import wrong
 from drivetrain.serve.execution.models import Model, Release
 from drivetrain.serve.state.kept import State
+from drivetrain.serve.state.posts import Limits
 from drivetrain.serve.telemetry.metrics import Metrics
 
 log = logging.getLogger("drivetrain.serve")
@@ -25,6 +26,7 @@ class Keeping:
         place: a directory for a log and snapshots, ``redis://host:port/db``, or empty for memory
             only, which ends with the process.
         bytes: what the observations of an alias may take in memory; beyond it none are taken.
+        ahead: seconds that what is observed may lie ahead of this machine's clock; 0 is no bound.
         missing: what becomes of requests while Redis cannot be asked: ``refuse`` answers 503,
             ``empty`` predicts with empty windows, counts these and says so.
 
@@ -34,6 +36,7 @@ class Keeping:
 
     place: str = ""
     bytes: int = 1 << 30
+    ahead: int = 86_400
     missing: str = REFUSE
 
     def __post_init__(self) -> None:
@@ -41,6 +44,8 @@ class Keeping:
             raise wrong("[serve] state_missing", self.missing, f"{REFUSE} or {EMPTY}")
         if self.bytes < 1:
             raise wrong("[serve] state_bytes", self.bytes, "1 or more")
+        if self.ahead < 0:
+            raise wrong("[serve] state_ahead", self.ahead, "0 or more seconds")
         if "://" in self.place and not self.redis:
             raise wrong("[serve] state", self.place, "a directory, redis://… or nothing")
 
@@ -64,7 +69,7 @@ class States:
         self._keeping = keeping
         self._processes = processes
         self._metrics = metrics
-        self._most_rows = most_rows
+        self._limits = Limits(most_rows, keeping.ahead)
         self._lock = threading.Lock()
         self._states: dict[str, State] = {}
         self._asked: set[str] = set()
@@ -117,7 +122,7 @@ class States:
             return
         state = self._states[release.name]
         kept = {each.digest: each for _, filling in fillings for each in filling.kept}
-        state.keep(tuple(kept.values()), self._most_rows)
+        state.keep(tuple(kept.values()), self._limits)
         self._asked.add(release.name)
         for model, filling in fillings:
             if model.lookup is None:

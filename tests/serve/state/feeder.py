@@ -12,13 +12,14 @@ import asyncio, json, sys, threading
 from pathlib import Path
 from drivetrain.serve.execution.filling import Kept
 from drivetrain.serve.state import embedded
+from drivetrain.serve.state.posts import Limits
 from drivetrain.serve.telemetry.metrics import Metrics
 
 embedded._LOG_BYTES = int(sys.argv[3])
 
 async def main():
     state = embedded.Embedded("cards", Path(sys.argv[1]), 1 << 30, Metrics())
-    state.keep([Kept.from_json(each) for each in json.loads(sys.argv[2])], 8192)
+    state.keep([Kept.from_json(each) for each in json.loads(sys.argv[2])], Limits(8192))
     print(json.dumps(state.memory.positions), flush=True)
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
 

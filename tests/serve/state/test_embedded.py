@@ -9,6 +9,7 @@ from drivetrain.core.window import Window
 from drivetrain.serve.execution.filling import AwayError, Kept
 from drivetrain.serve.state import embedded
 from drivetrain.serve.state.embedded import Embedded
+from drivetrain.serve.state.posts import Limits
 from drivetrain.serve.telemetry.metrics import Metrics
 
 COLUMNS = {
@@ -65,7 +66,7 @@ def test_a_log_with_changes_and_snapshots_gives_what_was_in_memory(tmp_path, car
     async def live():
         state = Embedded("cards", tmp_path, 1 << 30, Metrics())
         for kept, posts in zip((before, after), given, strict=True):
-            state.keep(kept, 8192)
+            state.keep(kept, Limits(8192))
             for start in range(0, len(posts), 20):
                 await told_of(state, posts[start : start + 20])
         if state._keeping is not None:
@@ -76,7 +77,7 @@ def test_a_log_with_changes_and_snapshots_gives_what_was_in_memory(tmp_path, car
 
     async def again():
         state = Embedded("cards", tmp_path, 1 << 30, Metrics())
-        state.keep(after, 8192)
+        state.keep(after, Limits(8192))
         found = dumped(state), {**await state.tell(), "bytes": None}
         await state.close()
         return found
@@ -94,7 +95,7 @@ def test_posts_that_wait_are_bounded_and_share_flushes(tmp_path, cards, monkeypa
 
     async def post():
         state = Embedded("cards", tmp_path, 1 << 30, Metrics())
-        state.keep(kept, 8192)
+        state.keep(kept, Limits(8192))
         append = state._journal.append
         monkeypatch.setattr(
             state._journal, "append", lambda content: (flushed.append(1), append(content))
@@ -117,7 +118,7 @@ def test_a_post_behind_one_of_its_source_that_waits_is_ignored_once_that_is_safe
 
     async def post():
         state = Embedded("cards", tmp_path, 1 << 30, Metrics())
-        state.keep(kept, 8192)
+        state.keep(kept, Limits(8192))
         row = {"card": "a", "at": cards.start}
         given = [
             json.dumps({"rows": [row], "source": "s", "offset": offset}).encode()
@@ -141,7 +142,7 @@ def test_a_tail_that_fails_to_be_written_counts_for_nothing(tmp_path, cards, mon
 
     async def post():
         state = Embedded("cards", tmp_path, 1 << 30, Metrics())
-        state.keep(kept, 8192)
+        state.keep(kept, Limits(8192))
         append = state._journal.append
         state._journal.append = fails
         (failed,) = await told_of(state, [body])

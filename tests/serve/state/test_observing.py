@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import grpc
 import jsonschema
@@ -92,6 +93,17 @@ def test_what_cannot_be_understood_is_told_and_nothing_of_it_is_kept(client, bod
     assert client.get("/observe/cards").json["keys"] == 0
 
 
+def test_a_clock_that_is_far_ahead_does_not_make_the_rest_late(client, serve, windowed, cards):
+    ahead = {"card": "a", "at": int(time.time() * 1e6) + 2 * 86_400_000_000}
+    reply = client.post("/observe/cards", {"rows": [{"card": "a", "at": cards.start}, ahead]})
+    assert reply.status == 400
+    assert "row 1, column 'at': found" in reply.json["error"]
+    assert "allowed: at most 86400 s ahead of this server's clock" in reply.json["error"]
+    assert client.post("/observe/cards", {"card": "a", "at": cards.start}).json["late"] == 0
+    unbounded = serve(models={"cards": windowed.path}, state=Keeping(ahead=0))
+    assert unbounded.post("/observe/cards", ahead).json["observed"] == 1
+
+
 def test_a_poisoned_post_fails_alone(client, cards):
     good = {"card": "a", "at": cards.start}
     with_bad = {"rows": [good, {"card": "a", "at": "never"}]}
@@ -117,9 +129,8 @@ def test_what_a_source_repeats_is_ignored(client, cards):
 
 
 def test_what_comes_out_of_order_within_the_lateness_counts_as_if_in_order(client, cards):
-    times = [5, 1, 3, 2]
-    for time in times:
-        body = {"card": "a", "amount": float(time), "settled": cards.start + time}
+    for known in (5, 1, 3, 2):
+        body = {"card": "a", "amount": float(known), "settled": cards.start + known}
         assert client.post("/observe/cards", body).json["observed"] == 1
     row = {"distance": 0, "at": cards.start + 4, "card": "a", "shop": "s"}
     found = client.post("/predict/cards", row).json["predictions"][0]
