@@ -172,7 +172,7 @@ def child(folder: Path, rows: int) -> None:
         most=dt.Window("value", by="key", stat="max", over="1d", known="known"),
     )
     split = table.split(dt.HashSplit(columns=("key",)))
-    prepare(split, ("value", "count", "mean", "most"), folder / "prepared", memory="256MB")
+    prepare(split, ("value", "count", "mean", "most"), folder / "prepared", memory="100MB")
     status = Path("/proc/self/status").read_text().splitlines()
     print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024)
 
