@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 MARK = "drivetrain.commit"
 """In a commit's own words, what tells it from every other: whether it landed can then be known."""
 
+RETENTION = "delta.setTransactionRetentionDuration"
+"""After how long a table forgets where a source stood; then its rows would come twice."""
+
 TRIES = 10
 """Appends of which each was overtaken by a change of the table's columns, before it is an error."""
 
@@ -396,6 +399,9 @@ class Lake:
 
     def _read(self, writer: str) -> Held:
         """Where a writer stands in the version that was last seen."""
+        kept = self.table.metadata().configuration.get(RETENTION)
+        if kept is not None:
+            raise wrong(f"{self.path}, {RETENTION}", kept, "none: positions are never forgotten")
         files = files_of(self.table, self.path, self.storage)
         with named_errors(self.path):
             known = applications(files, self.version)

@@ -229,6 +229,21 @@ def test_a_writer_that_is_killed_at_any_moment_goes_on_with_each_row_once(path):
         assert Lake.open(path).positions("w") == {"t": len(kept)}
 
 
+def test_a_table_that_forgets_positions_takes_rows_that_nobody_keeps_account_of_only(path):
+    forgets = {"delta.setTransactionRetentionDuration": "interval 1 hour"}
+    columns = pa.schema([("n", pa.int64())])
+    DeltaTable.create(path, columns, configuration=forgets, raise_if_key_not_exists=False)
+    lake = Lake.open(path)
+    lake.append(some(0))
+    with pytest.raises(
+        ValueError, match="setTransactionRetentionDuration: found 'interval 1 hour'"
+    ):
+        lake.positions("w")
+    with pytest.raises(ValueError, match="positions are never forgotten"):
+        lake.append(some(3), "w", {"t": 3})
+    assert numbers(path) == [0, 1, 2]
+
+
 # -- columns ---------------------------------------------------------------------------------------
 
 
