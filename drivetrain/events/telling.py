@@ -162,7 +162,11 @@ class Telling:
         events, limits = self._stream.events, Limits()
         if not told.columns:
             raise wrong(f"observe {told.server.address}", columns, "a column of the table")
-        plan = compile_plan(events, told.columns, self._running, limits, split=False)
+        # A message that fails in a step of another column is not in the table either. Steps that
+        # remember are left out if they can be: a server has windows of its own.
+        plan = compile_plan(events, self._schema.names, self._running, limits, split=False)
+        if plan.stateful:
+            plan = compile_plan(events, told.columns, self._running, limits, split=False)
         if plan.stateful:
             allowed = "columns that are no windows: a server has windows of its own"
             raise wrong("Stream.observed", told.columns, allowed)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -195,3 +196,15 @@ def test_a_column_that_is_not_there_or_a_window_cannot_be_observed(
     stream = dt.Stream(name="made", events=events, observed=("n", "s"), **given)
     follow(stream, tmp_path / "room", to_end=True)
     assert double.numbers == list(range(10))
+
+
+def test_what_is_laid_aside_is_not_told_when_it_is_read_again_either(
+    broker: Any, topic: str, tmp_path: Path, double: Double
+) -> None:
+    """It fails in a step of a column that the server does not ask for."""
+    broker.send(topic, [b'{"n": 1, "s": "6"}', b'{"n": 2, "s": "six"}'], partition=0)
+    stream = made(broker, topic, tmp_path, double, dead=tmp_path / "dead", observe=())
+    stream = replace(stream, events=stream.events.with_columns(m=dt.col("s").cast("int64")))
+    follow(stream, tmp_path / "room", to_end=True)
+    follow(replace(stream, observe=double.address), tmp_path / "room", to_end=True)
+    assert double.numbers == [1]
