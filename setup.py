@@ -1,15 +1,17 @@
 """The compiled parts. An installation without a compiler goes without; windows need theirs."""
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 
 
-def part(module: str, *names: str, header: str = "", flags: tuple[str, ...] = ()) -> Extension:
+def part(module: str, *names: str, flags: tuple[str, ...] = ()) -> Extension:
     """A module out of C files that lie beside it."""
     folder = module.rpartition(".")[0].replace(".", "/")
     return Extension(
         module,
         [f"{folder}/{name}.c" for name in names],
-        depends=[f"{folder}/{header}"] if header else [],
+        depends=[str(header) for header in Path(folder).glob("*.h")],
         extra_compile_args=["-O3", *flags],
         extra_link_args=["-pthread"] if "-pthread" in flags else [],
         py_limited_api=True,
@@ -22,16 +24,14 @@ setup(
         part("drivetrain.core.native.search", "search"),
         part(
             "drivetrain.core.native.windows",
-            *("module", "track", "run", "row", "hash", "table", "key", "ask", "tree"),
+            *("module", "track", "run", "rows", "row", "hash", "table", "key", "ask", "tree"),
             *("distinct", "exact", "layout", "blob", "dump"),
-            header="windows.h",
             # A fused multiplication rounds otherwise: the same bits everywhere need two operations.
             flags=("-ffp-contract=off", "-pthread"),
         ),
         part(
             "drivetrain.serve.native.compiled",
             *("module", "reader", "json", "text"),
-            header="native.h",
         ),
         part("drivetrain.train.native.recall", "recall"),
         part("drivetrain.train.native.rows", "rows"),

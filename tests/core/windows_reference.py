@@ -1,9 +1,12 @@
-"""Windows worked out anew for every question, by going through all that was ever observed."""
+"""Windows worked out anew for every question, and what the tests of the kernel ask of both."""
 
 import math
 from fractions import Fraction
 
-from drivetrain.core.schema import MISSING_INT
+import numpy as np
+
+from drivetrain.core.batch import Batch, Categorical
+from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.core.window import FORGOTTEN, Track, Window, Windows, microseconds_of
 
 MISSING = (None, MISSING_INT, "", b"")
@@ -130,3 +133,86 @@ def faded(window: Window, entries, time):
     if window.stat == "mean":
         return sums / counts
     return halved(sums if window.stat == "sum" else counts, time - last, half_life)
+
+
+# -- what is asked ----------------------------------------------------------------------
+
+SCHEMA = Schema(
+    (
+        Field("at", "timestamp"),
+        Field("known", "timestamp"),
+        Field("card", "string"),
+        Field("shop", "int64"),
+        Field("x", "float64"),
+        Field("n", "int64"),
+        Field("s", "string"),
+    )
+)
+ADDING = ("count", "sum", "mean")
+NAN = math.nan
+
+
+def every_window(value: str) -> dict[str, Window]:
+    """Each statistic of a column with each way to look back that it allows."""
+    made = {}
+    for stat in (*ADDING, "min", "max", "distinct", "last", "since"):
+        ways = {
+            "over": {"over": "5us"},
+            "long": {"over": "20us"},
+            "rows": {"rows": 3},
+            "both": {"rows": 3, "over": "9us"},
+        }
+        if stat in (*ADDING, "last", "since"):
+            ways["all"] = {}
+        if stat in (*ADDING, "min", "max"):
+            ways["panes"] = {"over": "20us", "resolution": "4us"}
+        if stat in ADDING:
+            ways |= {"half": {"half_life": "2us"}, "slow": {"half_life": "7us"}}
+        for way, options in ways.items():
+            made[f"{stat}_{value}_{way}"] = Window(value, by="card", stat=stat, **options)
+    made[f"recent_{value}"] = Window(value, by="card", stat="recent", rows=4)
+    return made
+
+
+ALL = {
+    **every_window("x"),
+    **every_window("n"),
+    "distinct_s": Window("s", by="card", stat="distinct", over="20us"),
+    "count_s": Window("s", by="card", stat="count", over="20us"),
+    "two_keys": Window(by=("card", "shop"), stat="count", over="9us"),
+    "by_shop": Window(by="shop", stat="since"),
+    "later_sum": Window("x", by="card", stat="sum", over="20us", known="known"),
+    "later_last": Window("n", by="shop", stat="last", known="known"),
+}
+
+
+def batch_of(rows) -> Batch:
+    columns = {}
+    for field in SCHEMA:
+        values = [row[field.name] for row in rows]
+        columns[field.name] = np.array(values, dtype=field.numpy)
+    return Batch(columns)
+
+
+MANY = Windows(
+    "at",
+    tuple((name, ALL[name]) for name in sorted(ALL) if not name.startswith("later")),
+    lateness=3,
+)
+
+
+def many_rows(rows: int, seed: int) -> Batch:
+    random = np.random.default_rng(seed)
+    values = np.array(["a", "b", "c", "", *(f"card {n}" for n in range(50))], dtype=object)
+    times = np.sort(random.integers(0, rows, rows)) - random.integers(0, 5, rows)
+    return Batch(
+        {
+            "at": times,
+            "known": times,
+            "card": Categorical(random.integers(0, len(values), rows).astype(np.int32), values),
+            "shop": random.integers(0, 9, rows),
+            "x": np.where(random.random(rows) < 0.1, NAN, np.round(random.normal(0, 50, rows), 2)),
+            "n": random.integers(-4, 4, rows),
+            "s": values[random.integers(0, 9, rows)],
+        }
+    )

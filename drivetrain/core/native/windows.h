@@ -250,6 +250,7 @@ void ask_one(Track *track, const uint64_t hash[2], int64_t time, int64_t *given)
 int tell_one(Track *track, const uint64_t hash[2], int64_t time, int64_t value);
 int encoded(int kind, int64_t given, int64_t *value);
 int64_t rounded_up(int64_t time, int64_t resolution);
+/* -- rows.c -- */
 PyObject *run(PyObject *self, PyObject *arguments);
 
 /* -- blob.c -- */
