@@ -10,8 +10,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -235,9 +235,11 @@ class SparkFollower(Follower):
             self._letters = Lake.open(str(self.stream.dead), SCHEMA)
             self._buried = self._places.positions(self._letters.positions(self.stream.name))
         with tempfile.TemporaryDirectory(prefix="drivetrain-query-") as scratch:
-            query = self._start(Path(scratch))
+            with self._named():
+                query = self._start(Path(scratch))
             try:
-                self._watch(query)
+                with self._named():
+                    self._watch(query)
             finally:
                 with self._turn:  # a batch that was begun is committed first
                     self._ending = True
@@ -254,12 +256,17 @@ class SparkFollower(Follower):
         return write.trigger(processingTime=every).start()
 
     def _watch(self, query: Any) -> None:
+        while not query.awaitTermination(LOOK / 1000):
+            self._look()
+            self._tell()
+            if self._stop.is_set():
+                return
+
+    @contextmanager
+    def _named(self) -> Generator[None]:
+        """What Spark raises as what was raised in the batch, or in one of its processes."""
         try:
-            while not query.awaitTermination(LOOK / 1000):
-                self._look()
-                self._tell()
-                if self._stop.is_set():
-                    return
+            yield
         except _errors() as error:
             raise self._failure or raised(str(error)) from None
 
