@@ -207,7 +207,7 @@ def test_killed_again_and_again_it_loses_nothing_and_writes_nothing_twice(
                 torn += 1
         broker.send(place.topic, values, partition=partition)
     kills = 0
-    while kills < 10:
+    while kills < 8:
         process = place.start("--to-end")
         due = place.version() + draw.randrange(1, 6)
         place.until(process, lambda due=due: place.version() >= due)
