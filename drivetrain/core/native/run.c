@@ -2,8 +2,8 @@
 
 #include "run.h"
 
-/* So many rows are dealt out at a time. */
-#define AT_ONCE (UINT32_C(1) << 18)
+/* So many rows are dealt out at a time: enough for a key to have several, whose state stays near. */
+#define AT_ONCE (UINT32_C(1) << 20)
 /* Fewer are not worth dealing out. */
 #define FEW (UINT32_C(1) << 12)
 
@@ -259,10 +259,10 @@ static int run_few(Run *run) {
 static uint32_t at_once(const Run *run) {
     size_t width = run->track->layout.given;
     uint32_t found = AT_ONCE;
-    while (found > FEW && (size_t)found * width > (size_t)16 * AT_ONCE) {
+    while (found > FEW && (size_t)found * width > (size_t)8 * AT_ONCE) {
         found /= 2;
     }
-    return found;
+    return run->rows < found ? (uint32_t)run->rows : found;
 }
 
 int run_all(Run *run) {
