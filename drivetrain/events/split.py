@@ -128,10 +128,10 @@ class HashSplit:
 class ColumnSplit:
     """Rows go where a column says: the way for a split that hangs on other rows.
 
-    Such as one for each user at random (:func:`drivetrain.events.divided.random_parts`) or their last
-    row (:func:`drivetrain.events.divided.last_parts`), or a benchmark's own. A row that says anything
-    but ``train``, ``validate`` or ``test`` belongs to no split: it is counted and reported, and
-    read by no one.
+    Such as one for each user at random or their last row, which
+    :mod:`drivetrain.events.divided` finds, or a benchmark's own. A row that says anything but
+    ``train``, ``validate`` or ``test`` belongs to no split: it is counted and reported, and read by
+    no one.
 
     Attributes:
         column: the column of text.
