@@ -1,8 +1,10 @@
 """A system on Spark becomes the bundle that it becomes on DuckDB."""
 
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +18,12 @@ from drivetrain.core.spark import session
 from drivetrain.pipeline import run
 from drivetrain.registry.registry import Registry
 
+SHORT = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""Java that lives for seconds has no use for the second compiler."""
+
 CONF = {
     "spark.sql.shuffle.partitions": "3",
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "spark.driver.extraJavaOptions": SHORT,
 }
 
 
@@ -42,6 +47,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
     home = Path(pyspark.__file__).parent
     environment = {**os.environ, "SPARK_HOME": str(home), "PYSPARK_PYTHON": sys.executable}
     environment |= {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_MEMORY": "256m"}
+    environment["SPARK_DAEMON_JAVA_OPTS"] = SHORT
     started: list[subprocess.Popen[bytes]] = []
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -72,9 +78,6 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 
 
 def _said(log: Path, process: "subprocess.Popen[bytes]", pattern: str) -> str:
-    import re
-    import time
-
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if match := re.search(pattern, log.read_text(errors="replace")):
@@ -90,7 +93,7 @@ def test_a_run_on_a_cluster_of_two_workers_gives_the_same_bundle(
     conf = {
         **CONF,
         "spark.executor.cores": "1",
-        "spark.executor.extraJavaOptions": "-XX:+UseSerialGC",
+        "spark.executor.extraJavaOptions": SHORT,
     }
     engine = EngineSite(kind="spark", master=cluster, memory="512MB", conf=conf, wait_seconds=180.0)
     site = replace(ran.site, store=f"{tmp_path}/store", work=f"{tmp_path}/work", engine=engine)

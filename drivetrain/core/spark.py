@@ -28,7 +28,6 @@ MEANING: Mapping[str, str] = {
     "spark.sql.timestampType": "TIMESTAMP_NTZ",
     "spark.sql.variable.substitute": "false",
     "spark.sql.legacy.consecutiveStringLiterals.enabled": "false",
-    "spark.sql.parser.escapedStringLiterals": "false",
 }
 """What decides the meaning of SQL: an overflow is an error, ``"a"`` and ``"A"`` are two columns,
 ``TIMESTAMP`` has no zone, and text is only text. A site cannot change it."""
@@ -48,6 +47,9 @@ _OWN: Mapping[str, str] = {
     "spark.python.daemon.module": FORKING,
 }
 """What a site may change where this process starts the driver."""
+
+_DEPRECATED = "spark.sql.parser.escapedStringLiterals"
+"""Decides meaning too, but to set it, even to what it is, makes Spark warn."""
 
 _LOG = """\
 rootLogger.level = error
@@ -174,7 +176,7 @@ def _start(site: EngineSite, asked: tuple[object, ...]) -> _Open:
         allowed = "local, local[n], spark://host:port or sc://host:port"
         raise wrong("[engine] master", site.master, allowed)
     for key in site.conf:
-        if key in MEANING:
+        if key in MEANING or key == _DEPRECATED:
             allowed = "keys that do not decide what values mean"
             raise wrong("[engine] conf", key, allowed)
     sql = need("pyspark.sql", "spark")

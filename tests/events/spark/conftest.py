@@ -1,4 +1,4 @@
-"""One session of Spark for all tests of events on it."""
+"""A session of Spark for the tests of a module; a process has one at a time."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,14 +20,14 @@ SITE = EngineSite(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def spark() -> Iterator[Any]:
     """A session in this process with two threads."""
     with session(SITE) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def spark_site() -> EngineSite:
     """The site of that session: who asks for a session of it shares that one."""
     return SITE
