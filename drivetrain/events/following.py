@@ -341,9 +341,11 @@ class Follower:
                 raise misfit(self.stream.topic, messages.raw[first.message], first.reason)
             buried = self._dead.bury(messages, found.refused, messages.behind)
         kept = self._places.kept(messages.behind, self._identity)
+        behind = {**self.at, **messages.behind}
+        self._recall.ready(self._places, behind)
         version = self._lake.append(found.table, self.stream.name, kept)
         begun = {partition: self.at.get(partition, 0) for partition in messages.behind}
-        self.at = {**self.at, **messages.behind}
+        self.at = behind
         self._recall.keep(self._places, self.at)
         step, count = max(len(messages) // SAMPLED, 1), len(found.table)
         self.pace.batch(len(messages), count, buried, version, messages.times(step))

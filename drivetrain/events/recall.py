@@ -29,9 +29,11 @@ class Kept:
 class Recall:
     """Keeps the state of a plan now and then, and makes that of any position from it.
 
-    A state is a function of the messages before its position. So one that is older, or none, will
-    do: the messages between are read again, and what becomes of them is dropped. What has expired
-    in the topic before the oldest state cannot be read again, and is said.
+    A state is a function of the messages before its position, in their order. So of a topic with
+    one partition one that is older, or none, will do: the messages between are read again, and what
+    becomes of them is dropped. What has expired in the topic before the oldest state cannot be read
+    again, and is said. In which order messages of several partitions came cannot be read again
+    either, and it decides which of them were late: there the state is kept before each commit.
 
     Args:
         stream: whose it is.
@@ -63,18 +65,34 @@ class Recall:
             now: do not wait until it is.
         """
         begin = time.monotonic()
-        if not self._plan.stateful or (begin < self._due and not now):
+        path = self._path(places, at)
+        several = len(at) > 1
+        if not self._plan.stateful or (begin < self._due and not (now or several)):
             return
-        head = {"topic": places.identity, "positions": {str(n): p for n, p in at.items()}}
-        number = sum(at.values())
-        data = json.dumps(head).encode() + b"\n" + self._plan.state()
-        path = self._room / f"state-{places.generation:04}-{number:020}.bin"
-        durable.write(path, data)
+        if not (several and path.exists()):
+            self._write(path, places, at)
         for other in self._room.glob("state-*.bin"):
             if other != path:
                 other.unlink(missing_ok=True)
         ended = time.monotonic()
         self._due = ended + (ended - begin) / SHARE
+
+    def ready(self, places: Places, at: Mapping[int, int]) -> None:
+        """Write down the state of a commit that comes next, where it could not be made again.
+
+        Args:
+            places: how positions are named.
+            at: the positions behind all that the state has seen; the table does not have them yet.
+        """
+        if self._plan.stateful and len(at) > 1:
+            self._write(self._path(places, at), places, at)
+
+    def _path(self, places: Places, at: Mapping[int, int]) -> Path:
+        return self._room / f"state-{places.generation:04}-{sum(at.values()):020}.bin"
+
+    def _write(self, path: Path, places: Places, at: Mapping[int, int]) -> None:
+        head = {"topic": places.identity, "positions": {str(n): p for n, p in at.items()}}
+        durable.write(path, json.dumps(head).encode() + b"\n" + self._plan.state())
 
     def restore(self, places: Places, at: Mapping[int, int]) -> bytes:
         """Bring the plan to the state that it had at these positions, and give that state.
@@ -122,7 +140,8 @@ class Recall:
             starts = {**topic.starts(missing), **begun}
             count = sum(max(end - starts[n], 0) for n, end in at.items())
             if count:
-                self._say(f"windows are made from {count:,} messages that are read again")
+                how = ", partition by partition" if len(at) > 1 else ""
+                self._say(f"windows are made from {count:,} messages that are read again{how}")
             reading = Reading(self._stream.topic, self._plan.reads)
             for partition, end in sorted(at.items()):
                 low = topic.bounds(partition)[0]

@@ -95,6 +95,38 @@ def test_a_state_that_is_older_than_the_table_is_brought_up_to_it(
     assert any("made from 100 messages" in getattr(item, "text", "") for item in heard)
 
 
+def test_windows_over_several_partitions_are_those_of_a_run_without_a_stop(
+    broker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read again partition by partition, the second one's rows would all be late."""
+    topic = broker.topic(2)
+    stream = made(broker, topic, tmp_path, messages=20)
+    for first in range(0, 200, 20):
+        broker.send(topic, purchases(first, 20), partition=first // 20 % 2)
+        follow(stream, tmp_path / "room", to_end=True)  # in the order in which they were sent
+    assert windows(stream) == due(200)
+    for first in (200, 220):
+        broker.send(topic, purchases(first, 20), partition=first // 20 % 2)
+    append, count = Lake.append, [0]
+
+    def dies(lake: Lake, *given: Any) -> int:
+        version = append(lake, *given)
+        if given[1] == stream.name:
+            count[0] += 1
+            raise KeyboardInterrupt  # behind the commit, before anything else is written
+        return version
+
+    monkeypatch.setattr(Lake, "append", dies)
+    with pytest.raises(KeyboardInterrupt):
+        follow(stream, tmp_path / "room", to_end=True)
+    monkeypatch.undo()
+    assert count == [1]
+    heard: list[Any] = []
+    follow(stream, tmp_path / "room", to_end=True, emit=heard.append)
+    assert not any("read again" in getattr(item, "text", "") for item in heard)
+    assert len(rows(stream)) == 240
+
+
 def test_a_damaged_state_is_told_and_made_again(broker: Any, tmp_path: Path) -> None:
     topic = broker.topic(1)
     stream = made(broker, topic, tmp_path)
