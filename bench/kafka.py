@@ -48,8 +48,8 @@ from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import IR_VERSION, OPSET, Graph
 from drivetrain.core.schema import Field, Schema
 from drivetrain.core.window import Window, Windows
-from drivetrain.events.following import follow
-from drivetrain.events.snapshot import Snapshot
+from drivetrain.events.follow.following import follow
+from drivetrain.events.lake.snapshot import Snapshot
 
 ROWS, QUICK_ROWS = 1_000_000, 300_000
 BATCH = 100_000

@@ -41,8 +41,8 @@ from bench.figure import Figure, figure, show, speed_ratios, words
 from bench.kafka import TYPES, made_values
 from drivetrain.core.site import EngineSite
 from drivetrain.core.spark import session
-from drivetrain.events.evolve import UTC
-from drivetrain.events.snapshot import Snapshot
+from drivetrain.events.lake.evolve import UTC
+from drivetrain.events.lake.snapshot import Snapshot
 from drivetrain.events.spark.source import NAME, KafkaSource
 from drivetrain.events.spark.streaming import follow
 

@@ -208,7 +208,7 @@ def _memory(rounds: int) -> Figure:
 
 def lay(folder: Path, rows: int) -> None:
     """A Delta table of many commits, and what it is joined with."""
-    from drivetrain.events.lake import Lake
+    from drivetrain.events.lake.lake import Lake
 
     _write(folder, 1000)
     lake = Lake.open(folder / "payments")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from drivetrain.events.files import CSV, Arrow, JSONLines, Parquet
     from drivetrain.events.kafka import Avro, Kafka
-    from drivetrain.events.lake import Lake
+    from drivetrain.events.lake.lake import Lake
     from drivetrain.events.split import ColumnSplit, HashSplit, TimeSplit
     from drivetrain.events.stream import Stream
     from drivetrain.features.categorical import Bucket, Id, Index

@@ -44,8 +44,8 @@ def check(stream: Stream) -> dict[str, Any]:
         OSError: no broker answers, or there is no such topic.
         ValueError: a step does not fit the topic's columns, or a table is one of other columns.
     """
-    from drivetrain.events.lake import Lake
-    from drivetrain.events.topic import Topic
+    from drivetrain.events.lake.lake import Lake
+    from drivetrain.events.topic.topic import Topic
 
     schema = stream.check()
     try:
@@ -84,7 +84,7 @@ def run(stream: Stream, site: Site, how: How = How(), emit: Emit = silent) -> No
         options: Any = {**vars(how), "emit": emit, "stop": stop, "token": site.serve.token()}
         if site.engine.kind == "duckdb":
             from drivetrain.events.duckdb import Limits
-            from drivetrain.events.following import follow
+            from drivetrain.events.follow.following import follow
 
             limits = Limits(memory=site.engine.memory, threads=site.engine.threads)
             follow(stream, room, limits=limits, **options)

@@ -92,7 +92,7 @@ def rows_to_test(site: Site, bundle: "Bundle", data: str | None) -> Iterator[Any
     if data:
         from drivetrain.core.batch import Batch
         from drivetrain.events.files import Parquet
-        from drivetrain.events.read import read
+        from drivetrain.events.reading.read import read
 
         wanted = Schema((*bundle.manifest.inputs, *bundle.manifest.targets))
         tables = read(Parquet(data), wanted, ROWS)

@@ -12,7 +12,7 @@ import pytest
 import drivetrain as dt
 from bench.kafka import counting_bundle
 from drivetrain.core.bundle import Bundle
-from drivetrain.events.following import follow
+from drivetrain.events.follow.following import follow
 from drivetrain.serve.server import Server, running
 
 

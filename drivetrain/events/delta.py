@@ -23,7 +23,7 @@ from drivetrain.events.table import Leaf
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from drivetrain.events.snapshot import Snapshot
+    from drivetrain.events.lake.snapshot import Snapshot
 
 LOG = "_delta_log"
 """The folder of a table that holds its commits."""
@@ -139,6 +139,6 @@ class Delta(Leaf):
         return [(newest.path, state.st_size, state.st_mtime_ns)]
 
     def _snapshot(self) -> "Snapshot":
-        from drivetrain.events.snapshot import Snapshot
+        from drivetrain.events.lake.snapshot import Snapshot
 
         return Snapshot.open(self.url, self.version)

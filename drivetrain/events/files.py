@@ -63,22 +63,22 @@ class Files(Leaf):
 
     @property
     def schema(self) -> Schema:
-        from drivetrain.events.read import schema_of
+        from drivetrain.events.reading.read import schema_of
 
         return schema_of(self)
 
     def chunks(self, schema: Schema, rows: int) -> "Iterator[pa.Table]":
-        from drivetrain.events.read import read
+        from drivetrain.events.reading.read import read
 
         return read(self, schema, rows)
 
     def count(self) -> int | None:
-        from drivetrain.events.read import count
+        from drivetrain.events.reading.read import count
 
         return count(self)
 
     def stamps(self) -> Sequence[tuple[str, str]]:
-        from drivetrain.events.read import stamps
+        from drivetrain.events.reading.read import stamps
 
         return stamps(self)
 

@@ -148,12 +148,12 @@ class Kafka(Leaf):
 
     @property
     def schema(self) -> Schema:
-        from drivetrain.events.bounded import schema_of
+        from drivetrain.events.topic.bounded import schema_of
 
         return schema_of(self)
 
     def chunks(self, schema: Schema, rows: int) -> "Iterator[pa.Table]":
-        from drivetrain.events.bounded import read
+        from drivetrain.events.topic.bounded import read
 
         return read(self, schema, rows)
 
@@ -168,7 +168,7 @@ class Kafka(Leaf):
     def pinned(self) -> "Leaf":
         if isinstance(self, Pinned):
             return self
-        from drivetrain.events.bounded import extent
+        from drivetrain.events.topic.bounded import extent
 
         identity, bounds = extent(self)
         start = {partition: low for partition, (low, _) in bounds.items()}

@@ -18,15 +18,15 @@ from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
 from drivetrain.core.schema import Field, Schema
 from drivetrain.core.seams import SPLITS, Shard, Split
-from drivetrain.events.arrow import arrow_schema
 from drivetrain.events.asof import LastBefore
-from drivetrain.events.carry import Remembers, pack, unpack
+from drivetrain.events.dialect.forms import FORMS
+from drivetrain.events.dialect.sql import identifier, quote
 from drivetrain.events.duckdb import CHUNK, ROW, Engine, Limits, engine
-from drivetrain.events.forms import FORMS
 from drivetrain.events.join import AsOfJoin, Join
+from drivetrain.events.reading.arrow import arrow_schema
 from drivetrain.events.split import SPLIT, HashSplit
-from drivetrain.events.sql import identifier, quote
 from drivetrain.events.table import Assign, DropDuplicates, Leaf, RowStep, Step, Table
+from drivetrain.events.windowed.carry import Remembers, pack, unpack
 from drivetrain.events.windows import WithWindows
 
 pc = need("pyarrow.compute", "data")
@@ -412,7 +412,7 @@ class _Compiler:
         windows = step.windows.select(live)
         if not windows.columns:
             return
-        from drivetrain.events.backfill import Windowed  # which needs the compiled part
+        from drivetrain.events.windowed.backfill import Windowed  # which needs the compiled part
 
         self.flush()
         reads = before.select(dict.fromkeys((*windows.asked, *windows.observed)))

@@ -16,9 +16,9 @@ from drivetrain.core.metric import Emit, Progress
 from drivetrain.core.need import need
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.core.seams import SPLITS, Source
-from drivetrain.events.arrow import arrow_schema, arrow_type, normalise
 from drivetrain.events.duckdb import Limits
 from drivetrain.events.plan import Plan
+from drivetrain.events.reading.arrow import arrow_schema, arrow_type, normalise
 from drivetrain.events.split import SPLIT
 
 pc = need("pyarrow.compute", "data")

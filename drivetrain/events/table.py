@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Field, Schema
 from drivetrain.core.seams import Shard, Split
-from drivetrain.events import operators
+from drivetrain.events.dialect import operators
+from drivetrain.events.dialect.sql import Dialect, quote
 from drivetrain.events.expression import Expression, Value, lift
 from drivetrain.events.split import SPLIT, Division
-from drivetrain.events.sql import Dialect, quote
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,7 +7,7 @@ from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Schema
 from drivetrain.core.seams import Source
 from drivetrain.core.window import Length, Window, Windows, microseconds_of
-from drivetrain.events.operators import columns_of
+from drivetrain.events.dialect.operators import columns_of
 from drivetrain.events.table import Drop, Rename, Select, Step, Table, WithColumns
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from drivetrain.cli import main
-from drivetrain.events.snapshot import Snapshot
+from drivetrain.events.lake.snapshot import Snapshot
 
 Drive = Callable[..., tuple[int, str, str]]
 STREAM = """\

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from drivetrain.events.arrow import normalise, schema_of_arrow
+from drivetrain.events.dialect.operators import column
+from drivetrain.events.dialect.sql import identifier
 from drivetrain.events.duckdb import CHUNK, ROW, Limits, engine
-from drivetrain.events.operators import column
-from drivetrain.events.sql import identifier
+from drivetrain.events.reading.arrow import normalise, schema_of_arrow
 
 
 def _compute(expression, columns):

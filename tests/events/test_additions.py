@@ -7,9 +7,9 @@ import pytest
 from deltalake import DeltaTable
 
 from drivetrain.core.schema import Field, Schema
-from drivetrain.events.additions import Addition, lay
 from drivetrain.events.delta import Delta
-from drivetrain.events.lake import Lake
+from drivetrain.events.lake.additions import Addition, lay
+from drivetrain.events.lake.lake import Lake
 
 SCHEMA = Schema((Field("at", "timestamp"), Field("key", "string"), Field("n", "int64")))
 TIMES = [datetime(2024, 1, 1, 3), datetime(2024, 1, 2, 4, 5, 6, 789_123), None]

@@ -13,8 +13,8 @@ from typing import Any
 import fastavro
 import pytest
 
-from drivetrain.events.avro import AvroValues, Schemas, columns_of
 from drivetrain.events.kafka import Avro
+from drivetrain.events.topic.avro import AvroValues, Schemas, columns_of
 
 FLIGHT: dict[str, Any] = {
     "type": "record",

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from drivetrain.core.seams import SPLITS, Shard
 from drivetrain.core.window import Window, microseconds_of
-from drivetrain.events import HashSplit, Parquet, backfill, col, prepare, spill
+from drivetrain.events import HashSplit, Parquet, col, prepare
 from drivetrain.events.duckdb import Engine, Limits, engine
 from drivetrain.events.plan import batches, compile_plan, stream
+from drivetrain.events.windowed import backfill, spill
 
 MOMENTS = st.none() | st.integers(0, 12)
 ROWS = st.lists(
@@ -310,7 +311,9 @@ MEASURE = """
 import sys
 from pathlib import Path
 from drivetrain.core.window import Window
-from drivetrain.events import HashSplit, Parquet, backfill, prepare, spill
+from drivetrain.events import HashSplit, Parquet, prepare
+from drivetrain.events.windowed import backfill
+from drivetrain.events.windowed import spill
 
 backfill.PIECE, spill.SPAN = 1 << 15, 1 << 15  # so that one times the rows fills several too
 folder, files = Path(sys.argv[1]), int(sys.argv[2])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivetrain.core.schema import Field, Schema
-from drivetrain.events.decode import BLOCK, ArrowStreams, Json, told
+from drivetrain.events.topic.decode import BLOCK, ArrowStreams, Json, told
 
 SCHEMA = Schema(
     (

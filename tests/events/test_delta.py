@@ -16,7 +16,7 @@ from drivetrain.core.describe import describe
 from drivetrain.core.schema import Field
 from drivetrain.events.delta import Delta
 from drivetrain.events.known import known_schema
-from drivetrain.events.lake import Lake
+from drivetrain.events.lake.lake import Lake
 from drivetrain.events.prepared import Prepared, fingerprint, held, pin, prepare
 
 MICROSECOND = pa.timestamp("us")
@@ -269,7 +269,7 @@ def test_the_schema_of_an_unchanged_local_table_is_not_read_again(path, tmp_path
     room = tmp_path / "room"
     assert known_schema(Delta(path), room).names == ("n", "at")
     with monkeypatch.context() as patched:
-        patched.setattr("drivetrain.events.snapshot.Snapshot.open", None)
+        patched.setattr("drivetrain.events.lake.snapshot.Snapshot.open", None)
         assert known_schema(Delta(path), room).names == ("n", "at")
     Lake.open(path).append(some(9, 1, more=["x"]))
     assert known_schema(Delta(path), room).names == ("n", "at", "more")

@@ -12,15 +12,15 @@ import pytest
 
 import drivetrain as dt
 from drivetrain.core.metric import Emitted, Note
-from drivetrain.events.dead import SCHEMA as DEAD
-from drivetrain.events.dead import DeadLetters
-from drivetrain.events.following import follow, positions_of
-from drivetrain.events.lake import Lake
-from drivetrain.events.messages import Messages, Reading
-from drivetrain.events.pace import STATUS
-from drivetrain.events.places import Places
-from drivetrain.events.snapshot import Snapshot
-from drivetrain.events.topic import Topic
+from drivetrain.events.follow.dead import SCHEMA as DEAD
+from drivetrain.events.follow.dead import DeadLetters
+from drivetrain.events.follow.following import follow, positions_of
+from drivetrain.events.follow.pace import STATUS
+from drivetrain.events.lake.lake import Lake
+from drivetrain.events.lake.snapshot import Snapshot
+from drivetrain.events.topic.messages import Messages, Reading
+from drivetrain.events.topic.places import Places
+from drivetrain.events.topic.topic import Topic
 
 TYPES: Any = {"n": "int64", "s": "string"}
 PATIENCE = 60.0
@@ -349,7 +349,7 @@ def test_it_waits_for_a_broker_that_is_gone_and_says_so(own_broker: Any, tmp_pat
 def test_it_waits_for_a_broker_that_is_not_there_yet(
     own_broker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drivetrain.events.topic.ANSWER", 1.0)
+    monkeypatch.setattr("drivetrain.events.topic.topic.ANSWER", 1.0)
     topic = own_broker.topic(2)
     stream = made(own_broker, topic, tmp_path)
     send(own_broker, topic, numbers(10))
@@ -388,8 +388,8 @@ def test_a_topic_of_another_identity_is_refused_though_its_offsets_would_fit(
     broker: Any, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = ["first"]
-    monkeypatch.setattr("drivetrain.events.topic.Topic.identity", lambda self: said[0])
-    monkeypatch.setattr("drivetrain.events.following.REFRESH", 0.05)
+    monkeypatch.setattr("drivetrain.events.topic.topic.Topic.identity", lambda self: said[0])
+    monkeypatch.setattr("drivetrain.events.follow.following.REFRESH", 0.05)
     stream = made(broker, topic, tmp_path)
     send(broker, topic, numbers(10))
     with Running(stream, tmp_path / "room") as running:
@@ -437,7 +437,7 @@ def test_a_topic_that_is_deleted_while_it_is_read_is_named(
 def test_a_partition_that_is_added_is_read_from_its_beginning(
     broker: Any, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drivetrain.events.following.REFRESH", 0.05)
+    monkeypatch.setattr("drivetrain.events.follow.following.REFRESH", 0.05)
     stream = made(broker, topic, tmp_path)
     send(broker, topic, numbers(10))
     with Running(stream, tmp_path / "room") as running:

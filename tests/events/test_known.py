@@ -19,7 +19,7 @@ def file(tmp_path: Path) -> Path:
 
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is read of files from now on."""
-    from drivetrain.events import read
+    from drivetrain.events.reading import read
 
     asked: list[str] = []
     original = read.schema_of

@@ -13,9 +13,9 @@ import pytest
 from deltalake import DeltaTable, Transaction, write_deltalake
 
 from drivetrain.core.schema import Field, Schema
-from drivetrain.events import lake as module
 from drivetrain.events.delta import Delta
-from drivetrain.events.lake import Lake
+from drivetrain.events.lake import lake as module
+from drivetrain.events.lake.lake import Lake
 
 MICROSECOND = pa.timestamp("us")
 
@@ -205,7 +205,7 @@ def test_many_appends_go_through_handles_that_are_opened_anew(path, monkeypatch)
 WRITER = """
     import sys
     import pyarrow as pa
-    from drivetrain.events.lake import Lake
+    from drivetrain.events.lake.lake import Lake
 
     lake = Lake.open(sys.argv[1])
     done = lake.positions("w").get("t", 0)

@@ -13,7 +13,7 @@ import pytest
 import drivetrain as dt
 from drivetrain.core.schema import Field, Schema
 from drivetrain.events.delta import Delta
-from drivetrain.events.lake import Lake
+from drivetrain.events.lake.lake import Lake
 from drivetrain.events.prepared import prepare
 
 IMPATIENT = {"max_retries": "1", "retry_timeout": "1s"}

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from drivetrain.core.schema import Field, Schema
 from drivetrain.events import coalesce, col, concat, days, hours, lit, make_timestamp, minutes, when
+from drivetrain.events.dialect.operators import OPERATORS, column, columns_of, predicate
+from drivetrain.events.dialect.sql import identifier
 from drivetrain.events.expression import Call
-from drivetrain.events.operators import OPERATORS, column, columns_of, predicate
-from drivetrain.events.sql import identifier
 
 AT = datetime(2013, 12, 31, 23, 59, 30, 250000)
 A, S, T = col("a"), col("s"), col("t")

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from drivetrain.events import CSV, Arrow, JSONLines, Parquet
-from drivetrain.events.csv import SAMPLE
-from drivetrain.events.read import count, read
+from drivetrain.events.reading.csv import SAMPLE
+from drivetrain.events.reading.read import count, read
 
 TEXT = 'id,name,score,at,ok\n1,"a, ""b""",0.5,2013-01-01T10:00:00Z,true\n2,NA,,2013-01-02,false\n'
 
@@ -110,7 +110,7 @@ def test_chunks_are_even_whatever_the_files(tmp_path, chunk):
 
 
 def test_wide_rows_come_in_smaller_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("drivetrain.events.read.BYTES", 1 << 16)
+    monkeypatch.setattr("drivetrain.events.reading.read.BYTES", 1 << 16)
     table = pa.table({"image": [os.urandom(1 << 12) for _ in range(100)]})
     pq.write_table(table, tmp_path / "t.parquet", use_dictionary=False, row_group_size=50)
     leaf = Parquet(tmp_path / "t.parquet")
@@ -234,8 +234,8 @@ def test_csv_values_may_hold_newlines_quotes_and_other_delimiters(write, monkeyp
     )
     path = write("t.csv", text)
     for size in (7, 64, 1 << 20):
-        monkeypatch.setattr("drivetrain.events.csv.BLOCK", size)
-        monkeypatch.setattr("drivetrain.events.csv.SAMPLE", 1 << 16)
+        monkeypatch.setattr("drivetrain.events.reading.csv.BLOCK", size)
+        monkeypatch.setattr("drivetrain.events.reading.csv.SAMPLE", 1 << 16)
         found = rows(CSV(path, delimiter=";"))
         assert [row["v"] for row in found] == values, size
         assert [row["n"] for row in found] == list(range(120))

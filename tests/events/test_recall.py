@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 import drivetrain as dt
-from drivetrain.events.following import follow
-from drivetrain.events.lake import Lake
-from drivetrain.events.snapshot import Snapshot
+from drivetrain.events.follow.following import follow
+from drivetrain.events.lake.lake import Lake
+from drivetrain.events.lake.snapshot import Snapshot
 
 TYPES: Any = {"n": "int64", "card": "string", "amount": "float64", "at": "timestamp"}
 START = 1_790_000_000

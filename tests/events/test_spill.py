@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivetrain.events import spill
-from drivetrain.events.spill import Rows, Values
+from drivetrain.events.windowed import spill
+from drivetrain.events.windowed.spill import Rows, Values
 
 
 @settings(max_examples=40)

@@ -17,7 +17,7 @@ MONTHS = TimeSplit(validate="2013-10-01", test="2013-11-01")
 def run(compute, split, **columns):
     import pyarrow as pa
 
-    from drivetrain.events.arrow import schema_of_arrow
+    from drivetrain.events.reading.arrow import schema_of_arrow
 
     schema = schema_of_arrow(pa.table(columns).schema)
     return compute(split.expression(schema, "at" if "at" in columns else None), **columns)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import drivetrain as dt
-from drivetrain.events.following import follow
+from drivetrain.events.follow.following import follow
 
 TYPES: Any = {"n": "int64", "s": "string", "at": "timestamp"}
 

@@ -19,18 +19,18 @@ import pyarrow as pa
 from drivetrain.core.need import need
 from drivetrain.core.schema import Field, Schema
 from drivetrain.core.window import Windows
-from drivetrain.events.arrow import arrow_schema
 from drivetrain.events.asof import LastBefore
-from drivetrain.events.backfill import Windowed
+from drivetrain.events.dialect.sql import identifier, quote
 from drivetrain.events.duckdb import ROW, Limits, engine
 from drivetrain.events.join import AsOfJoin, Join
 from drivetrain.events.plan import AsOf, one, outline
+from drivetrain.events.reading.arrow import arrow_schema
 from drivetrain.events.spark.functions import register
 from drivetrain.events.spark.pieces import PLACE, spine
 from drivetrain.events.spark.rows import columns, over, struct
 from drivetrain.events.split import SPLIT
-from drivetrain.events.sql import identifier, quote
 from drivetrain.events.table import Assign, DropDuplicates, RowStep, Step, Table
+from drivetrain.events.windowed.backfill import Windowed
 from drivetrain.events.windows import WithWindows
 
 FEW = 1 << 20

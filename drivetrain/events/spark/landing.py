@@ -18,17 +18,17 @@ import pyarrow as pa
 
 from drivetrain.core.batch import Array
 from drivetrain.core.need import need
-from drivetrain.events.additions import Addition, lay
-from drivetrain.events.arrow import arrow_schema
-from drivetrain.events.bounded import misfit
-from drivetrain.events.cleaning import Cleaning
-from drivetrain.events.dead import SCHEMA, letters
 from drivetrain.events.duckdb import Limits, engine
-from drivetrain.events.lake import Lake
-from drivetrain.events.messages import Messages, Reading, Refused
-from drivetrain.events.pace import SAMPLED
+from drivetrain.events.follow.cleaning import Cleaning
+from drivetrain.events.follow.dead import SCHEMA, letters
+from drivetrain.events.follow.pace import SAMPLED
+from drivetrain.events.lake.additions import Addition, lay
+from drivetrain.events.lake.lake import Lake
 from drivetrain.events.plan import compile_plan
+from drivetrain.events.reading.arrow import arrow_schema
 from drivetrain.events.stream import Stream
+from drivetrain.events.topic.bounded import misfit
+from drivetrain.events.topic.messages import Messages, Reading, Refused
 
 pc = need("pyarrow.compute", "data")
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from drivetrain.core.schema import Schema
 from drivetrain.events.duckdb import ROW
 from drivetrain.events.files import Files, Parquet
-from drivetrain.events.read import File, files_of, read_file
+from drivetrain.events.reading.read import File, files_of, read_file
 from drivetrain.events.spark.rows import named, over, struct
 from drivetrain.events.table import Leaf
 

@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from drivetrain.core.need import need
 from drivetrain.core.schema import Field, Schema
-from drivetrain.events.arrow import arrow_type
+from drivetrain.events.dialect.sql import identifier
 from drivetrain.events.duckdb import ROW
-from drivetrain.events.sql import identifier
+from drivetrain.events.reading.arrow import arrow_type
 
 _TYPES = {
     "string": "StringType",

@@ -20,8 +20,8 @@ from pyspark.sql.streaming.datasource import (
 )
 
 from drivetrain.events.kafka import Kafka
-from drivetrain.events.messages import Messages
-from drivetrain.events.topic import LOOK, Topic
+from drivetrain.events.topic.messages import Messages
+from drivetrain.events.topic.topic import LOOK, Topic
 
 Offsets = dict[str, int]
 """The next offset of each partition, which JSON names by a text."""

@@ -26,16 +26,16 @@ from drivetrain.core.need import need
 from drivetrain.core.schema import Schema
 from drivetrain.core.site import EngineSite
 from drivetrain.core.spark import session
-from drivetrain.events.dead import SCHEMA
 from drivetrain.events.duckdb import Engine, Limits, engine
-from drivetrain.events.following import OFTEN, PAUSES, Follower, only_one
+from drivetrain.events.follow.dead import SCHEMA
+from drivetrain.events.follow.following import OFTEN, PAUSES, Follower, only_one
+from drivetrain.events.follow.pace import STATUS, Pace
+from drivetrain.events.follow.telling import Telling
 from drivetrain.events.kafka import Kafka
-from drivetrain.events.lake import Lake
-from drivetrain.events.pace import STATUS, Pace
+from drivetrain.events.lake.lake import Lake
 from drivetrain.events.spark.landing import REPORT, Landing, Report, Target
 from drivetrain.events.stream import Stream
 from drivetrain.events.table import Step, Table
-from drivetrain.events.telling import Telling
 from drivetrain.events.windows import WithWindows
 
 KAFKA = ("python", "connector")
@@ -224,7 +224,7 @@ class SparkFollower(Follower):
         """Give the table the columns that it lacks, before files have them."""
         names = self._lake.due.names
         if missing := [field for field in self._columns if field.name not in names]:
-            from drivetrain.events.arrow import arrow_schema
+            from drivetrain.events.reading.arrow import arrow_schema
 
             self._lake.append(arrow_schema(Schema(tuple(missing))).empty_table())
 

@@ -13,12 +13,12 @@ from pyspark.errors import PySparkException
 
 from drivetrain.core.schema import Schema
 from drivetrain.events import coalesce, col, concat, days, hours, lit, make_timestamp, minutes, when
-from drivetrain.events.arrow import normalise, schema_of_arrow
+from drivetrain.events.dialect.operators import OPERATORS, column
+from drivetrain.events.dialect.sql import Dialect, identifier
 from drivetrain.events.duckdb import CHUNK, ROW, Limits, engine
 from drivetrain.events.expression import Call, Expression
-from drivetrain.events.operators import OPERATORS, column
+from drivetrain.events.reading.arrow import normalise, schema_of_arrow
 from drivetrain.events.spark.functions import register
-from drivetrain.events.sql import Dialect, identifier
 
 INF = math.inf
 MOST = 2**63 - 1

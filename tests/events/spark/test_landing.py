@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 import drivetrain as dt
-from drivetrain.events.dead import SCHEMA
 from drivetrain.events.duckdb import Limits
-from drivetrain.events.lake import Lake
-from drivetrain.events.snapshot import Snapshot
+from drivetrain.events.follow.dead import SCHEMA
+from drivetrain.events.lake.lake import Lake
+from drivetrain.events.lake.snapshot import Snapshot
 from drivetrain.events.spark.landing import Landing, Report, Target
 from drivetrain.events.spark.source import RECORDS
 

@@ -16,10 +16,10 @@ from test_telling import Double
 import drivetrain as dt
 from drivetrain.core.metric import Emitted, Note
 from drivetrain.core.site import EngineSite
-from drivetrain.events import following
-from drivetrain.events.lake import Lake
-from drivetrain.events.pace import STATUS
-from drivetrain.events.snapshot import Snapshot
+from drivetrain.events.follow import following
+from drivetrain.events.follow.pace import STATUS
+from drivetrain.events.lake.lake import Lake
+from drivetrain.events.lake.snapshot import Snapshot
 from drivetrain.events.spark.streaming import (
     LostError,
     check,

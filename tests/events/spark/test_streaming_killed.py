@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from drivetrain.events.lake import Lake
-from drivetrain.events.snapshot import Snapshot
+from drivetrain.events.lake.lake import Lake
+from drivetrain.events.lake.snapshot import Snapshot
 
 STREAM = """\
 import drivetrain as dt

@@ -18,12 +18,12 @@ import pyarrow as pa
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
 from drivetrain.core.schema import Schema
-from drivetrain.events.additions import Addition
 from drivetrain.events.delta import location
-from drivetrain.events.evolve import fields_of, fit, lake_field
-from drivetrain.events.log import actions, applications, files_of, named_errors, open_table
-from drivetrain.events.parts import Part, made_of, parts_of, with_parts
-from drivetrain.events.upkeep import TARGET, Compaction, compact, vacuum
+from drivetrain.events.lake.additions import Addition
+from drivetrain.events.lake.evolve import fields_of, fit, lake_field
+from drivetrain.events.lake.log import actions, applications, files_of, named_errors, open_table
+from drivetrain.events.lake.parts import Part, made_of, parts_of, with_parts
+from drivetrain.events.lake.upkeep import TARGET, Compaction, compact, vacuum
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -197,13 +197,13 @@ class Lake:
         return len(self.table.file_uris())
 
     def compact(self, target: int = TARGET) -> Compaction:
-        """Write small files together, as :func:`drivetrain.events.upkeep.compact` does."""
+        """Write small files together, as :func:`drivetrain.events.lake.upkeep.compact` does."""
         self._settle()
         self._renewed()
         return compact(self.table, self.path, target)
 
     def vacuum(self, hours: int | None = None, *, guard: bool = True) -> list[str]:
-        """Remove what no version needs, as :func:`drivetrain.events.upkeep.vacuum` does."""
+        """Remove what no version needs, as :func:`drivetrain.events.lake.upkeep.vacuum` does."""
         self._settle()
         self._renewed()
         return vacuum(self.table, self.path, hours, guard=guard)

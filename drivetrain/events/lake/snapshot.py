@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Schema
-from drivetrain.events.arrow import normalise
-from drivetrain.events.evolve import fields_of, vectors
-from drivetrain.events.log import files_of, named_errors, open_table
-from drivetrain.events.read import chunks_of, rows_within
+from drivetrain.events.lake.evolve import fields_of, vectors
+from drivetrain.events.lake.log import files_of, named_errors, open_table
+from drivetrain.events.reading.arrow import normalise
+from drivetrain.events.reading.read import chunks_of, rows_within
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable

@@ -20,13 +20,13 @@ import pyarrow as pa
 
 from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
-from drivetrain.events.cleaning import Cleaning
 from drivetrain.events.duckdb import Engine, Limits
-from drivetrain.events.messages import Reading
-from drivetrain.events.places import Places
+from drivetrain.events.follow.cleaning import Cleaning
 from drivetrain.events.plan import compile_plan
 from drivetrain.events.stream import Stream
-from drivetrain.events.topic import Topic
+from drivetrain.events.topic.messages import Reading
+from drivetrain.events.topic.places import Places
+from drivetrain.events.topic.topic import Topic
 
 ROWS = 1_000
 """Rows in one post, more only where one message has more."""

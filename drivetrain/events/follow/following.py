@@ -17,19 +17,19 @@ from typing import TypeVar
 
 from drivetrain.core.metric import Emit, Note, silent
 from drivetrain.core.schema import Schema
-from drivetrain.events.bounded import misfit
-from drivetrain.events.cleaning import Cleaning
-from drivetrain.events.dead import DeadLetters
 from drivetrain.events.duckdb import Engine, Limits, engine
-from drivetrain.events.lake import Lake
-from drivetrain.events.messages import Messages, Reading, Rows
-from drivetrain.events.pace import SAMPLED, STATUS, Pace
-from drivetrain.events.places import Places, number
+from drivetrain.events.follow.cleaning import Cleaning
+from drivetrain.events.follow.dead import DeadLetters
+from drivetrain.events.follow.pace import SAMPLED, STATUS, Pace
+from drivetrain.events.follow.recall import Recall
+from drivetrain.events.follow.telling import Batch, Telling
+from drivetrain.events.lake.lake import Lake
 from drivetrain.events.plan import Plan, compile_plan
-from drivetrain.events.recall import Recall
 from drivetrain.events.stream import Stream
-from drivetrain.events.telling import Batch, Telling
-from drivetrain.events.topic import OffsetGoneError, Topic
+from drivetrain.events.topic.bounded import misfit
+from drivetrain.events.topic.messages import Messages, Reading, Rows
+from drivetrain.events.topic.places import Places, number
+from drivetrain.events.topic.topic import OffsetGoneError, Topic
 
 PAUSES = (0.5, 10.0)
 """Seconds between two tries to reach a broker: the first, and the most."""

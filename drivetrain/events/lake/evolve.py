@@ -9,7 +9,7 @@ import pyarrow as pa
 from drivetrain.core.batch import field_of_arrow
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Field, Schema
-from drivetrain.events.arrow import TYPES, normalise
+from drivetrain.events.reading.arrow import TYPES, normalise
 
 SHAPE = b"drivetrain.shape"
 """Metadata of a column of vectors: the shape of a row, which a list in a table does not have."""

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import Dtype, Schema
-from drivetrain.events.expression import Call, Column, Duration, Expression, Literal
-from drivetrain.events.forms import FORMS, Forms
-from drivetrain.events.sql import (
+from drivetrain.events.dialect.forms import FORMS, Forms
+from drivetrain.events.dialect.sql import (
     NUMBERS,
     Dialect,
     MismatchError,
@@ -27,6 +26,7 @@ from drivetrain.events.sql import (
     timestamp,
     unify,
 )
+from drivetrain.events.expression import Call, Column, Duration, Expression, Literal
 
 Render = Callable[[Sequence[Term], Sequence[str], Forms], Term]
 """An operator's rendering, which checks the kinds of its arguments."""

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
 from drivetrain.core.schema import Schema
-from drivetrain.events import csv
-from drivetrain.events.arrow import TYPES, normalise, schema_of_arrow
 from drivetrain.events.files import CSV, Arrow, Files, JSONLines, Parquet
+from drivetrain.events.reading import csv
+from drivetrain.events.reading.arrow import TYPES, normalise, schema_of_arrow
 
 BYTES = 64 << 20
 """A chunk holds at most about this many bytes, however few rows that is."""

@@ -20,10 +20,10 @@ from drivetrain.core.need import need
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.core.tracks import Tracks
 from drivetrain.core.window import Windows
-from drivetrain.events.arrow import arrow_type
+from drivetrain.events.dialect.sql import identifier
 from drivetrain.events.duckdb import CHUNK, ROW, Engine
-from drivetrain.events.spill import Rows, Values
-from drivetrain.events.sql import identifier
+from drivetrain.events.reading.arrow import arrow_type
+from drivetrain.events.windowed.spill import Rows, Values
 
 pc = need("pyarrow.compute", "data")
 

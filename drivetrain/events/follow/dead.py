@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from drivetrain.core.schema import Field, Schema
-from drivetrain.events.arrow import arrow_schema
-from drivetrain.events.lake import Lake
-from drivetrain.events.messages import Messages, Refused
-from drivetrain.events.places import Places
+from drivetrain.events.lake.lake import Lake
+from drivetrain.events.reading.arrow import arrow_schema
+from drivetrain.events.topic.messages import Messages, Refused
+from drivetrain.events.topic.places import Places
 
 SCHEMA = Schema(
     (

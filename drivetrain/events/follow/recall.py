@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drivetrain.core import durable
-from drivetrain.events.cleaning import Cleaning
-from drivetrain.events.messages import Reading
-from drivetrain.events.places import Places
+from drivetrain.events.follow.cleaning import Cleaning
 from drivetrain.events.plan import Plan
 from drivetrain.events.stream import Stream
-from drivetrain.events.topic import Topic
+from drivetrain.events.topic.messages import Reading
+from drivetrain.events.topic.places import Places
+from drivetrain.events.topic.topic import Topic
 
 SHARE = 0.05
 """Of its time a stream spends at most about so much on keeping states."""

@@ -7,11 +7,11 @@ import pyarrow as pa
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Field, Schema
-from drivetrain.events.avro import Schemas, columns_of
-from drivetrain.events.decode import told, told_by_stream
 from drivetrain.events.kafka import Avro, Kafka
-from drivetrain.events.messages import Reading, place_fields
-from drivetrain.events.topic import Topic
+from drivetrain.events.topic.avro import Schemas, columns_of
+from drivetrain.events.topic.decode import told, told_by_stream
+from drivetrain.events.topic.messages import Reading, place_fields
+from drivetrain.events.topic.topic import Topic
 
 SAMPLE = 1 << 20
 """Bytes of values from which the columns of JSON are told."""

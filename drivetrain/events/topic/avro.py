@@ -16,9 +16,9 @@ from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
 from drivetrain.core.schema import Schema
-from drivetrain.events.arrow import TYPES, normalise, schema_of_arrow
-from drivetrain.events.decode import Decoded, by_halves, one_line
 from drivetrain.events.kafka import Avro
+from drivetrain.events.reading.arrow import TYPES, normalise, schema_of_arrow
+from drivetrain.events.topic.decode import Decoded, by_halves, one_line
 
 SECONDS = 10.0
 """How long a registry may take to answer."""

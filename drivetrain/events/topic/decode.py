@@ -16,7 +16,7 @@ import pyarrow.json as pj
 from drivetrain.core.batch import Array
 from drivetrain.core.need import need
 from drivetrain.core.schema import Schema
-from drivetrain.events.arrow import TYPES, arrow_schema, normalise, schema_of_arrow
+from drivetrain.events.reading.arrow import TYPES, arrow_schema, normalise, schema_of_arrow
 
 pc = need("pyarrow.compute", "data")
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
 from drivetrain.events.kafka import Kafka
-from drivetrain.events.messages import Messages
+from drivetrain.events.topic.messages import Messages
 
 ANSWER = 10.0
 """Seconds in which a broker that is there answers."""

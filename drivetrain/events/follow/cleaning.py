@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from drivetrain.core.batch import Array
-from drivetrain.events.messages import Refused, Rows
 from drivetrain.events.plan import Plan
+from drivetrain.events.topic.messages import Refused, Rows
 
 Before = Callable[[], bytes]
 """Gives the state that the plan had before the rows."""

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from drivetrain.core.batch import Array
 from drivetrain.core.schema import Field, Schema
-from drivetrain.events.arrow import arrow_schema, arrow_type
-from drivetrain.events.avro import AvroValues, Schemas, columns_of
-from drivetrain.events.decode import ArrowStreams, Decode, Json
 from drivetrain.events.kafka import Avro, Kafka
+from drivetrain.events.reading.arrow import arrow_schema, arrow_type
+from drivetrain.events.topic.avro import AvroValues, Schemas, columns_of
+from drivetrain.events.topic.decode import ArrowStreams, Decode, Json
 
 PLACE_TYPES = {"key": "string", "timestamp": "timestamp", "partition": "int64", "offset": "int64"}
 """The types of the columns that say where a message was."""

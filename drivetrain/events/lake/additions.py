@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
-from drivetrain.events.evolve import fit
-from drivetrain.events.log import named_errors
-from drivetrain.events.parts import with_parts
+from drivetrain.events.lake.evolve import fit
+from drivetrain.events.lake.log import named_errors
+from drivetrain.events.lake.parts import with_parts
 
 pc = need("pyarrow.compute", "data")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
-from drivetrain.events.log import named_errors
+from drivetrain.events.lake.log import named_errors
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable

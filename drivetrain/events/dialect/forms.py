@@ -1,9 +1,9 @@
 """How each engine writes what engines write apart: templates of SQL, and nothing of the meaning.
 
 Templates have a place ``{}`` for each argument, or named ones. What both engines write alike stands
-in :mod:`drivetrain.events.operators`. Spark is asked in ANSI mode with ``"`` around names and times
-without a zone (``core.spark.MEANING``); text that its own casts read otherwise than DuckDB's is
-given to functions of ``events.spark.functions``, which ask DuckDB.
+in :mod:`drivetrain.events.dialect.operators`. Spark is asked in ANSI mode with ``"`` around names
+and times without a zone (``core.spark.MEANING``); text that its own casts read otherwise than
+DuckDB's is given to functions of ``events.spark.functions``, which ask DuckDB.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from drivetrain.core.need import need
-from drivetrain.events.sql import Dialect, Kind
+from drivetrain.events.dialect.sql import Dialect, Kind
 
 
 @dataclass(frozen=True, kw_only=True)

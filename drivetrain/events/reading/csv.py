@@ -11,8 +11,8 @@ import pyarrow.csv as pacsv
 from drivetrain.core.errors import unknown
 from drivetrain.core.need import need
 from drivetrain.core.schema import Schema
-from drivetrain.events.arrow import TYPES, schema_of_arrow
 from drivetrain.events.files import CSV
+from drivetrain.events.reading.arrow import TYPES, schema_of_arrow
 
 pc = need("pyarrow.compute", "data")
 

@@ -1,0 +1,1 @@
+"""Streams that are followed: messages taken, cleaned, committed and told, each once."""

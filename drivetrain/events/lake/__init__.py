@@ -1,0 +1,1 @@
+"""Delta Lake: versions that are read, and appends that happen exactly once."""

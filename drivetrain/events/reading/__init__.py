@@ -1,0 +1,1 @@
+"""Files as Arrow tables of bounded size."""
