@@ -261,6 +261,16 @@ class Follower:
                 return text.rstrip(".")
         return None
 
+    def _same(self) -> None:
+        """Hold that the topic is still the one that the table is written from.
+
+        Raises:
+            ValueError: it was made anew.
+        """
+        identity = self._topic.identity() if self._identity else ""
+        if identity and identity != self._identity:
+            raise ValueError(f"{self._other(identity)}; --from-start reads the new one.")
+
     def _other(self, identity: str) -> str:
         found = f"found it made anew (its identity is now {identity})"
         allowed = "the one that the table was written from"
@@ -312,9 +322,7 @@ class Follower:
             return
         self._looked = now
         try:
-            identity = self._topic.identity() if self._identity else ""
-            if identity and identity != self._identity:
-                raise ValueError(f"{self._other(identity)}; --from-start reads the new one.")
+            self._same()
             added = set(self._topic.partitions()) - set(self.at) - self._topic.added
             if added:
                 starts = self._topic.starts(sorted(added))
