@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from datetime import date, datetime, time, timedelta
 from typing import Any, cast
 
 import numpy as np
@@ -297,9 +297,8 @@ def microseconds(value: Any) -> int:
     elif isinstance(value, date) and not isinstance(value, datetime):
         value = datetime.combine(value, time())
     if isinstance(value, datetime):
-        if value.tzinfo is not None:
-            value = value.astimezone(UTC).replace(tzinfo=None)
-        delta = value - EPOCH
+        # not by astimezone, which fails where UTC lies before the year 1 or behind 9999
+        delta = value.replace(tzinfo=None) - EPOCH - (value.utcoffset() or timedelta())
         return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
     return _integer(value)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivetrain.core.batch import Batch, Categorical, byte_matrix, column_of, feed
+from drivetrain.core.batch import Batch, Categorical, byte_matrix, column_of, feed, microseconds
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 
 CARRIER = Categorical(np.array([0, 1, 0], np.int32), np.array(["UA", ""], dtype=object))
@@ -202,3 +202,11 @@ def test_an_element_of_another_type_in_a_shape_is_refused(dtype: Any, value: obj
 def test_a_missing_text_in_a_shape_is_empty():
     found = column_of([["x", None], None], Field("a", "string", (2,)))
     assert found.tolist() == [["x", ""], ["", ""]]
+
+
+@pytest.mark.parametrize(
+    ("moment", "hours"), [("0001-01-01T00:00:00", 14), ("9999-12-31T23:59:59", -12)]
+)
+def test_a_moment_with_a_zone_may_lie_beyond_the_years_of_a_calendar(moment, hours):
+    zone = f"{hours:+03d}:00"
+    assert microseconds(moment + zone) == microseconds(moment) - hours * 3_600_000_000
