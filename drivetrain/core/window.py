@@ -29,6 +29,10 @@ Length: TypeAlias = str | timedelta
 FORGOTTEN = 64
 """After so many half-lives without news a decayed value is that of no observation."""
 
+_KEYS = 16
+"""Most columns of a key: as many as ``native/row.c`` has room for."""
+_ROWS = (1 << 31) - 1
+"""Most observations of a window by their number: the kernel counts them in 32 bits."""
 _UNITS: Mapping[str, int] = {
     "us": 1,
     "ms": 1_000,
@@ -101,8 +105,8 @@ class Window:
         if self.stat not in STATS:
             raise unknown("stat", str(self.stat), STATS, where)
         by = (self.by,) if isinstance(self.by, str) else tuple(self.by)
-        if not by:
-            raise wrong(f"{where} by", self.by, "at least one column")
+        if not 1 <= len(by) <= _KEYS:
+            raise wrong(f"{where} by", self.by, f"1 to {_KEYS} columns")
         object.__setattr__(self, "by", by)
         for name in ("over", "half_life", "resolution"):
             length = getattr(self, name)
@@ -110,8 +114,8 @@ class Window:
                 object.__setattr__(self, name, f"{microseconds_of(length, f'{where} {name}')}us")
         if self.value is None and self.stat not in ("count", "since"):
             raise wrong(f"{where} value", None, "a column")
-        if self.rows is not None and self.rows < 1:
-            raise wrong(f"{where} rows", self.rows, "at least 1")
+        if self.rows is not None and not 1 <= self.rows <= _ROWS:
+            raise wrong(f"{where} rows", self.rows, f"1 to {_ROWS}")
         if self.stat == "recent" and self.rows is None:
             raise wrong(f"{where} rows", None, "how many values")
         if self.stat in ("min", "max", "distinct") and self.over is None and self.rows is None:

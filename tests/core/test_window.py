@@ -51,9 +51,11 @@ def test_what_is_no_length_of_time_is_refused_where_it_stands(length):
     ("given", "wrong"),
     [
         ({"stat": "sums", "value": "rate"}, "unknown stat 'sums'.*Did you mean 'sum'"),
-        ({"stat": "count", "by": ()}, "by: found .*at least one column"),
+        ({"stat": "count", "by": ()}, "by: found .*1 to 16 columns"),
+        ({"stat": "count", "by": [f"c{n}" for n in range(17)]}, "by: found .*1 to 16 columns"),
         ({"stat": "sum"}, "value: found None, allowed: a column"),
-        ({"stat": "count", "rows": 0}, "rows: found 0, allowed: at least 1"),
+        ({"stat": "count", "rows": 0}, "rows: found 0, allowed: 1 to 2147483647"),
+        ({"stat": "count", "rows": (1 << 32) + 1}, "rows: found 4294967297, allowed: 1 to"),
         ({"stat": "recent", "value": "rate"}, "rows: found None, allowed: how many"),
         ({"stat": "max", "value": "rate"}, "over: found None, allowed: a length of time, or rows"),
         ({"stat": "max", "value": "rate", "half_life": "1h", "rows": 1}, "half_life: found"),
