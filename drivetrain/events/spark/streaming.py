@@ -28,7 +28,7 @@ from drivetrain.core.site import EngineSite
 from drivetrain.core.spark import session
 from drivetrain.events.duckdb import Engine, Limits, engine
 from drivetrain.events.follow.dead import SCHEMA
-from drivetrain.events.follow.following import OFTEN, PAUSES, Follower, only_one
+from drivetrain.events.follow.following import OFTEN, PAUSES, REFRESH, Follower, only_one
 from drivetrain.events.follow.pace import STATUS, Pace
 from drivetrain.events.follow.telling import Telling
 from drivetrain.events.kafka import Kafka
@@ -230,6 +230,7 @@ class SparkFollower(Follower):
 
     def _query(self) -> None:
         """Run micro-batches until there is reason to end."""
+        self._same()
         self._run, self._ending, self._failure = uuid.uuid4().hex, False, None
         if self.stream.dead is not None:
             self._letters = Lake.open(str(self.stream.dead), SCHEMA)
@@ -308,7 +309,10 @@ class SparkFollower(Follower):
                 name, text = report.problem
                 raise _ERRORS.get(name, OSError)(text)
         if any(report.messages for report in reports):
-            self._commit_reports(reports)
+            try:
+                self._commit_reports(reports)
+            except ConnectionError as error:  # it may have landed: only the table knows
+                raise OSError(str(error)) from error
 
     def _commit_reports(self, reports: list[Report]) -> None:
         """Commit what executors laid down: what does not fit first, then the rows."""
@@ -344,6 +348,9 @@ class SparkFollower(Follower):
 
     def _look(self, *, now: bool = False) -> None:
         at = time.monotonic()
+        if at - self._looked >= REFRESH:
+            self._looked = at
+            self._same()
         if not now and at - self._shown < OFTEN:
             return
         self._shown = at

@@ -196,6 +196,29 @@ def run() -> Iterator[Callable[..., Running]]:
         running.end()
 
 
+def test_a_topic_that_is_made_anew_while_it_is_read_ends_the_run(
+    spark: Any,
+    spark_site: EngineSite,
+    broker: Any,
+    tmp_path: Path,
+    run: Callable[..., Running],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = ["first"]
+    monkeypatch.setattr("drivetrain.events.topic.topic.Topic.identity", lambda self: said[0])
+    monkeypatch.setattr("drivetrain.events.spark.streaming.REFRESH", 0.05)
+    topic = broker.topic()
+    stream = made(broker, topic, tmp_path)
+    running = run(stream, tmp_path / "room", spark_site)
+    broker.send(topic, numbers(0, 1))
+    running.until(running.holds(2))
+    said[0] = "second"
+    error = running.ended()
+    assert isinstance(error, ValueError)
+    assert "made anew (its identity is now second)" in str(error)
+    assert held(stream) == [0, 1]
+
+
 @pytest.mark.slow
 def test_it_takes_up_new_partitions_and_waits_for_brokers_that_are_gone(
     spark: Any,
