@@ -1,5 +1,7 @@
 """What was had together, beside the plain products of matrices."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,6 +34,18 @@ def slow(dense: np.ndarray, most: int, shrink: float) -> list[list[tuple[int, fl
                 alike.append((-np.float32(dot / (norms + shrink)), j))
         found.append([(j, -value) for value, j in sorted(alike)[:most]])
     return found
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: "compiled" if p else "numpy")
+def test_an_item_whose_weights_are_all_zero_is_like_none(
+    path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meeting, "compiled", path)
+    weights = np.array([0, 1, 2, 0, 2, 1], np.float32)
+    columns = np.array([0, 1, 2, 0, 1, 2], np.int32)
+    numbers, values = nearest(Sparse(np.array([0, 3, 6]), columns, weights, 3), 2, 0.0)
+    assert numbers.tolist() == [[3, 3], [2, 3], [1, 3]]
+    np.testing.assert_allclose(values, [[0, 0], [0.8, 0], [0.8, 0]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda p: "compiled" if p else "numpy")

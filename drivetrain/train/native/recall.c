@@ -241,7 +241,7 @@ static void nearest(const double *norms, double shrink, Py_ssize_t column, const
     for (Py_ssize_t i = 0; i < found; i++) {
         const int32_t other = met[i];
         const float alike = (float)(sums[other] / (norms[column] * norms[other] + shrink));
-        if (other == column || alike <= 0) {
+        if (other == column || !(alike > 0)) { /* nor is 0 / 0 like anything */
             continue;
         }
         if (count < most) {
