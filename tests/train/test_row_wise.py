@@ -142,6 +142,16 @@ def test_the_compiled_part_does_what_numpy_does(optimizer: RowOptimizer, case: A
         torch.testing.assert_close(remembered[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", KINDS, ids=lambda kind: repr(kind))
+def test_ids_of_32_bits_train_the_rows_that_those_of_64_train(optimizer: RowOptimizer) -> None:
+    batches = [np.array([0, 2, 2, 5]), np.array([5, 1])]
+    one, remembered = trained(optimizer, 6, 3, batches)
+    two, known = trained(optimizer, 6, 3, [ids.astype(np.int32) for ids in batches])
+    np.testing.assert_array_equal(one, two)
+    assert remembered.keys() == known.keys()
+    assert all(torch.equal(remembered[name], known[name]) for name in known)
+
+
 @given(case=steps())
 def test_gradients_of_one_row_are_summed(case: Any) -> None:
     rows, dim, (ids, *_) = case
@@ -223,3 +233,11 @@ def test_tables_that_share_a_weight_are_one() -> None:
     two.weight = one.weight
     found = touched(nn.Sequential(one, two), 2)
     assert found["0"] is found["1"]
+
+
+def test_a_weight_that_another_layer_has_too_is_refused() -> None:
+    table, linear = nn.Embedding(10, 2), nn.Linear(2, 10, bias=False)
+    linear.weight = table.weight
+    message = r"weight '1.weight' with rows: found 'that of a table', allowed: a weight of its own"
+    with pytest.raises(ValueError, match=message):
+        touched(nn.Sequential(table, linear), 2)

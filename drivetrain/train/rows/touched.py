@@ -143,7 +143,7 @@ class _Update:
         if not taken:
             return
         dim = self.values.shape[1]
-        ids: Ids = _joined([ids.reshape(-1) for ids, _ in taken])
+        ids: Ids = _joined([ids.reshape(-1).long() for ids, _ in taken])
         gradients: Rows = _joined([g.reshape(-1, dim).float() for _, g in taken])
         taken.clear()
         if self._places is None:
@@ -225,6 +225,13 @@ def touched(model: nn.Module, at_least: int) -> dict[str, Touched]:
     if not found:
         allowed = f"an nn.Embedding of at least {at_least} rows, or a smaller RowWise.at_least"
         raise wrong("the model's tables with rows", large, allowed)
+    held = {id(table.weight) for table in found.values()}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in held and not isinstance(module, nn.Embedding):
+                allowed = "a weight of its own: the table's gradient comes by lookups alone"
+                named = f"{path}.{name}".removeprefix(".")
+                raise wrong(f"weight '{named}' with rows", "that of a table", allowed)
     return found
 
 
