@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -129,6 +130,24 @@ def test_rows_in_order_of_time_are_walked_as_they_come(tmp_path, monkeypatch):
     late = table(tmp_path / "late.parquet", [*rows, {"at": 0, "k": "a"}])
     with pytest.raises(TypeError):  # this one has to be sorted
         filled(late.with_windows(**at_once), 7, names)
+
+
+def test_a_walk_that_is_given_up_leaves_nothing_on_the_disk(tmp_path, monkeypatch):
+    rows = [{"at": i, "k": "abc"[i % 3]} for i in range(50)]
+    late = [*rows, {"at": 0, "k": "a"}]
+    plain, held = Engine.sorted, []
+
+    def looked(self, *given):
+        (folder,) = Path(self.directory).glob("windows-*")
+        held.append(len([path for path in folder.iterdir() if path.is_dir()]))
+        return plain(self, *given)
+
+    monkeypatch.setattr(Engine, "sorted", looked)
+    window = {"many": WINDOWS["many"]}
+    filled(table(tmp_path / "late.parquet", late).with_windows(**window), 7, window)
+    monkeypatch.setattr(backfill, "STATE", 0)
+    filled(table(tmp_path / "rows.parquet", rows).with_windows(**window), 7, window)
+    assert held == [1, 1], "the place of the walk by key, and no other"
 
 
 def test_what_comes_later_changes_nothing(tmp_path):

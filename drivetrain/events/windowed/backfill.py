@@ -9,6 +9,7 @@ columns of a track (key, time, value) key by key, and a walk over these needs th
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
@@ -152,6 +153,9 @@ class _Answers:
     def put(self, rows: Array, columns: Sequence[Array]) -> None:
         self._values.put(rows, columns)
 
+    def drop(self) -> None:
+        rmtree(self._folder)
+
     def take(self, start: int, stop: int) -> Iterable[tuple[str, Array]]:
         return zip(self.names, self._values.take(start, stop), strict=True)
 
@@ -189,7 +193,7 @@ class _InOrder:
         times = times[times != MISSING_INT]
         if len(times):
             if times[0] < self._latest or bool((times[1:] < times[:-1]).any()):
-                self.answers = None
+                self._give_up()
                 return
             self._latest = int(times[-1])
         found = self._tracks.replay(batch)
@@ -198,7 +202,14 @@ class _InOrder:
         self._rows += len(batch)
         self._tracks.expire(self._latest)
         if self._tracks.bytes > STATE:
-            self.answers = None
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """What was found is of no use: neither its memory nor its place on the disk is kept."""
+        assert self.answers is not None
+        self.answers.drop()
+        self.answers = None
+        del self._tracks
 
 
 # -- key by key ------------------------------------------------------------------------------------
