@@ -105,7 +105,8 @@ class Pace:
         new.replace(self.path)
 
     def _latency(self) -> dict[str, float | None]:
-        every = [found for *_, found in self._recent if len(found)]
+        recent = list(self._recent)  # in one go: on Spark batches are counted in another thread
+        every = [found for *_, found in recent if len(found)]
         if not every:
             return {"p50": None, "p99": None}
         p50, p99 = np.percentile(np.concatenate(every), (50, 99))
