@@ -9,7 +9,9 @@ import pytest
 
 import drivetrain as dt
 from drivetrain.core.describe import canonical, describe
+from drivetrain.events.follow.dead import letters
 from drivetrain.events.prepared import fingerprint, prepare
+from drivetrain.events.topic.messages import BEYOND, Messages, Refused
 
 TYPES: Any = {"n": "int64", "s": "string"}
 
@@ -164,3 +166,39 @@ def test_a_mistaken_property_says_what_is_allowed(line: str, says: str, tmp_path
 def test_a_topic_that_is_not_there_is_named(broker: Any) -> None:
     with pytest.raises(FileNotFoundError, match="topic 'absent'"):
         rows(dt.Kafka("absent", servers=broker.servers, types=TYPES))
+
+
+class Sent:
+    """A message whose clock said this."""
+
+    def __init__(self, kind: int, at: int) -> None:
+        self._clock = kind, at
+
+    def timestamp(self) -> tuple[int, int]:
+        return self._clock
+
+    def topic(self) -> str:
+        return "made"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return 0
+
+    def key(self) -> None:
+        return None
+
+    def value(self) -> bytes:
+        return b"torn"
+
+
+def test_a_clock_that_counts_no_milliseconds_says_nothing() -> None:
+    now = 1_795_000_000_000
+    clocks = [(1, now), (1, now * 1_000_000), (1, BEYOND), (2, BEYOND - 1), (0, now), (1, -1)]
+    due = [now * 1000, -1, -1, (BEYOND - 1) * 1000, -1, -1]
+    sent = [Sent(*clock) for clock in clocks]
+    assert Messages(sent).times().tolist() == due
+    table = letters(Messages(sent), [Refused(place, "torn") for place in range(len(sent))])
+    times = [row and row.year for row in table["timestamp"].to_pylist()]
+    assert times == [2026, None, None, 9999, None, None]

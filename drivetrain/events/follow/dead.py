@@ -7,7 +7,7 @@ import pyarrow as pa
 from drivetrain.core.schema import Field, Schema
 from drivetrain.events.lake.lake import Lake
 from drivetrain.events.reading.arrow import arrow_schema
-from drivetrain.events.topic.messages import Messages, Refused
+from drivetrain.events.topic.messages import Messages, Refused, micros
 from drivetrain.events.topic.places import Places
 
 SCHEMA = Schema(
@@ -71,7 +71,7 @@ class DeadLetters:
 def letters(messages: Messages, refused: Sequence[Refused]) -> pa.Table:
     """The rows of :data:`SCHEMA` of those messages that are refused."""
     raw = [messages.raw[item.message] for item in refused]
-    times = [time * 1000 if kind else None for kind, time in (m.timestamp() for m in raw)]
+    times = [time if time >= 0 else None for time in map(micros, raw)]
     columns = [
         [m.topic() for m in raw],
         [m.partition() for m in raw],

@@ -18,6 +18,9 @@ from drivetrain.events.topic.decode import ArrowStreams, Decode, Json
 PLACE_TYPES = {"key": "string", "timestamp": "timestamp", "partition": "int64", "offset": "int64"}
 """The types of the columns that say where a message was."""
 
+BEYOND = 253_402_300_800_000
+"""Milliseconds from 1970 to the year 10000: a clock that is so late counts something else."""
+
 
 @dataclass(frozen=True)
 class Messages:
@@ -58,8 +61,14 @@ class Messages:
 
     def times(self, step: int = 1) -> Array:
         """What the clock of every ``step``-th message said, in microseconds; -1 where unknown."""
-        pairs = [message.timestamp() for message in self.raw[::step]]
-        return np.fromiter((at * 1000 if kind else -1 for kind, at in pairs), np.int64, len(pairs))
+        raw = self.raw[::step]
+        return np.fromiter(map(micros, raw), np.int64, len(raw))
+
+
+def micros(message: Any) -> int:
+    """What the clock of a message said, in microseconds since 1970; -1 where it says no time."""
+    kind, at = message.timestamp()
+    return at * 1000 if kind and 0 <= at < BEYOND else -1
 
 
 @dataclass(frozen=True)
