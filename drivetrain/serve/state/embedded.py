@@ -53,6 +53,7 @@ class Embedded(State):
         self._most_bytes = most_bytes
         self._metrics = metrics
         self._changed: Sequence[Kept] | None = None
+        self._writing: Sequence[Kept] | None = None
         self._waiting: list[_Waits] = []
         self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
@@ -102,7 +103,7 @@ class Embedded(State):
         for each in self.memory.make(kept):
             self._metrics.windows_begun.of(self.name).value += 1
             log.warning("%s: the windows over %s begin empty", self.name, each)
-        if self.memory.wants(kept):
+        if self.memory.wants(kept) and self._writing is None:
             self._changed = None
         elif self._journal is None:
             self.memory.keep(kept)
@@ -202,24 +203,29 @@ class Embedded(State):
                 positions[post.source] = post.offset
             new.append(post)
         assert self._journal is not None
-        content = entries_of(changed, new)
-        if content:
-            try:
+        self._writing = changed
+        try:
+            content = entries_of(changed, new)
+            if content:
                 await self._away(self._journal.append, content)
-            except OSError as error:
-                self._refuse(group, error)
-                return False
+        except Exception as error:  # whatever it is, who waits is answered
+            self._refuse(group, error)
+            return False
+        finally:
+            self._writing = None
         if changed is not None:
             self.memory.keep(changed)
             if self._changed is changed:
                 self._changed = None
+            elif self._changed is not None:
+                self.memory.make(self._changed)  # they went with what is older, as in a replay
         for post, told in group:
             told(self._outcome(post, durable=True))
         return True
 
-    def _refuse(self, group: list[_Waits], error: OSError) -> None:
+    def _refuse(self, group: list[_Waits], error: Exception) -> None:
         log.error("%s: observations could not be written: %s", self.name, error)
-        why = f"observations cannot be written: {error.strerror or error}."
+        why = f"observations cannot be written: {getattr(error, 'strerror', None) or error}."
         for post, told in group:
             if self.memory.knows(post):
                 told(self._outcome(post, durable=True))

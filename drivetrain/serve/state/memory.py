@@ -202,11 +202,13 @@ class Reading:
 
     def __init__(self, filling: Filling, tracks: Mapping[str, Tracks], seconds: Histogram) -> None:
         self._seconds = seconds
+        self._tracks = tracks
         asked = dict.fromkeys(name for kept in filling.kept for name in kept.windows.asked)
         self._asked = [(name, filling.given.names.index(name)) for name in asked]
         self._parts = [
             (
-                tracks[kept.digest],
+                kept.digest,
+                tracks[kept.digest],  # if no longer kept, it goes on being read as it was
                 [list(asked).index(name) for name in kept.windows.asked],
                 [np.dtype(filling.filled.field(name).numpy) for name in kept.windows.names],
             )
@@ -225,7 +227,8 @@ class Reading:
         """Row by row: what many rows have to be made for takes longer than a few rows do."""
         values = [arrays[place].tolist() for _, place in self._asked]
         found: list[Array] = []
-        for tracks, places, dtypes in self._parts:
+        for digest, held, places, dtypes in self._parts:
+            tracks = self._tracks.get(digest, held)
             rows = zip(*[values[place] for place in places], strict=True)
             columns = zip(*map(tracks.ask, rows), strict=True)
             found += [np.array(c, dtype) for c, dtype in zip(columns, dtypes, strict=True)]
@@ -233,4 +236,5 @@ class Reading:
 
     def _many(self, arrays: Sequence[Array]) -> list[Array]:
         batch = Batch({name: arrays[place] for name, place in self._asked})
-        return [array for tracks, _, _ in self._parts for array in tracks.read(batch).values()]
+        found = [self._tracks.get(digest, held) for digest, held, _, _ in self._parts]
+        return [array for tracks in found for array in tracks.read(batch).values()]

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import threading
 
 import numpy as np
 
+from drivetrain.core.schema import Schema
 from drivetrain.core.window import Window
-from drivetrain.serve.execution.filling import AwayError, Kept
+from drivetrain.serve.execution.filling import AwayError, Filling, Kept
 from drivetrain.serve.state import embedded
 from drivetrain.serve.state.embedded import Embedded
 from drivetrain.serve.state.posts import Limits
@@ -52,8 +54,9 @@ async def told_of(state, given):
     outcomes = []
     for body in given:
         state.observe(state.reader.read(body), outcomes.append)
-    while len(outcomes) < len(given):
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(60):
+        while len(outcomes) < len(given):
+            await asyncio.sleep(0.001)
     return outcomes
 
 
@@ -158,3 +161,67 @@ def test_a_tail_that_fails_to_be_written_counts_for_nothing(tmp_path, cards, mon
     assert state.memory.positions == {"s": 5}
     assert state.memory.keys == 1
     asyncio.run(state.close())
+
+
+def test_an_alias_that_moves_twice_within_a_flush_is_read_as_it_is_observed(tmp_path, cards):
+    by_shop = {"visits": Window(by="shop", stat="count", over="100d")}
+    one, two, three = (
+        list(kept_of(cards, columns))
+        for columns in ({"count": COLUMNS["count"]}, {"sum": COLUMNS["sum"]}, by_shop)
+    )
+    given = cards.schema.select(("at", "shop"))
+    filled = Schema(tuple(three[0].windows.fields(cards.schema)))
+    entered, released = threading.Event(), threading.Event()
+
+    async def move():
+        state = Embedded("cards", tmp_path, 1 << 30, Metrics())
+        state.keep(one, Limits(8192))
+        await told_of(state, [json.dumps({"card": "a", "at": cards.start}).encode()])
+        append = state._journal.append
+
+        def waits(content):
+            entered.set()
+            assert released.wait(60)
+            append(content)
+
+        state._journal.append = waits
+        state.keep(two, Limits(8192))
+        await asyncio.to_thread(entered.wait, 60)
+        state.keep(three, Limits(8192))
+        lookup = state.lookup(Filling(given, filled, tuple(three)))
+        released.set()
+        while state._task is not None:
+            await asyncio.sleep(0.001)
+        await told_of(state, [json.dumps({"shop": "s", "at": cards.start}).encode()])
+        found = []
+        for rows in (1, 100):
+            asked = np.full(rows, cards.start + 1), np.full(rows, "s", object)
+            lookup(asked, found.append)
+        live = dumped(state)
+        await state.close()
+        return found, live
+
+    found, live = asyncio.run(move())
+    assert [windows[0].tolist() for windows in found] == [[1], [1] * 100]
+    state = Embedded("cards", tmp_path, 1 << 30, Metrics())
+    assert dumped(state) == live
+    asyncio.run(state.close())
+
+
+def test_whatever_a_disk_fails_with_who_waits_is_answered(tmp_path, cards):
+    kept = list(kept_of(cards, COLUMNS))
+
+    def fails(content):
+        raise ValueError("a file that was closed")
+
+    async def post():
+        state = Embedded("cards", tmp_path, 1 << 30, Metrics())
+        state.keep(kept, Limits(8192))
+        state._journal.append = fails
+        (failed,) = await told_of(state, [json.dumps({"card": "a", "at": cards.start}).encode()])
+        await state.close()
+        return failed
+
+    failed = asyncio.run(post())
+    assert isinstance(failed, AwayError)
+    assert "a file that was closed" in str(failed)
