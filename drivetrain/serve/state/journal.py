@@ -44,6 +44,7 @@ class Journal:
 
     def __init__(self, room: Path) -> None:
         room.mkdir(mode=0o700, parents=True, exist_ok=True)
+        durable.sync(room.parent)
         self.room = room
         self._sizes: dict[int, int] = {}
         self._claim = os.open(room / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -209,12 +210,19 @@ class Journal:
         Raises:
             OSError: no space, no permission; it goes on in the log before.
         """
+        if self._broken:  # behind a newer log a torn end would be damage
+            self._mend()
         number, salt = self._number + 1, os.urandom(8)
         head = _HEAD.pack(_MAGIC, number, salt, 0)[:-4]
         head += struct.pack("<I", zlib.crc32(head))
-        durable.write(self._path(number, ".log"), head)
-        opened, before = self._opened(number), self._file
-        self._file, self._number, self._salt, self._broken = opened, number, salt, ""
+        path, before = self._path(number, ".log"), self._file
+        try:
+            durable.write(path, head)
+            opened = self._opened(number)
+        except BaseException:  # nor would the log before go on beside a newer one
+            path.unlink(missing_ok=True)
+            raise
+        self._file, self._number, self._salt = opened, number, salt
         self._frames, self._end = 0, len(head)
         self._sizes[number] = self._end
         if before >= 0:

@@ -182,6 +182,48 @@ def test_a_disk_that_cannot_even_be_cut_is_tried_again_before_the_next(tmp_path,
     assert opened(tmp_path)[1] == (None, [b"kept"])
 
 
+def test_a_torn_end_is_cut_off_before_a_newer_log_is_begun(tmp_path, monkeypatch):
+    journal, _ = opened(tmp_path)
+    journal.append(b"one")
+    write = os.pwrite
+
+    def torn(file, data, at):
+        write(file, bytes(data)[: len(data) // 2], at)
+        raise OSError(errno.EIO, "Input/output error")
+
+    def fails(file, size):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", torn)
+        patched.setattr(os, "ftruncate", fails)
+        with pytest.raises(OSError, match="Read-only"):
+            journal.append(b"lost")
+        with pytest.raises(OSError, match="Read-only"):
+            journal.turn()
+    journal.turn()
+    journal.append(b"two")
+    journal.close()
+    assert opened(tmp_path)[1] == (None, [b"one", b"two"])
+
+
+def test_where_no_newer_log_can_be_opened_the_one_before_goes_on(tmp_path, monkeypatch):
+    journal, _ = opened(tmp_path)
+    journal.append(b"one")
+
+    def fails(number):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal, "_opened", fails)
+        with pytest.raises(OSError, match="Too many"):
+            journal.turn()
+    journal.append(b"two")
+    assert len(list(tmp_path.glob("*.log"))) == 1
+    journal.close()
+    assert opened(tmp_path)[1] == (None, [b"one", b"two"])
+
+
 def test_what_a_killed_process_left_half_written_is_deleted(tmp_path):
     opened(tmp_path)[0].close()
     (tmp_path / ".0000000002.snapshot.x1y2").write_bytes(b"half")
