@@ -104,6 +104,23 @@ def test_many_values_are_parsed_in_blocks_to_the_same_rows() -> None:
     assert (found.rows["n"].to_numpy() == found.origin).all()
 
 
+def test_a_value_that_is_nested_without_end_is_refused_and_its_neighbour_stays() -> None:
+    deep = b"[" * 30_000 + b"]" * 30_000
+    found = DECODE(
+        [b'{"n": "x", "x": ' + deep + b"}", b'{"n": 2}', b'{"n": 3, "y": ' + deep + b"}"]
+    )
+    assert [row["n"] for row in found.rows.to_pylist()] == [2, 3]
+    assert list(found.refused) == [0]
+    with pytest.raises(ValueError, match=r"'made': found .*recursion"):
+        told([b'{"n": ' + deep + b"}"], Schema(()), "topic 'made'")
+
+
+def test_a_value_may_be_larger_than_what_is_parsed_at_a_time() -> None:
+    text = "x" * (3 * BLOCK)
+    rows = decoded(b'{"n": 1}', json.dumps({"n": 2, "s": text}).encode(), b'{"n": 3}')
+    assert [(row["n"], row["s"]) for row in rows] == [(1, None), (2, text), (3, None)]
+
+
 VALUES = st.one_of(
     st.binary(max_size=12),
     st.sampled_from(
@@ -160,3 +177,17 @@ def test_an_arrow_stream_gives_all_of_its_rows_and_a_torn_one_none() -> None:
     assert found.origin.tolist() == [0, 0, 6, 6]
     assert sorted(found.refused) == [2, 3, 4, 5]
     assert "unknown column 's'" in found.refused[5]
+
+
+def test_an_arrow_stream_that_claims_what_it_does_not_hold_is_refused() -> None:
+    three = stream(pa.table({"n": [7, 8, 9], "s": ["aa", "bb", "cc"]}))
+    many = three.replace((3).to_bytes(8, "little"), (1 << 28).to_bytes(8, "little"))
+    with pa.ipc.open_stream(many) as opened:
+        assert opened.read_all().num_rows == 1 << 28
+    indices = pa.array([0, 9, 1], pa.int8())
+    beyond = pa.DictionaryArray.from_arrays(indices, pa.array(["a", "b"]), safe=False)
+    found = ArrowStreams(SCHEMA.select(("n", "s")), "topic 'made'")(
+        [many, three, stream(pa.table({"n": [1, 2, 3], "s": beyond})), three]
+    )
+    assert sorted(found.refused) == [0, 2]
+    assert found.origin.tolist() == [1, 1, 1, 3, 3, 3]
