@@ -175,6 +175,39 @@ def test_an_append_whose_answer_was_lost_counts_once(path, monkeypatch):
     assert Lake.open(path).positions("w") == {"t/0": 12}
 
 
+@pytest.mark.parametrize(("writer", "due"), [("w", {"t/0": 6}), ("w", {}), ("", {})])
+def test_an_append_is_in_doubt_until_the_log_was_read(path, monkeypatch, writer, due):
+    import deltalake
+
+    lake = Lake.open(path)
+    lake.append(some(0), writer, {"t/0": 3} if due else {})
+    write = deltalake.write_deltalake
+
+    def lost(*given, **named):
+        write(*given, **named)
+        raise deltalake.exceptions.DeltaError("Generic S3 error: connection reset")
+
+    def away(*given):
+        raise OSError("the log is away")
+
+    def doubtful(rows, positions):
+        with monkeypatch.context() as patched:
+            patched.setattr(deltalake, "write_deltalake", lost)
+            patched.setattr(module, "actions", away)
+            with pytest.raises(OSError, match="connection reset"):
+                lake.append(rows, writer, positions)
+            with pytest.raises(OSError, match="the log is away"):
+                lake.append(rows, writer, positions)
+
+    doubtful(some(3), due)
+    assert lake.append(some(3), writer, due) == 2, "the same rows again"
+    assert numbers(path) == list(range(6))
+    doubtful(some(6), {"t/0": 9} if due else {})
+    assert lake.append(some(9), writer, {"t/0": 12} if due else {}) == 4, "other rows"
+    assert numbers(path) == list(range(12))
+    assert lake.positions("w") == ({"t/0": 12} if due else {})
+
+
 def test_an_append_that_failed_may_be_followed_by_any_other(path, monkeypatch):
     import deltalake
 

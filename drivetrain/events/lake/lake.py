@@ -59,6 +59,15 @@ class Pending:
     writer: str
     turn: int
     positions: dict[str, int]
+    rows: pa.Table | Sequence[Addition] = field(repr=False, compare=False)
+
+    def again(
+        self, rows: pa.Table | Sequence[Addition], writer: str, positions: dict[str, int]
+    ) -> bool:
+        """Whether an append is this one once more: of the same positions, else of the same rows."""
+        if (writer, positions) != (self.writer, self.positions):
+            return False
+        return bool(positions) or rows is self.rows or rows == self.rows
 
 
 @dataclass
@@ -282,17 +291,18 @@ class Lake:
         self._settle()
         if self._landed is not None:
             (pending, version), self._landed = self._landed, None
-            if (pending.writer, pending.positions) == (writer, due):
+            if pending.again(rows, writer, due):
                 return version
+        mark = secrets.token_hex(8)
         if not writer:
-            return self._commit(rows, Pending(secrets.token_hex(8), self.version, "", 0, {}))
+            return self._commit(rows, Pending(mark, self.version, "", 0, {}, rows))
         held = self._held.get(writer)
         if held is None:
             held = self._held[writer] = self._read(writer)
         self._unmoved(writer, due)
         self._check(held, writer, due, len(rows))
         turn = 1 if held.turn is None else held.turn + 1
-        return self._commit(rows, Pending(secrets.token_hex(8), self.version, writer, turn, due))
+        return self._commit(rows, Pending(mark, self.version, writer, turn, due, rows))
 
     def _check(self, held: Held, writer: str, due: Mapping[str, int], rows: int) -> None:
         where = f"{self.path}, positions of {writer!r}"
@@ -386,7 +396,6 @@ class Lake:
         if pending is None:
             return
         self.reload()
-        self._pending = None
         files = files_of(self.table, self.path, self.storage)
         for version in range(pending.since + 1, self.version + 1):
             marks = (
@@ -395,7 +404,8 @@ class Lake:
             if pending.mark in marks:
                 self._done(pending, version, alone=False)
                 self._landed = (pending, version)
-                return
+                break
+        self._pending = None  # not before: what could not be read is asked again
 
     def _read(self, writer: str) -> Held:
         """Where a writer stands in the version that was last seen."""
