@@ -27,7 +27,7 @@ from drivetrain.events.plan import AsOf, one, outline
 from drivetrain.events.reading.arrow import arrow_schema
 from drivetrain.events.spark.functions import register
 from drivetrain.events.spark.pieces import PLACE, spine
-from drivetrain.events.spark.rows import columns, over, struct
+from drivetrain.events.spark.rows import columns, local_directory, over, struct
 from drivetrain.events.split import SPLIT
 from drivetrain.events.table import Assign, DropDuplicates, RowStep, Step, Table
 from drivetrain.events.windowed.backfill import Windowed
@@ -249,7 +249,8 @@ def _walked(
     tables: Iterator[pa.Table],
 ) -> Iterator[pa.Table]:
     """The rows of some keys with their windows, by the same kernel as everywhere."""
-    with engine(Limits(memory=WALK_MEMORY, threads=1)) as running:
+    limits = Limits(memory=WALK_MEMORY, threads=1, directory=local_directory())
+    with engine(limits) as running:
         yield from Windowed(running, windows, reads, keep, label).over(tables)
 
 

@@ -5,12 +5,10 @@ becomes of an executor or of a task that is tried twice, a table has each row on
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -26,6 +24,7 @@ from drivetrain.events.lake.additions import Addition, lay
 from drivetrain.events.lake.lake import Lake
 from drivetrain.events.plan import compile_plan
 from drivetrain.events.reading.arrow import arrow_schema
+from drivetrain.events.spark.rows import local_directory
 from drivetrain.events.stream import Stream
 from drivetrain.events.topic.bounded import misfit
 from drivetrain.events.topic.messages import Messages, Reading, Refused
@@ -289,10 +288,8 @@ def _ready(landing: Landing) -> _Ready:
             _held.held.close()
             _held = None
         with ExitStack() as stack:
-            limits = landing.limits
-            spill = os.environ.get("SPARK_LOCAL_DIRS", "").partition(",")[0]
-            if spill and Path(spill).is_dir():  # goes with the executor, however that ends
-                limits = Limits(memory=limits.memory, threads=1, directory=Path(spill))
+            directory = local_directory() or landing.limits.directory
+            limits = replace(landing.limits, directory=directory)
             running = stack.enter_context(engine(limits))
             stream = landing.stream
             plan = compile_plan(stream.events, landing.columns, running, limits, split=False)

@@ -1,6 +1,8 @@
 """Rows between Arrow and Spark: schemas, names of columns, and functions over Arrow tables."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -54,6 +56,15 @@ def over(
             yield from _plain(table.select(names)).combine_chunks().to_batches()
 
     return frame.mapInArrow(run, schema)
+
+
+def local_directory() -> Path | None:
+    """Where an executor may spill: what it leaves there goes with it, however it ends.
+
+    Source: https://spark.apache.org/docs/latest/configuration.html, ``spark.local.dir``.
+    """
+    first = os.environ.get("SPARK_LOCAL_DIRS", "").partition(",")[0]
+    return Path(first) if first and Path(first).is_dir() else None
 
 
 def _plain(table: pa.Table) -> pa.Table:
