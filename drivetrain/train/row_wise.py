@@ -18,8 +18,8 @@ class RowWise:
     A dense optimizer reads and writes every row of every table, and what it remembers of each, for
     a batch that takes some thousands of them. Here a lookup keeps its gradient beside the ids that
     it took, those of one row are summed, and that row alone is updated. All other weights are
-    trained as ever, and there must be some. A table's gradient comes by lookups alone: a ``forward``
-    that also multiplies by the weight of a table must not be trained so.
+    trained as ever, and there must be some. A table's gradient comes by lookups alone: a
+    ``forward`` that also multiplies by the weight of a table must not be trained so.
 
     Source: Mudigere et al., Software-Hardware Co-design for Fast and Scalable Training of Deep
     Learning Recommendation Models, ISCA 2022, section 4.1.
