@@ -51,7 +51,11 @@ def test_a_table_prepared_at_a_server_has_the_same_digest(tmp_path: Path) -> Non
         assert theirs == ours
     finally:
         server.terminate()
-        server.wait(60)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def _await(port: int, server: "subprocess.Popen[bytes]", log: Path) -> None:
