@@ -136,7 +136,8 @@ class Embedded(State):
         if memory.size > self._most_bytes:
             return (
                 f"observations of {self.name!r} take {memory.size} bytes, allowed: "
-                f"{self._most_bytes}, as [serve] state_bytes says."
+                f"{self._most_bytes}, as [serve] state_bytes says; nothing expires while nothing "
+                "is taken: raise it."
             )
         if self._waiting_bytes + post.size > _WAITING_BYTES:
             return f"{self._waiting_bytes} bytes of observations wait for the disk."
@@ -263,6 +264,7 @@ class Embedded(State):
                 self._snapshot_bytes = len(content)
         except Exception:  # what lies there is as good, and longer
             log.exception("%s: no snapshot could be written", self.name)
+            self._snapshot_bytes = 2 * journal.size  # not again after every commit
 
     def _away(self, work: Any, *given: Any) -> "asyncio.Future[Any]":
         return asyncio.get_running_loop().run_in_executor(self._pool, work, *given)

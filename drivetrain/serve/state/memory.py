@@ -17,7 +17,11 @@ from drivetrain.serve.telemetry.metrics import Histogram
 
 log = logging.getLogger("drivetrain.serve")
 
-_FORMAT = 1
+_FORMAT = 2
+_FORMATS = (1, 2)
+"""That are read; the first held the state of a track in one piece."""
+_PIECE = 1 << 30
+"""Bytes of a track's state at a time: MessagePack takes less than 4 GiB."""
 FEW = 16
 """Rows that are asked and told one by one."""
 _EXPIRES = 8
@@ -168,7 +172,7 @@ class Memory:
             "positions": self.positions,
             "wanted": sorted(self._wanted),
             "tracks": [
-                {"kept": kept.to_json(), "state": self.tracks[digest].dump()}
+                {"kept": kept.to_json(), "state": _pieces(self.tracks[digest].dump())}
                 for digest, kept in self.kept.items()
             ],
         }
@@ -181,14 +185,21 @@ class Memory:
             ValueError: it was dumped by another format.
         """
         found: dict[str, Any] = msgspec.msgpack.decode(data)
-        if found.get("format") != _FORMAT:
-            raise ValueError(f"a snapshot: found format {found.get('format')}, allowed: {_FORMAT}.")
+        if found.get("format") not in _FORMATS:
+            allowed = " or ".join(map(str, _FORMATS))
+            raise ValueError(f"a snapshot: found format {found.get('format')}, allowed: {allowed}.")
         self.positions = dict(found["positions"])
         for each in found["tracks"]:
             kept = Kept.from_json(each["kept"])
             self.kept[kept.digest] = kept
-            self.tracks[kept.digest] = Tracks.load(each["state"], kept.windows, kept.schema)
+            state = each["state"] if isinstance(each["state"], bytes) else b"".join(each["state"])
+            self.tracks[kept.digest] = Tracks.load(state, kept.windows, kept.schema)
         self._wanted = frozenset(found["wanted"])
+
+
+def _pieces(state: bytes) -> list[memoryview]:
+    whole = memoryview(state)
+    return [whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE)]
 
 
 class Reading:

@@ -36,6 +36,7 @@ def replay(memory: Memory, frames: Iterable[bytes]) -> None:
 
     Raises:
         ValueError: they say something else.
+        MemoryError: there is not enough of it for what they say.
     """
     waiting: list[Post] = []
     rows = 0
@@ -60,6 +61,8 @@ def _observe(memory: Memory, posts: Sequence[Post]) -> None:
     )
     try:
         memory.observe(Post(merged, sum(map(len, merged)), 0))
+    except MemoryError:  # of what was acknowledged nothing is left out
+        raise
     except Exception:  # as when it came: it stays left out
         log.exception("an observation was left out")
     memory.positions |= {post.source: post.offset for post in posts if post.source is not None}

@@ -4,13 +4,16 @@ import asyncio
 import json
 import threading
 
+import msgspec
 import numpy as np
+import pytest
 
 from drivetrain.core.schema import Schema
 from drivetrain.core.window import Window
 from drivetrain.serve.execution.filling import AwayError, Filling, Kept
-from drivetrain.serve.state import embedded
+from drivetrain.serve.state import embedded, memory
 from drivetrain.serve.state.embedded import Embedded
+from drivetrain.serve.state.memory import Memory
 from drivetrain.serve.state.posts import Limits
 from drivetrain.serve.telemetry.metrics import Metrics
 
@@ -225,3 +228,68 @@ def test_whatever_a_disk_fails_with_who_waits_is_answered(tmp_path, cards):
     failed = asyncio.run(post())
     assert isinstance(failed, AwayError)
     assert "a file that was closed" in str(failed)
+
+
+def test_a_snapshot_that_fails_is_not_tried_again_after_every_commit(tmp_path, cards, monkeypatch):
+    monkeypatch.setattr(embedded, "_LOG_BYTES", 1000)
+    kept = list(kept_of(cards, COLUMNS))
+    tried = []
+
+    def fails(number, content):
+        tried.append(number)
+        raise OSError(28, "No space left on device")
+
+    async def post():
+        state = Embedded("cards", tmp_path, 1 << 30, Metrics())
+        monkeypatch.setattr(state._journal, "keep", fails)
+        state.keep(kept, Limits(8192))
+        for body in bodies(cards, 600, EARLY, 1):
+            await told_of(state, [body])
+            if state._keeping is not None:
+                await state._keeping
+        await state.close()
+
+    asyncio.run(post())
+    assert 1 < len(tried) < 12
+    assert len(list(tmp_path.glob("*.log"))) < 12
+
+
+def test_a_snapshot_holds_a_track_in_pieces_and_one_of_before_is_read(cards, monkeypatch):
+    kept = list(kept_of(cards, COLUMNS))
+    made = Memory()
+    made.keep(kept)
+    reader = embedded.Reader(embedded.observed_by(kept), kept, Limits(8192))
+    for body in bodies(cards, 50, EARLY, 1):
+        made.observe(reader.read(body))
+    monkeypatch.setattr(memory, "_PIECE", 100)
+    content = made.dump()
+    plain = msgspec.msgpack.decode(content)
+    assert all(len(piece) <= 100 for each in plain["tracks"] for piece in each["state"])
+    before = {**plain, "format": 1}
+    before["tracks"] = [{**each, "state": b"".join(each["state"])} for each in plain["tracks"]]
+    for snapshot in (content, msgspec.msgpack.encode(before)):
+        again = Memory()
+        again.load(snapshot)
+        assert again.dump() == content
+
+
+def test_what_was_safe_is_not_left_out_for_want_of_memory(tmp_path, cards, monkeypatch):
+    kept = list(kept_of(cards, COLUMNS))
+
+    async def post():
+        state = Embedded("cards", tmp_path, 1 << 30, Metrics())
+        state.keep(kept, Limits(8192))
+        await told_of(state, [json.dumps({"card": "a", "at": cards.start}).encode()])
+        await state.close()
+
+    def fails(memory, post):
+        raise MemoryError
+
+    asyncio.run(post())
+    with monkeypatch.context() as patched:
+        patched.setattr(Memory, "observe", fails)
+        with pytest.raises(MemoryError):
+            Embedded("cards", tmp_path, 1 << 30, Metrics())
+    state = Embedded("cards", tmp_path, 1 << 30, Metrics())
+    assert state.memory.keys == 1
+    asyncio.run(state.close())

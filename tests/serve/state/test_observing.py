@@ -221,6 +221,7 @@ def test_memory_is_bounded_and_predictions_go_on(serve, windowed, cards):
             break
     assert reply.status == 503
     assert "[serve] state_bytes" in reply.json["error"]
+    assert "raise it" in reply.json["error"]
     assert reply.headers["retry-after"] == "1"
     row = {"distance": 0, "at": cards.start + 1, "card": "0 0", "shop": "s"}
     assert client.post("/predict/cards", row).json["predictions"][0]["got_hourly"] == 1
