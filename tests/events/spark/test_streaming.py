@@ -219,6 +219,32 @@ def test_a_topic_that_is_made_anew_while_it_is_read_ends_the_run(
     assert held(stream) == [0, 1]
 
 
+def test_a_commit_that_may_have_landed_is_not_tried_again_in_the_same_run(
+    spark: Any,
+    spark_site: EngineSite,
+    broker: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = broker.topic()
+    broker.send(topic, numbers(0, 1))
+    stream = made(broker, topic, tmp_path)
+    plain, silent = Lake.commit_files, [ConnectionError("the store is silent")]
+
+    def commit(self: Lake, *given: Any) -> int:
+        version = plain(self, *given)
+        if silent:
+            raise silent.pop()
+        return version
+
+    monkeypatch.setattr(Lake, "commit_files", commit)
+    with pytest.raises(OSError, match="the store is silent") as ended:
+        follow(stream, tmp_path / "room", spark_site, to_end=True)
+    assert type(ended.value) is OSError
+    follow(stream, tmp_path / "room", spark_site, to_end=True)
+    assert held(stream) == [0, 1], "the next run asks the table"
+
+
 @pytest.mark.slow
 def test_it_takes_up_new_partitions_and_waits_for_brokers_that_are_gone(
     spark: Any,
