@@ -104,7 +104,9 @@ class Stream:
             OSError: the topic is to be asked for its columns, and cannot be.
             ValueError: a step, or the partitioning, does not fit them.
         """
+        from drivetrain.events.lake.parts import parts_of
+
         schema = self.events.schema
-        for name in self.partition_by:
-            schema.field(name, "Stream.partition_by")
+        for part in parts_of(self.partition_by):
+            schema.field(part.time or part.name, "Stream.partition_by")
         return schema

@@ -13,14 +13,10 @@ import pytest
 import drivetrain as dt
 from drivetrain.core.metric import Emitted, Note
 from drivetrain.events.follow.dead import SCHEMA as DEAD
-from drivetrain.events.follow.dead import DeadLetters
 from drivetrain.events.follow.following import follow, positions_of
 from drivetrain.events.follow.pace import STATUS
 from drivetrain.events.lake.lake import Lake
 from drivetrain.events.lake.snapshot import Snapshot
-from drivetrain.events.topic.messages import Messages, Reading
-from drivetrain.events.topic.places import Places
-from drivetrain.events.topic.topic import Topic
 
 TYPES: Any = {"n": "int64", "s": "string"}
 PATIENCE = 60.0
@@ -278,35 +274,6 @@ def test_dead_letters_that_were_written_before_a_stop_are_not_written_again(
     assert [row["value"] for row in rows(stream.dead)] == [b"torn", b"torn too", b"torn as well"]
 
 
-def test_a_batch_that_is_read_again_with_other_borders_writes_only_new_dead_letters(
-    broker: Any, topic: str, tmp_path: Path
-) -> None:
-    send(broker, topic, [b"torn 0", {"n": 1, "s": ""}, b"torn 2", b"torn 3"], 0)
-    send(broker, topic, [b"torn 0", b"torn 1"], 1)
-    stream = made(broker, topic, tmp_path)
-    leaf = stream.topic
-    reading = Reading(leaf, leaf.schema)
-
-    def bury(letters: DeadLetters, ends: dict[int, int]) -> int:
-        raw: list[Any] = []
-        values: list[bytes] = []
-        with Topic(leaf) as source:
-            for partition, end in ends.items():
-                for messages in source.within(partition, 0, end, 100):
-                    raw += messages.raw
-                    values += messages.values
-        batch = Messages(raw, values, ends)
-        return letters.bury(batch, reading(batch).refused, ends)
-
-    places = Places(topic)
-    assert bury(DeadLetters(str(stream.dead), "made", places), {0: 3}) == 2
-    letters = DeadLetters(str(stream.dead), "made", places)
-    assert bury(letters, {0: 1, 1: 1}) == 1, "partition 0 ends before what is there"
-    assert bury(letters, {0: 4, 1: 2}) == 2
-    found = sorted((row["partition"], row["offset"]) for row in rows(stream.dead))
-    assert found == [(0, 0), (0, 2), (0, 3), (1, 0), (1, 1)]
-
-
 def test_a_tombstone_that_is_skipped_is_no_row_and_no_dead_letter(
     broker: Any, topic: str, tmp_path: Path
 ) -> None:
@@ -346,12 +313,13 @@ def test_it_waits_for_a_broker_that_is_gone_and_says_so(own_broker: Any, tmp_pat
     assert held(stream) == list(range(20))
 
 
+@pytest.mark.parametrize("types", [TYPES, None])
 def test_it_waits_for_a_broker_that_is_not_there_yet(
-    own_broker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    types: Any, own_broker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("drivetrain.events.topic.topic.ANSWER", 1.0)
     topic = own_broker.topic(2)
-    stream = made(own_broker, topic, tmp_path)
+    stream = made(own_broker, topic, tmp_path, leaf={"types": types})
     send(own_broker, topic, numbers(10))
     own_broker.stop()
     with Running(stream, tmp_path / "room") as running:
@@ -360,6 +328,20 @@ def test_it_waits_for_a_broker_that_is_not_there_yet(
         running.until(count(stream)(10))
         running.end()
     assert held(stream) == list(range(10))
+
+
+def test_a_commit_that_fails_ends_it_though_a_batch_is_gathered_for_long(
+    broker: Any, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = made(broker, topic, tmp_path, every="1h", messages=10)
+    send(broker, topic, numbers(11), 0)
+
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Lake, "append", full)
+    with Running(stream, tmp_path / "room") as running:
+        assert "No space left" in str(running.ended())
 
 
 def test_a_topic_that_was_made_anew_is_refused_and_read_when_that_is_accepted(

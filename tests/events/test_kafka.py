@@ -12,6 +12,7 @@ from drivetrain.core.describe import canonical, describe
 from drivetrain.events.follow.dead import letters
 from drivetrain.events.prepared import fingerprint, prepare
 from drivetrain.events.topic.messages import BEYOND, Messages, Refused
+from drivetrain.events.topic.topic import Topic
 
 TYPES: Any = {"n": "int64", "s": "string"}
 
@@ -166,6 +167,28 @@ def test_a_mistaken_property_says_what_is_allowed(line: str, says: str, tmp_path
 def test_a_topic_that_is_not_there_is_named(broker: Any) -> None:
     with pytest.raises(FileNotFoundError, match="topic 'absent'"):
         rows(dt.Kafka("absent", servers=broker.servers, types=TYPES))
+
+
+def test_a_range_whose_broker_stays_gone_is_an_error(
+    own_broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drivetrain.events.topic.topic.SILENCE", 0.5)
+    topic = own_broker.topic(1)
+    send(own_broker, topic, [{"n": n} for n in range(10)], 0)
+    with Topic(dt.Kafka(topic, servers=own_broker.servers, types=TYPES)) as source:
+        assert [len(found) for found in source.within(0, 0, 10, 5)] == [5, 5]
+        own_broker.stop()
+        with pytest.raises(ConnectionError, match=f"'{topic}' at .* found no answer"):
+            list(source.within(0, 5, 20, 5))
+
+
+def test_a_streams_table_may_be_partitioned_by_the_day_of_a_time() -> None:
+    events = dt.Kafka("t", servers="127.0.0.1:9", types={**TYPES, "at": "timestamp"})
+    days = dt.Stream(name="made", events=events, into="table", partition_by="day(at)")
+    assert days.check().names == ("n", "s", "at")
+    other = dt.Stream(name="made", events=events, into="table", partition_by="day(on)")
+    with pytest.raises(ValueError, match=r"unknown column 'on' .*Stream\.partition_by"):
+        other.check()
 
 
 class Sent:

@@ -135,6 +135,8 @@ class Follower:
         self.stream, self.pace, self._emit, self._stop = stream, pace, emit, stop
         self._running, self._token = running, token
         self._telling: Telling | None = None
+        self.at: dict[int, int] = {}
+        self._failed = False
         leaf = stream.topic
         flight = 2 * stream.bytes
         self._topic = Topic(leaf, group=stream.name, in_flight=flight, say=self._say)
@@ -144,7 +146,6 @@ class Follower:
         self._dead: DeadLetters | None = None
         self._places = Places(leaf.topic)
         self._identity = ""
-        self.at: dict[int, int] = {}
         self._due: dict[int, int] | None = None
         self._lag: dict[int, int] = {}
         self._looked = self._shown = self._asked = 0.0
@@ -186,7 +187,7 @@ class Follower:
             self.pace.look(self.at, {}, ended=True)
 
     def _loop(self) -> None:
-        self._recall.restore(self._places, self.at)
+        self._remember()
         if not self._there(self._due, {}):
             self._batches()
             self._recall.keep(self._places, self.at, now=True)
@@ -198,7 +199,7 @@ class Follower:
 
     def _batches(self) -> None:
         """Take and commit batches until there is reason to end."""
-        with ThreadPoolExecutor(1, "taking") as pool:
+        with ThreadPoolExecutor(1, "taking") as pool, self._failing():
             ahead = pool.submit(self._take)
             while True:
                 taken = self._result(ahead.result)
@@ -213,6 +214,19 @@ class Follower:
                 self._look()
                 if last:
                     return
+
+    @contextmanager
+    def _failing(self) -> Generator[None]:
+        """An error of what runs within also ends the batch that is being gathered meanwhile."""
+        try:
+            yield
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _remember(self) -> bytes:
+        """Bring the steps to the state that they had where the table stands."""
+        return self._patiently(lambda: self._recall.restore(self._places, self.at))
 
     # -- where it goes on --------------------------------------------------------------------------
 
@@ -314,7 +328,8 @@ class Follower:
 
     def _ended(self, behind: Mapping[int, int]) -> bool:
         seen = {partition: offset + 1 for partition, offset in behind.items()}
-        return self._stop.is_set() or self._there(self._due, self._topic.ends, self.at | seen)
+        asked = self._stop.is_set() or self._failed
+        return asked or self._there(self._due, self._topic.ends, self.at | seen)
 
     def _look_for_partitions(self) -> None:
         now = time.monotonic()
@@ -341,7 +356,7 @@ class Follower:
 
     def _commit(self, messages: Messages, rows: Rows) -> None:
         """Lay a batch down: what does not fit first, then the rows, with the offsets of both."""
-        found = self._cleaning(rows, lambda: self._recall.restore(self._places, self.at))
+        found = self._cleaning(rows, self._remember)
         buried = 0
         if found.refused:
             if self._dead is None:

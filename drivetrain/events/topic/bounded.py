@@ -73,7 +73,7 @@ def _told(leaf: Kafka, declared: Schema) -> Schema:
     if leaf.format == "arrow" and values:
         try:
             return told_by_stream(values[0])
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise wrong(where, str(error), "values that are Arrow IPC streams") from None
     return told(values, declared, where)
 

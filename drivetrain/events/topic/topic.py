@@ -16,6 +16,9 @@ from drivetrain.events.topic.messages import Messages
 ANSWER = 10.0
 """Seconds in which a broker that is there answers."""
 
+SILENCE = 60.0
+"""Seconds without a message after which brokers that are gone are an error to who reads a range."""
+
 LOOK = 0.2
 """Seconds that a wait for messages takes at a time, so that an end that is asked for is heard."""
 
@@ -247,7 +250,13 @@ class Topic:
         return Messages(raw, values, past, held, dict(self.ends))
 
     def within(self, partition: int, start: int, end: int, most: int) -> Iterator[Messages]:
-        """The messages of a partition between two offsets, a bounded number at a time."""
+        """The messages of a partition between two offsets, a bounded number at a time.
+
+        Raises:
+            ConnectionError: the brokers are gone, and stay so for ``SILENCE`` seconds.
+            FileNotFoundError: as for :meth:`take`; so are ``PermissionError`` and others.
+            ValueError: an offset between is not there.
+        """
         if start >= end:
             return
 
@@ -255,6 +264,7 @@ class Topic:
             return max(behind.get(partition, -1) + 1, self.ends.get(partition, -1)) >= end
 
         self.assign({partition: start})
+        heard = time.monotonic()
         while start < end:
             try:
                 taken = self.take(min(most, end - start), IN_FLIGHT, ANSWER, ended=there)
@@ -267,6 +277,11 @@ class Topic:
                 yield inside
             if not taken and self.ends.get(partition, -1) >= end:
                 return  # what lies between is no message: marks of transactions, or compacted away
+            if taken or not self._gone:
+                heard = time.monotonic()
+            elif time.monotonic() - heard >= SILENCE:
+                text = f"found no answer for {SILENCE:.0f} seconds"
+                raise ConnectionError(f"topic {self.name!r} at {self._leaf.brokers}: {text}")
 
     def absent(self, partition: int, found: int, low: int, high: int) -> ValueError:
         """The error for an offset that a partition does not have, or no longer."""
