@@ -160,7 +160,7 @@ class Shared(State):
             positions, watermarks = await self._place.heads()
             found = await self._place.read(names)
             tried = _tried(posts, scratch, wanted, names, found, positions, watermarks)
-            if not tried.keys and not tried.sources:
+            if not (tried.keys or tried.sources or tried.watermarks):
                 return tried.outcomes
             if await self._place.write(tried.sources, tried.watermarks, tried.keys):
                 return tried.outcomes
@@ -201,14 +201,14 @@ def _tried(
     attempt = _Attempt()
     at = 0
     blobs: list[Sequence[bytes | None]] = []
-    for each, hashes in zip(scratch, wanted, strict=True):
-        mine = found[at : at + len(hashes)]
-        at += len(hashes)
-        blobs.append(mine)
-        if each.kept.digest in watermarks:
-            each.mark(watermarks[each.kept.digest])
-        each.load(hashes, _states(mine))
     try:
+        for each, hashes in zip(scratch, wanted, strict=True):
+            mine = found[at : at + len(hashes)]
+            at += len(hashes)
+            blobs.append(mine)
+            if each.kept.digest in watermarks:
+                each.mark(watermarks[each.kept.digest])
+            each.load(hashes, _states(mine))
         now = dict(positions)
         for post in posts:
             attempt.outcomes.append(_added(post, scratch, now, attempt))
@@ -217,11 +217,12 @@ def _tried(
             horizon = each.kept.horizon
             stays = 0 if horizon is None else horizon // 1000 + 1 + _SLACK
             for before, state in zip(mine, each.states(hashes), strict=True):
-                version = before[:VERSION] if before else b""
-                after = (int.from_bytes(version, "little") + 1).to_bytes(VERSION, "little")
-                attempt.keys[names[at]] = (version, after + state, stays)
+                version, held = (before[:VERSION], before[VERSION:]) if before else (b"", b"")
+                if state != held:  # of what is late or missing nothing is written
+                    after = (int.from_bytes(version, "little") + 1).to_bytes(VERSION, "little")
+                    attempt.keys[names[at]] = (version, after + state, stays)
                 at += 1
-            if each.tracks.watermark is not None:
+            if each.tracks.watermark not in (None, watermarks.get(each.kept.digest)):
                 attempt.watermarks[each.kept.digest] = each.tracks.watermark
     finally:
         for each in scratch:
@@ -320,9 +321,10 @@ class Asking:
         given: list[Array] = []
         at = 0
         for part, batch, hashes in zip(parts, batches, wanted, strict=True):
-            part.load(hashes, _states(blobs[at : at + len(hashes)]))
+            mine = _states(blobs[at : at + len(hashes)])
             at += len(hashes)
             try:
+                part.load(hashes, mine)
                 given += part.tracks.read(batch).values()
             finally:
                 part.drop()
