@@ -32,8 +32,7 @@ class Forms:
         weekday: of a time, Monday 0.
         trim: text without the spaces of Unicode around it.
         lower: text in lower case, code point by code point; ``upper`` likewise.
-        casts: of a kind to another, where it is not ``CAST({} AS type)``; ``{try_}`` is ``try_`` or
-            empty, ``{cast}`` the word.
+        casts: of a kind to another, where it is not ``CAST({} AS type)``; ``{cast}`` is the word.
     """
 
     types: Mapping[Kind, str]
@@ -108,9 +107,16 @@ _TIME = (
 
 
 def _read(form: str, kind: str, function: str) -> str:
-    """A cast of text: what has the usual form is Spark's to read, and the rest DuckDB's."""
-    odd = f"drivetrain_{{try_}}{function}(CASE WHEN NOT {{0}} RLIKE {form} THEN {{0}} END)"
-    return f"(CASE WHEN {{0}} RLIKE {form} THEN {{cast}}({{0}} AS {kind}) ELSE {odd} END)"
+    """A cast of text: what has the usual form is Spark's to read, and the rest DuckDB's.
+
+    Spark asks a function of Python for every row, those too that a condition around it leaves out.
+    So the function refuses nothing; what it cannot read is refused by a cast of Spark's own, made
+    to fail by a sign that no value has, which Spark comes to only where the value is needed.
+    """
+    odd = f"drivetrain_try_{function}(CASE WHEN NOT {{0}} RLIKE {form} THEN {{0}} END)"
+    refused = f"{{cast}}(concat({{0}}, '?') AS {kind})"
+    usual = f"{{cast}}({{0}} AS {kind})"
+    return f"(CASE WHEN {{0}} RLIKE {form} THEN {usual} ELSE coalesce({odd}, {refused}) END)"
 
 
 def _cased(function: str) -> Callable[[str], str]:

@@ -227,7 +227,7 @@ def _cast(word: str) -> Render:
             raise MismatchError("text, or integers as microseconds")
         source = f"CAST({term.sql} AS BIGINT)" if term.kind == "bool" else term.sql
         form = forms.casts.get((term.kind, to), f"{{cast}}({{}} AS {forms.types[to]})")
-        sql = form.format(source, cast=word, try_="try_" if word == "TRY_CAST" else "")
+        sql = form.format(source, cast=word)
         return _finite(sql, forms) if to == "float64" and term.kind == "string" else Term(sql, to)
 
     return render

@@ -402,6 +402,11 @@ EXTREMES: list[tuple[Expression, dict[str, Any]]] = [
     (S.cast("timestamp"), {"s": "2013-02-29"}),
     (S.cast("timestamp"), {"s": "2013-02-28T03:04:05+01"}),
     (S.cast("timestamp"), {"s": "yesterday"}),
+    *(
+        (when(S != "n/a", S.cast(kind)).otherwise(None), {"s": text})
+        for kind, odd in (("int64", "1e3"), ("float64", " .5"), ("timestamp", "2013-1-2 3:4:5+01"))
+        for text in ("n/a", "n/b", odd, None)
+    ),
 ]
 
 
