@@ -105,7 +105,7 @@ class Exact:
 
         def some(part: slice) -> None:
             if compiled is None:
-                places[part], scores[part] = self._by_numpy(asked[part], k)
+                places[part], scores[part] = _by_numpy(self._held, asked[part], k)
                 return
             count = part.stop - part.start
             if self._candidates:
@@ -115,6 +115,7 @@ class Exact:
                     *(asked[part], self.items, self.width, count, most, k),
                     *(scores[part], places[part]),
                 )
+                self._beyond_bytes(asked[part], scores[part], places[part])
                 return
             compiled.search(
                 *(self._held, asked[part], self.items, self.width, count, k),
@@ -135,13 +136,22 @@ class Exact:
         for first in range(0, queries, each):
             yield slice(first, min(first + each, queries))
 
-    def _by_numpy(self, queries: Array, k: int) -> tuple[Array, Array]:
-        with np.errstate(invalid="ignore"):
-            scores = queries @ self._held.T
-        nothing = np.isnan(scores)
-        order = np.argsort(np.where(nothing, np.inf, -scores), axis=1, kind="stable")[:, :k]
-        best = np.take_along_axis(scores, order, axis=1)
-        return np.where(np.isnan(best), -1, order), best
+    def _beyond_bytes(self, queries: Array, scores: Array, places: Array) -> None:
+        """Find anew what queries that cannot be rounded ask for, in place."""
+        for one in np.flatnonzero(~np.isfinite(queries).all(axis=1)):
+            if np.isnan(queries[one]).any():
+                places[one], scores[one] = -1, np.nan
+            else:
+                found = _by_numpy(self._rows, queries[one : one + 1], places.shape[1])
+                places[one], scores[one] = found[0][0], found[1][0]
+
+
+def _by_numpy(items: Array, queries: Array, k: int) -> tuple[Array, Array]:
+    with np.errstate(invalid="ignore"):
+        scores = queries @ items.T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # what is no number comes last
+    best = np.take_along_axis(scores, order, axis=1)
+    return np.where(np.isnan(best), -1, order), best
 
 
 def _rounded(rows: Array) -> tuple[Array, Array]:

@@ -90,6 +90,31 @@ def test_rounded_candidates_are_scored_again_and_hardly_one_is_missed(width: int
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
+def test_what_is_infinitely_little_is_found_before_what_is_no_number(path: str) -> None:
+    held = np.array([[np.nan], [-np.inf], [np.nan], [1], [-np.inf]], np.float32)
+    places, _ = Exact(held).search(np.ones((1, 1), np.float32), 5)
+    assert places.tolist() == [[3, 1, 4, -1, -1]]
+
+
+@needs_bytes
+def test_queries_that_cannot_be_rounded_find_what_an_exact_search_finds() -> None:
+    random = np.random.default_rng(0)
+    held = random.integers(-9, 10, (100, 8)).astype(np.float32)
+    asked = random.integers(1, 4, (20, 8)).astype(np.float32)
+    asked[3, 2] = np.nan
+    asked[7, 0] = np.inf
+    asked[13, :2] = -np.inf, np.inf
+    asked[19, 5], asked[19, 6] = np.inf, np.nan
+    due, best = Exact(held).search(asked, 60)
+    places, scores = Exact(held, candidates=50).search(asked, 60)
+    np.testing.assert_array_equal(places, due)
+    np.testing.assert_array_equal(scores, best)
+    assert (places[[3, 19]] == -1).all()
+    assert (places[7] >= 0).any()
+    few, _ = Exact(held, candidates=1).search(asked, 5)
+    np.testing.assert_array_equal(few[[3, 7, 13, 19]], due[[3, 7, 13, 19], :5])
+
+
 @needs_bytes
 def test_as_many_candidates_as_items_are_exact() -> None:
     random = np.random.default_rng(0)
