@@ -1,11 +1,15 @@
 """The table of messages that do not fit: each of them there once, with the reason."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from drivetrain.core.schema import Field, Schema
 from drivetrain.events.lake.lake import Lake
+from drivetrain.events.lake.snapshot import Snapshot
 from drivetrain.events.reading.arrow import arrow_schema
 from drivetrain.events.topic.messages import Messages, Refused, micros
 from drivetrain.events.topic.places import Places
@@ -23,26 +27,39 @@ SCHEMA = Schema(
 )
 
 
+Mark = tuple[int, int, int, bytes | None]
+"""A message, of whichever topic of that name: partition, offset, time, SHA-256 of the value."""
+
+CHUNK = 10_000
+"""Dead letters that are looked at at a time."""
+
+
 class DeadLetters:
     """The dead letters of one stream.
 
-    They are committed before the rows of their batch, with positions of their own: a batch that is
-    read again writes only those that are behind them.
+    They are committed before the rows of their batch, with positions of their own: what lies behind
+    them is new. Of a batch that is read again the rest is looked for in the table, since steps that
+    were changed meanwhile may refuse other messages.
 
     Args:
         path: of the table.
         writer: the stream's name.
         places: how positions are named.
+        since: where the table of rows stands; no message before that is read again.
 
     Raises:
         OSError: the table cannot be read.
         ValueError: it has other columns.
     """
 
-    def __init__(self, path: str, writer: str, places: Places) -> None:
+    def __init__(
+        self, path: str, writer: str, places: Places, since: Mapping[int, int] | None = None
+    ) -> None:
         self._lake = Lake.open(path, SCHEMA)
         self._writer, self._places = writer, places
         self._at = places.positions(self._lake.positions(writer))
+        self._since = dict(since or {})
+        self._known: set[Mark] | None = None
 
     def bury(
         self, messages: Messages, refused: Sequence[Refused], behind: Mapping[int, int]
@@ -54,18 +71,51 @@ class DeadLetters:
             refused: which of them, and why.
             behind: the positions behind the batch.
         """
-        new = [
-            item
-            for item in refused
-            if (raw := messages.raw[item.message]).offset() >= self._at.get(raw.partition(), 0)
-        ]
+        new = [item for item in refused if self._lacks(messages.raw[item.message])]
         if not new:
             return 0
         # A batch that is read again may have other borders, and end before what lies here already.
-        past = {n: max(at, self._at.get(n, 0)) for n, at in behind.items()}
-        self._lake.append(letters(messages, new), self._writer, self._places.kept(past))
+        past = {n: at for n, at in behind.items() if at > self._at.get(n, 0)}
+        found = letters(messages, new)
+        self._lake.append(found, self._writer, self._places.kept(past))
         self._at |= past
+        if self._known is not None:
+            self._known |= _marks(found)
         return len(new)
+
+    def _lacks(self, message: Any) -> bool:
+        partition, offset, value = message.partition(), message.offset(), message.value()
+        if offset >= self._at.get(partition, 0):
+            return True
+        if self._known is None:
+            self._known = self._read(message.topic())
+        return _mark(partition, offset, micros(message), value) not in self._known
+
+    def _read(self, topic: str) -> set[Mark]:
+        """What lies in the table of the messages that may be read again."""
+        snapshot = Snapshot.open(self._lake.path)
+        found: set[Mark] = set()
+        columns = SCHEMA.select(("topic", "partition", "offset", "timestamp", "value"))
+        for chunk in snapshot.chunks(columns, CHUNK):
+            partitions, offsets = chunk["partition"].to_numpy(), chunk["offset"].to_numpy()
+            mine = np.zeros(len(chunk), bool)
+            for partition, end in self._at.items():
+                within = (offsets >= self._since.get(partition, 0)) & (offsets < end)
+                mine |= (partitions == partition) & within
+            kept = chunk.filter(pa.array(mine))
+            found |= _marks(kept.filter(pa.array([t == topic for t in kept["topic"].to_pylist()])))
+        return found
+
+
+def _marks(rows: pa.Table) -> set[Mark]:
+    columns = (rows[name].to_pylist() for name in ("partition", "offset"))
+    times = rows["timestamp"].cast(pa.int64()).fill_null(-1).to_pylist()
+    return set(map(_mark, *columns, times, rows["value"].to_pylist()))
+
+
+def _mark(partition: int, offset: int, time: int, value: bytes | str | None) -> Mark:
+    data = _bytes(value)
+    return partition, offset, time, None if data is None else hashlib.sha256(data).digest()
 
 
 def letters(messages: Messages, refused: Sequence[Refused]) -> pa.Table:

@@ -173,7 +173,8 @@ class Follower:
         try:
             self._patiently(lambda: self._begin(from_start))
             if self.stream.dead is not None:
-                self._dead = DeadLetters(str(self.stream.dead), self.stream.name, self._places)
+                path, name = str(self.stream.dead), self.stream.name
+                self._dead = DeadLetters(path, name, self._places, self.at)
             self._due = self._ends() if to_end else None
             self._topic.assign(self.at)
             self._look(now=True)
