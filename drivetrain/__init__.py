@@ -107,7 +107,7 @@ _HOME = {
         "HashSplit",
         "TimeSplit",
     ),
-    "events.lake": ("Lake",),
+    "events.lake.lake": ("Lake",),
     "events.stream": ("Stream",),
     "features.categorical": (
         "Bucket",
