@@ -127,6 +127,25 @@ def test_windows_over_several_partitions_are_those_of_a_run_without_a_stop(
     assert len(rows(stream)) == 240
 
 
+def test_messages_of_several_partitions_are_read_again_in_the_order_of_their_clocks(
+    broker: Any, tmp_path: Path
+) -> None:
+    topic = broker.topic(2)
+    stream = made(broker, topic, tmp_path)
+    for turn in range(10):
+        room = tmp_path / ("room" if turn < 8 else f"another room {turn}")
+        broker.send(topic, purchases(turn * 20, 20), partition=turn % 2)
+        heard: list[Any] = []
+        follow(stream, room, to_end=True, emit=heard.append)
+        told = [text for item in heard if "read again" in (text := getattr(item, "text", ""))]
+        assert told == [
+            f"windows are made from {n} messages that are read again, in order of their clocks"
+            for n in (turn * 20,)
+            if turn >= 8
+        ]
+    assert windows(stream) == due(200)
+
+
 def test_a_damaged_state_is_told_and_made_again(broker: Any, tmp_path: Path) -> None:
     topic = broker.topic(1)
     stream = made(broker, topic, tmp_path)

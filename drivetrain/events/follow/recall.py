@@ -2,20 +2,26 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from heapq import merge
 from pathlib import Path
+from typing import Any
 
 from drivetrain.core import durable
 from drivetrain.events.follow.cleaning import Cleaning
 from drivetrain.events.plan import Plan
 from drivetrain.events.stream import Stream
-from drivetrain.events.topic.messages import Reading
+from drivetrain.events.topic.messages import Messages, Reading, micros
 from drivetrain.events.topic.places import Places
 from drivetrain.events.topic.topic import Topic
 
 SHARE = 0.05
 """Of its time a stream spends at most about so much on keeping states."""
+
+IN_FLIGHT = 1 << 20
+"""Bytes that the client of each partition that is read again holds ahead."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Recall:
     one partition one that is older, or none, will do: the messages between are read again, and what
     becomes of them is dropped. What has expired in the topic before the oldest state cannot be read
     again, and is said. In which order messages of several partitions came cannot be read again
-    either, and it decides which of them were late: there the state is kept before each commit.
+    either, and it decides which of them were late: there the state is kept before each commit, and
+    where it is lost all the same, they are read again in the order of their clocks.
 
     Args:
         stream: whose it is.
@@ -135,20 +142,48 @@ class Recall:
 
     def _again(self, begun: Mapping[int, int], at: Mapping[int, int]) -> None:
         """Run what lies between through the plan, for what it remembers of it."""
-        with Topic(self._stream.topic) as topic:
+        leaf = self._stream.topic
+        with ExitStack() as stack:
+            topic = stack.enter_context(Topic(leaf))
             missing = [n for n in at if n not in begun]
             starts = {**topic.starts(missing), **begun}
             count = sum(max(end - starts[n], 0) for n, end in at.items())
             if count:
-                how = ", partition by partition" if len(at) > 1 else ""
+                how = ", in order of their clocks" if len(at) > 1 else ""
                 self._say(f"windows are made from {count:,} messages that are read again{how}")
-            reading = Reading(self._stream.topic, self._plan.reads)
+            sources: list[Iterator[Any]] = []
             for partition, end in sorted(at.items()):
                 low = topic.bounds(partition)[0]
                 if low > starts[partition]:
                     gone = f"{low - starts[partition]:,} messages of partition {partition}"
                     self._say(f"{gone} have expired: windows are without them")
                 start = max(starts[partition], low)
-                for messages in topic.within(partition, start, end, self._stream.messages):
-                    state = self._plan.state() if self._stream.dead is not None else b""
-                    self._cleaning(reading(messages), lambda state=state: state)
+                if start < end:
+                    source = stack.enter_context(Topic(leaf, in_flight=IN_FLIGHT))
+                    sources.append(_of(source, partition, start, end))
+            reading = Reading(leaf, self._plan.reads)
+            for messages in self._cut(merge(*sources, key=micros)):
+                state = self._plan.state() if self._stream.dead is not None else b""
+                self._cleaning(reading(messages), lambda state=state: state)
+
+    def _cut(self, raw: Iterable[Any]) -> Iterator[Messages]:
+        """Messages in batches that are no larger than those of the stream."""
+        held: list[Any] = []
+        values: list[bytes | None] = []
+        size = 0
+        for message in raw:
+            value = message.value()
+            held.append(message)
+            values.append(value)
+            size += len(value or b"")
+            if len(held) >= self._stream.messages or size >= self._stream.bytes:
+                yield Messages(held, values, size=size)
+                held, values, size = [], [], 0
+        if held:
+            yield Messages(held, values, size=size)
+
+
+def _of(topic: Topic, partition: int, start: int, end: int) -> Iterator[Any]:
+    """The messages of a partition between two offsets, one by one."""
+    for messages in topic.within(partition, start, end, 1_000):
+        yield from messages.raw
