@@ -232,9 +232,12 @@ def _install(python: Path, asked: list[str]) -> None:
     pytest.fail(f"pip did not install {asked}:\n{done.stdout}\n{done.stderr}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Broker]":
-    """A Kafka broker that the tests of a run share; each makes topics of its own."""
+    """A Kafka broker that the tests of a file share; each makes topics of its own.
+
+    One for all files would write down what all of them sent, every two seconds, and grow slow.
+    """
     from broker import Broker
 
     running = Broker(tmp_path_factory.mktemp("broker") / "data")

@@ -154,7 +154,7 @@ def test_wrong_step_is_found_by_looking_at_the_schema(table, build, message):
         (lambda t: t.join(t, on=()), "at least one column"),
         (lambda t: t.join(t, on="a", how="lefft"), "Did you mean 'left'"),
         (lambda t: t.join(t, on="a", columns="b"), r"\('b',\)"),
-        (lambda t: t.split("2013"), "a TimeSplit or a HashSplit"),
+        (lambda t: t.split("2013"), "a TimeSplit, a HashSplit or a ColumnSplit"),
         (lambda t: t.split(HashSplit()).split(HashSplit()), "one split"),
         (lambda t: Parquet(()), "at least one path"),
     ],
