@@ -27,7 +27,7 @@ from drivetrain.core.metric import Emit, Emitted, Metric, Note, silent
 from drivetrain.core.schema import FeatureSchema, Schema
 from drivetrain.core.seams import Engine, Run, Source, Split, Tabular
 from drivetrain.core.site import EngineSite, Site
-from drivetrain.core.sketch import Counts, Fitted
+from drivetrain.core.sketch import Fitted
 from drivetrain.core.spark import lingering, session
 from drivetrain.core.statistic import Quantiles, Statistic, TopK
 from drivetrain.core.system import System
@@ -429,7 +429,7 @@ def _bundle(system: System, data: Data, features: Features, graph: Graph, work: 
     return (
         Bundle.open(path)
         if path.exists()
-        else Bundle.write(path, graph, manifest, trimmed(features.fitted))
+        else Bundle.write(path, graph, manifest, sketch.trimmed(features.fitted, KEPT_VALUES))
     )
 
 
@@ -437,18 +437,6 @@ def _used(graph: Graph, schema: Schema) -> list[str]:
     taken = set(graph.inputs.names)
     forms = ("", BYTES_SUFFIX, PIXELS_SUFFIX)
     return [n for n in schema.names if any(n + form in taken for form in forms)]
-
-
-def trimmed(fitted: Fitted) -> Fitted:
-    """What a bundle keeps of the statistics: of each vocabulary the commonest values."""
-    return {
-        (TopK(s.column, KEPT_VALUES) if isinstance(s, TopK) else s): (
-            Counts.of(value.values, value.missing, KEPT_VALUES, value.others)
-            if isinstance(value, Counts)
-            else value
-        )
-        for s, value in fitted.items()
-    }
 
 
 def _register(

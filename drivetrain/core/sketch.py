@@ -440,3 +440,20 @@ def from_json(data: Iterable[Mapping[str, Any]]) -> Fitted:
         arguments = {k: v for k, v in item.items() if k not in ("statistic", "value")}
         fitted[_STATISTICS[name](**arguments)] = _VALUES[name](item["value"])
     return fitted
+
+
+def trimmed(fitted: Fitted, most: int) -> Fitted:
+    """The same statistics with the commonest values alone of each vocabulary.
+
+    Args:
+        fitted: what was found.
+        most: so many values.
+    """
+    return {
+        (TopK(s.column, most) if isinstance(s, TopK) else s): (
+            Counts.of(value.values, value.missing, most, value.others)
+            if isinstance(value, Counts)
+            else value
+        )
+        for s, value in fitted.items()
+    }

@@ -249,8 +249,10 @@ def test_whatever_a_key_is_said_to_have_been_is_refused_or_harmless(data):
         tracks.load_keys(0, hashes, [bytes(blob)])
     except ValueError:
         return
-    tracks.replay(batch.with_columns({"at": batch["at"] + 50}))
-    tracks.dump()
+    found = tracks.replay(batch.with_columns({"at": batch["at"] + 50}))
+    assert {len(column) for column in found.values()} == {len(batch)}
+    data = tracks.dump()
+    assert Tracks.load(data, windows, SCHEMA).dump() == data
 
 
 def test_single_keys_move_between_states_and_are_dropped():

@@ -126,4 +126,6 @@ def test_an_option_out_of_range_is_refused(options: Any, says: str) -> None:
 def test_what_one_process_began_several_go_on_with(train: Any) -> None:
     options = {"kind": "DiLoCo", "strategy": {"every": 4, "checkpoint_steps": 8, "epochs": 4}}
     train(1, "cut", status=128 + signal.SIGKILL, cut={"0": 13, "how": "killed"}, **options)
-    train(2, "cut", **options)
+    weights = train(2, "cut", **options)
+    assert weights
+    assert all(tensor.isfinite().all() for tensor in weights.values())

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.skipif(
     shutil.which("redis-server") is None,
     reason="NOT TESTED: no redis-server is installed here; .ci/install-system-packages does that",
 )
-pytest.importorskip("redis", reason="NOT TESTED: pip install 'drivetrain[redis]'")
 
 
 class Redis:
