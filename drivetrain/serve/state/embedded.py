@@ -14,6 +14,7 @@ from drivetrain.serve.state.journal import Journal
 from drivetrain.serve.state.kept import Outcome, State, Told
 from drivetrain.serve.state.memory import Counts, Memory, Reading
 from drivetrain.serve.state.posts import Limits, Post, Reader
+from drivetrain.serve.state.queue import Queue, Waits
 from drivetrain.serve.state.replay import entries_of, replay
 from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.telemetry.metrics import Reading as Gauge
@@ -22,12 +23,8 @@ log = logging.getLogger("drivetrain.serve")
 
 _GROUP_BYTES = 4 << 20
 """Of the posts that share a flush."""
-_WAITING_BYTES = 64 << 20
-"""Of the posts that wait for one."""
 _LOG_BYTES = 64 << 20
 """Of the log until a snapshot takes its place; a snapshot that is longer waits for as much."""
-
-_Waits = tuple[Post, Told]
 
 
 class Embedded(State):
@@ -54,8 +51,7 @@ class Embedded(State):
         self._metrics = metrics
         self._changed: Sequence[Kept] | None = None
         self._writing: Sequence[Kept] | None = None
-        self._waiting: list[_Waits] = []
-        self._waiting_bytes = 0
+        self._waiting = Queue(_GROUP_BYTES)
         self._task: asyncio.Task[None] | None = None
         self._snapshot_bytes = 0
         self._ended = False
@@ -124,8 +120,7 @@ class Embedded(State):
         elif self._journal is None:
             told(self._outcome(post, durable=False))
         else:
-            self._waiting.append((post, told))
-            self._waiting_bytes += post.size
+            self._waiting.add(post, told)
             self._wake()
 
     def _full(self, post: Post) -> str:
@@ -139,8 +134,8 @@ class Embedded(State):
                 f"{self._most_bytes}, as [serve] state_bytes says; nothing expires while nothing "
                 "is taken: raise it."
             )
-        if self._waiting_bytes + post.size > _WAITING_BYTES:
-            return f"{self._waiting_bytes} bytes of observations wait for the disk."
+        if not self._waiting.fits(post):
+            return f"{self._waiting.bytes} bytes of observations wait for the disk."
         return ""
 
     def _outcome(self, post: Post, durable: bool) -> Outcome | Exception:
@@ -174,7 +169,7 @@ class Embedded(State):
         """Write what waits, until nothing does."""
         try:
             while self._waiting or self._changed is not None:
-                if not await self._commit(self._take()) and not self._waiting:
+                if not await self._commit(self._waiting.take()) and not self._waiting:
                     break  # the disk takes nothing; whoever comes next tries again
                 await self._shorten()
         except Exception:
@@ -182,17 +177,7 @@ class Embedded(State):
         finally:
             self._task = None
 
-    def _take(self) -> list[_Waits]:
-        size, count = 0, 0
-        for post, _ in self._waiting:
-            if count and size + post.size > _GROUP_BYTES:
-                break
-            size, count = size + post.size, count + 1
-        group, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._waiting_bytes -= size
-        return group
-
-    async def _commit(self, group: list[_Waits]) -> bool:
+    async def _commit(self, group: list[Waits]) -> bool:
         """Write posts, add them to memory and say so; whether they could be written."""
         changed, new = self._changed, list[Post]()
         positions = dict[str, int]()
@@ -224,7 +209,7 @@ class Embedded(State):
             told(self._outcome(post, durable=True))
         return True
 
-    def _refuse(self, group: list[_Waits], error: Exception) -> None:
+    def _refuse(self, group: list[Waits], error: Exception) -> None:
         log.error("%s: observations could not be written: %s", self.name, error)
         why = f"observations cannot be written: {getattr(error, 'strerror', None) or error}."
         for post, told in group:

@@ -12,6 +12,7 @@ from drivetrain.core.batch import Array, Batch
 from drivetrain.serve.execution.filling import AwayError, Filling, Kept, Lookup, observed_by
 from drivetrain.serve.state.kept import Outcome, State, Told
 from drivetrain.serve.state.posts import Limits, Post, Reader
+from drivetrain.serve.state.queue import Queue
 from drivetrain.serve.state.redis import VERSION, Place
 from drivetrain.serve.state.scratch import Scratch
 from drivetrain.serve.telemetry.metrics import Counter, Histogram, Metrics
@@ -21,11 +22,9 @@ log = logging.getLogger("drivetrain.serve")
 _TRIES = 100
 """How often a write is tried anew when another process has written one of its keys meanwhile."""
 _GROUP_BYTES = 1 << 20
-_WAITING_BYTES = 64 << 20
+"""Of the posts that are written at once."""
 _SLACK = 86_400_000
 """Milliseconds that a key stays beyond its horizon: whoever feeds may stand still for so long."""
-
-_Waits = tuple[Post, Told]
 
 
 @dataclass
@@ -68,8 +67,7 @@ class Shared(State):
         self._scratch: dict[str, Scratch] = {}
         self._begun = metrics.windows_begun.of(name)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: list[_Waits] = []
-        self._waiting_bytes = 0
+        self._waiting = Queue(_GROUP_BYTES)
         self._task: asyncio.Task[None] | None = None
 
     def keep(self, kept: Sequence[Kept], limits: Limits) -> None:
@@ -110,12 +108,11 @@ class Shared(State):
     # -- what is observed ----------------------------------------------------------------------
 
     def observe(self, post: Post, told: Told) -> None:
-        if self._waiting_bytes + post.size > _WAITING_BYTES:
+        if not self._waiting.fits(post):
             self.count(None, post.rows)
-            told(AwayError(f"{self._waiting_bytes} bytes of observations wait for Redis."))
+            told(AwayError(f"{self._waiting.bytes} bytes of observations wait for Redis."))
             return
-        self._waiting.append((post, told))
-        self._waiting_bytes += post.size
+        self._waiting.add(post, told)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._follow())
 
@@ -123,7 +120,7 @@ class Shared(State):
         """Write what waits, until nothing does."""
         try:
             while self._waiting:
-                group = self._take()
+                group = self._waiting.take()
                 try:
                     outcomes = await self._commit([post for post, _ in group])
                 except Exception as error:
@@ -136,16 +133,6 @@ class Shared(State):
                     told(outcome)
         finally:
             self._task = None
-
-    def _take(self) -> list[_Waits]:
-        size, count = 0, 0
-        for post, _ in self._waiting:
-            if count and size + post.size > _GROUP_BYTES:
-                break
-            size, count = size + post.size, count + 1
-        group, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._waiting_bytes -= size
-        return group
 
     async def _commit(self, posts: Sequence[Post]) -> list[Outcome | Exception]:
         """Write posts, all or none; what became of each.

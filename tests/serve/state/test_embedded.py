@@ -11,7 +11,7 @@ import pytest
 from drivetrain.core.schema import Schema
 from drivetrain.core.window import Window
 from drivetrain.serve.execution.filling import AwayError, Filling, Kept
-from drivetrain.serve.state import embedded, memory
+from drivetrain.serve.state import embedded, memory, queue
 from drivetrain.serve.state.embedded import Embedded
 from drivetrain.serve.state.memory import Memory
 from drivetrain.serve.state.posts import Limits
@@ -109,7 +109,7 @@ def test_posts_that_wait_are_bounded_and_share_flushes(tmp_path, cards, monkeypa
         outcomes = await told_of(state, [body] * 500)
         assert [outcome.observed for outcome in outcomes] == [1] * 500
         assert len(flushed) < 50
-        monkeypatch.setattr(embedded, "_WAITING_BYTES", 3 * len(body))
+        monkeypatch.setattr(queue, "WAITING_BYTES", 3 * len(body))
         outcomes = await told_of(state, [body] * 5)
         await state.close()
         return outcomes
