@@ -9,7 +9,8 @@ from drivetrain.core.seams import Examples, Run
 from drivetrain.train.recall.method import Recall
 
 if TYPE_CHECKING:
-    from drivetrain.core.graph import Graph
+    from drivetrain.train.recall.graph import Scorer, Serving
+    from drivetrain.train.recall.interactions import Interactions
     from drivetrain.train.recall.least_squares import Factors
 
 
@@ -47,21 +48,21 @@ class ALS(Recall):
             if not getattr(self, name) > 0:
                 raise wrong(f"ALS.{name}", getattr(self, name), "a number above 0")
 
-    def fit(self, model: Any, source: Examples, run: Run) -> "Graph":
+    def scorer(
+        self, source: Examples, found: "Interactions", run: Run, served: "Serving"
+    ) -> "Scorer":
         """Factorize the training rows."""
         import numpy as np
 
-        from drivetrain.train.recall.graph import Asked
+        from drivetrain.train.recall.graph import Asked, Scorer
         from drivetrain.train.recall.nodes import Nodes
 
-        found = self.interactions(source, run)
         users, items = self.factorized(found.had, run)
         known = found.had.lengths > 0
         # A further number for each: what is not known scores every item by how often it was had.
         asking = np.concatenate([users.factors * known[:, None], ~known[:, None]], axis=1)
         counts = found.counts.astype(np.float32)[:, None]
         answering = np.concatenate([items.factors, counts], axis=1)
-        served = self.serving(source, found)
         nothing = np.zeros((served.spare(found), self.factors + 1), np.float32)
         columns = np.concatenate([answering, nothing]).T
 
@@ -69,7 +70,7 @@ class ALS(Recall):
             who = n.op("Gather", n.held(asking.astype(np.float32)), asked.user)
             return n.op("MatMul", who, n.held(columns))
 
-        return served.graph(found, score)
+        return Scorer(score=score)
 
     def factorized(self, had: Any, run: Run) -> "tuple[Factors, Factors]":
         """The factors of users and items that :class:`Sparse` rows give."""

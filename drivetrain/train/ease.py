@@ -8,7 +8,8 @@ from drivetrain.core.seams import Examples, Run
 from drivetrain.train.recall.method import FromHistory
 
 if TYPE_CHECKING:
-    from drivetrain.core.graph import Graph
+    from drivetrain.train.recall.graph import Scorer, Serving
+    from drivetrain.train.recall.interactions import Interactions
 
 MOST_ITEMS = 20_000
 """Of a matrix that is inverted: 3.2 GB of float64, twice."""
@@ -38,26 +39,26 @@ class EASE(FromHistory):
         if self.neighbours is not None:
             self.at_least("neighbours", 1)
 
-    def fit(self, model: Any, source: Examples, run: Run) -> "Graph":
+    def scorer(
+        self, source: Examples, found: "Interactions", run: Run, served: "Serving"
+    ) -> "Scorer":
         """Solve for the weights.
 
         Raises:
             ValueError: there are more items than can be.
         """
-        from drivetrain.train.recall.from_history import by_neighbours, by_weights, serving
+        from drivetrain.train.recall.from_history import by_neighbours, by_weights, scorer
         from drivetrain.train.recall.meeting import gram, largest
 
-        found = self.interactions(source, run)
         if len(found.catalogue) > MOST_ITEMS:
             raise wrong("items of EASE", len(found.catalogue), f"{MOST_ITEMS} or fewer")
         weights = closed_form(gram(found.had), self.l2)
-        served = serving(self, source, found)
         if self.neighbours is None:
             score = by_weights(found, weights, served.spare(found))
         else:
             nearest = largest(weights, self.neighbours)
             score = by_neighbours(found, *nearest, served.spare(found))
-        return served.graph(found, score)
+        return scorer(self, score)
 
 
 def closed_form(gram: Any, l2: float) -> Any:

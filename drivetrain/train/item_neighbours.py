@@ -1,13 +1,14 @@
 """A strategy that recommends what is had by those who had the same things."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drivetrain.core.seams import Examples, Run
 from drivetrain.train.recall.method import FromHistory
 
 if TYPE_CHECKING:
-    from drivetrain.core.graph import Graph
+    from drivetrain.train.recall.graph import Scorer, Serving
+    from drivetrain.train.recall.interactions import Interactions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,12 @@ class ItemNeighbours(FromHistory):
         self.at_least("neighbours", 1)
         self.at_least("shrink", 0)
 
-    def fit(self, model: Any, source: Examples, run: Run) -> "Graph":
+    def scorer(
+        self, source: Examples, found: "Interactions", run: Run, served: "Serving"
+    ) -> "Scorer":
         """Find each item's neighbours."""
-        from drivetrain.train.recall.from_history import by_neighbours, serving
+        from drivetrain.train.recall.from_history import by_neighbours, scorer
         from drivetrain.train.recall.meeting import nearest
 
-        found = self.interactions(source, run)
         near = nearest(found.had, self.neighbours, self.shrink)
-        served = serving(self, source, found)
-        return served.graph(found, by_neighbours(found, *near, served.spare(found)))
+        return scorer(self, by_neighbours(found, *near, served.spare(found)))

@@ -1,13 +1,14 @@
 """A strategy that recommends what most have had."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drivetrain.core.seams import Examples, Run
 from drivetrain.train.recall.method import Recall
 
 if TYPE_CHECKING:
-    from drivetrain.core.graph import Graph
+    from drivetrain.train.recall.graph import Scorer, Serving
+    from drivetrain.train.recall.interactions import Interactions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,19 +19,18 @@ class Popularity(Recall):
     and what they answer whom they do not know.
     """
 
-    def fit(self, model: Any, source: Examples, run: Run) -> "Graph":
+    def scorer(
+        self, source: Examples, found: "Interactions", run: Run, served: "Serving"
+    ) -> "Scorer":
         """Count."""
         import numpy as np
 
-        from drivetrain.train.recall.graph import Asked
+        from drivetrain.train.recall.graph import Asked, Scorer
         from drivetrain.train.recall.nodes import Nodes
 
-        found = self.interactions(source, run)
-
-        served = self.serving(source, found)
         counts = np.append(found.counts, np.zeros(served.spare(found))).astype(np.float32)
 
         def score(n: Nodes, asked: Asked) -> str:
             return n.op("Expand", n.held(counts[None]), n.op("Shape", asked.new))
 
-        return served.graph(found, score)
+        return Scorer(score=score)

@@ -1,24 +1,18 @@
 """Scores as sums over a profile: of weights between all items, or of each one's neighbours."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from drivetrain.core.batch import Array
-from drivetrain.core.seams import Examples
-from drivetrain.train.recall.graph import Asked, Score, Serving, popular
+from drivetrain.train.recall.graph import Asked, Score, Scorer, popular
 from drivetrain.train.recall.interactions import Interactions
 from drivetrain.train.recall.method import FromHistory
 from drivetrain.train.recall.nodes import Nodes
 
 
-def serving(method: FromHistory, source: Examples, found: Interactions) -> Serving:
-    """How such a method is served: one row after another, each by its own profile."""
-    return replace(
-        method.serving(source, found),
-        history=method.history_field(source, found),
-        weighted=method.weight is not None and method.history is None,
-        part=1,
+def scorer(method: FromHistory, score: Score) -> Scorer:
+    """Such a method goes through one profile after another."""
+    return Scorer(
+        score=score, part=1, weighted=method.weight is not None and method.history is None
     )
 
 

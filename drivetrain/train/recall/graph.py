@@ -1,6 +1,6 @@
 """The served graph of a recall method: who asks to the best items, exactly, in bounded memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ class Asked:
         weights: float32 ``[part, longest]``, 0 beyond the end; the empty string where all are 1.
         new: bool ``[part, 1]``: whose profile is empty.
         once: whether a profile has each item once.
+        rows: the further tensors that the method reads, ``[part, ...]`` each, by name.
     """
 
     user: str
@@ -37,6 +38,25 @@ class Asked:
     weights: str
     new: str
     once: bool
+    rows: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """How a fitted method scores all items, and what its nodes need.
+
+    Attributes:
+        score: adds the method's nodes.
+        part: the most rows that are scored at once; 1 for methods that go through the profile.
+        weighted: whether the weights of a profile matter; where they do not, all are 1.
+        rows: further tensors of the features that it reads row by row, such as ``dense``. Each
+            part's slices come as ``Asked.rows``; rows that fill a part up hold zeros.
+    """
+
+    score: Score
+    part: int = 256
+    weighted: bool = False
+    rows: tuple[Field, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +70,6 @@ class Serving:
         out: what is left out of each user's answer, as ``Interactions.had``; None leaves nothing
             out, nor what is in the history.
         history: the raw column ``[n]`` of a row's last items, which are then the profile.
-        weighted: whether the profile of a user has weights other than 1.
-        part: the most rows that are scored at once; 1 for methods that go through the profile.
     """
 
     index: Field
@@ -59,26 +77,26 @@ class Serving:
     k: int
     out: Sparse | None
     history: Field | None = None
-    weighted: bool = False
-    part: int = 256
 
     def spare(self, found: Interactions) -> int:
         """Columns of scores behind the items: one at least, where what pads a list points to."""
         return max(1, self.k - len(found.catalogue))
 
-    def graph(self, found: Interactions, score: Score) -> Graph:
-        """``index`` and the history to ``items`` ``[rows, k]`` and ``scores`` ``[rows, k]``.
+    def graph(self, found: Interactions, scorer: Scorer) -> Graph:
+        """What is asked to ``items`` ``[rows, k]`` and ``scores`` ``[rows, k]``.
+
+        It takes ``index``, the tensors that the method reads and the history.
 
         The best come first; of equal scores the item that was had more often in training, then
         the lesser one. Places that no item is left for are missing, with a score that is missing.
 
         Args:
             found: the training rows.
-            score: the method.
+            scorer: the method.
         """
         nodes = Nodes()
-        writer = _Writer(self, found, nodes)
-        places, scores = writer.answer(score)
+        writer = _Writer(self, found, scorer, nodes)
+        places, scores = writer.answer()
         text = found.catalogue.dtype == object
         items = np.concatenate([found.catalogue, writer.nothing])
         counts = np.concatenate([found.counts, np.zeros(len(writer.nothing), np.int64)])
@@ -90,58 +108,66 @@ class Serving:
         nan = nodes.held(np.array(np.nan, np.float32))
         real = nodes.op("Where", out, nan, scores)
         return nodes.build(
-            [self.index, *([self.history] if self.history else [])],
+            self.inputs(scorer),
             [
                 (Field("items", "string" if text else "int64", (self.k,)), chosen),
                 (Field("scores", "float32", (self.k,)), real),
             ],
         )
 
+    def inputs(self, scorer: Scorer) -> list[Field]:
+        """What the nodes read: each tensor once."""
+        history = [self.history] if self.history else []
+        others = [field for field in scorer.rows if field.name != self.index.name]
+        return [self.index, *others, *history]
+
 
 class _Writer:
     """Writes the nodes around a method's."""
 
-    def __init__(self, serving: Serving, found: Interactions, nodes: Nodes) -> None:
+    def __init__(self, serving: Serving, found: Interactions, scorer: Scorer, nodes: Nodes) -> None:
         self._serving = serving
+        self._scorer = scorer
         self._found = found
         self._nodes = nodes
         self._items = len(found.catalogue)
         text = found.catalogue.dtype == object
         spare = serving.spare(found)
         self.nothing = np.full(spare, "" if text else MISSING_INT, found.catalogue.dtype)
-        self._had = _Lists(nodes, found.had, weighted=serving.weighted)
+        self._had = _Lists(nodes, found.had, weighted=scorer.weighted)
         out = serving.out
         self._out = self._had if out is found.had else None if out is None else _Lists(nodes, out)
 
-    def answer(self, score: Score) -> tuple[str, str]:
+    def answer(self) -> tuple[str, str]:
         """Places in the catalogue, int64 ``[rows, k]``, and their scores."""
         n, serving = self._nodes, self._serving
         one = n.ints(1)
         rows = n.op("Shape", serving.index.name, start=0, end=1)
-        most = max(1, min(serving.part, SCORES // self._items))
+        most = max(1, min(self._scorer.part, SCORES // self._items))
         part = n.op("Min", n.op("Max", rows, one), n.ints(most))
         parts = n.op("Max", n.op("Div", n.op("Sub", n.op("Add", rows, part), one), part), one)
         more = n.op("Sub", n.op("Mul", parts, part), rows)
         column = n.held(np.array(serving.column, np.int64))
         user = n.op("Gather", serving.index.name, column, axis=1)
-        user = n.op("Pad", user, n.op("Concat", n.ints(0), more, axis=0))
-        inputs = [(n.op("Reshape", user, n.op("Concat", parts, part, axis=0)), "int64")]
+        cut = _Cut(n, parts, part, more)
+        inputs = [(cut.slices(user, ()), "int64")]
         if serving.history is not None:
-            inputs.append((self._recent(serving.history, parts, part, more), "int64"))
+            beyond = n.held(np.array(self._items, np.int64))
+            inputs.append((cut.slices(self._recent(serving.history), (None,), beyond), "int64"))
+        inputs += [(cut.slices(f.name, f.shape), f.dtype) for f in self._scorer.rows]
 
         def body(inner: Nodes, *slices: str) -> list[tuple[str, str]]:
-            return [*zip(self._part(inner, score, *slices), ("int64", "float32"), strict=True)]
+            return [*zip(self._part(inner, *slices), ("int64", "float32"), strict=True)]
 
         both = n.scan(inputs, body)
         flat = [n.op("Reshape", each, n.ints(-1, serving.k)) for each in both]
         places, scores = (n.op("Slice", each, n.ints(0), rows, n.ints(0)) for each in flat)
         return places, scores
 
-    def _recent(self, history: Field, parts: str, part: str, more: str) -> str:
-        """Places of the row's last items, int64 ``[parts, part, n]``; the others point beyond."""
-        n = self._nodes
+    def _recent(self, history: Field) -> str:
+        """Places of the rows' last items, int64 ``[rows, n]``; the others point beyond."""
         text = history.dtype == "string"
-        places = n.op(
+        return self._nodes.op(
             "LabelEncoder",
             history.name,
             domain="ai.onnx.ml",
@@ -149,22 +175,21 @@ class _Writer:
             values_int64s=list(range(self._items)),
             default_int64=self._items,
         )
-        pads = n.op("Concat", n.ints(0, 0), more, n.ints(0), axis=0)
-        beyond = n.held(np.array(self._items, np.int64))
-        padded = n.op("Pad", places, pads, beyond)
-        return n.op("Reshape", padded, n.op("Concat", parts, part, n.ints(-1), axis=0))
 
-    def _part(self, n: Nodes, score: Score, user: str, recent: str = "") -> tuple[str, str]:
+    def _part(self, n: Nodes, user: str, *slices: str) -> tuple[str, str]:
+        recent, *others = slices if self._serving.history else ("", *slices)
+        names = (field.name for field in self._scorer.rows)
+        rows = dict(zip(names, others, strict=True))
         had, weights, length = self._had.of(n, user)
-        asked = Asked(user, had, weights, n.op("Equal", length, n.ints(0)), True)
+        asked = Asked(user, had, weights, n.op("Equal", length, n.ints(0)), True, rows)
         if recent:
             inside = n.op("Less", recent, n.ints(self._items))
             some = n.op("ReduceMax", n.op("Cast", inside, to=7), n.ints(1), keepdims=1)
-            asked = Asked(user, recent, "", n.op("Equal", some, n.ints(0)), False)
-        scores = score(n, asked)
+            asked = Asked(user, recent, "", n.op("Equal", some, n.ints(0)), False, rows)
+        scores = self._scorer.score(n, asked)
         spare = np.arange(self._items, self._items + len(self.nothing))[None]
-        rows = n.op("Concat", n.op("Shape", user), n.ints(1), axis=0)
-        never = [n.op("Expand", n.held(spare), rows)]
+        each = n.op("Concat", n.op("Shape", user), n.ints(1), axis=0)
+        never = [n.op("Expand", n.held(spare), each)]
         if self._out is not None:
             never.append(had if self._out is self._had else self._out.of(n, user)[0])
             if recent:
@@ -174,6 +199,24 @@ class _Writer:
         scores = n.op("ScatterElements", scores, where, lowest, axis=1)
         best, places = n.ops("TopK", scores, n.ints(self._serving.k), outputs=2, axis=1)
         return places, best
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Cuts tensors into ``parts`` of ``part`` rows each, ``more`` rows filling the last one up."""
+
+    nodes: Nodes
+    parts: str
+    part: str
+    more: str
+
+    def slices(self, tensor: str, shape: Sequence[int | None], fill: str = "") -> str:
+        """``[rows, *shape]`` to ``[parts, part, *shape]``; what is filled up is 0 or ``fill``."""
+        n, inner = self.nodes, [0] * len(shape)
+        pads = n.op("Concat", n.ints(0, *inner), self.more, *[n.ints(0)] * len(shape), axis=0)
+        padded = n.op("Pad", tensor, pads, *[fill] * bool(fill))
+        ends = [n.op("Shape", tensor, start=1)] if shape else []
+        return n.op("Reshape", padded, n.op("Concat", self.parts, self.part, *ends, axis=0))
 
 
 class _Lists:

@@ -1,7 +1,8 @@
 """What a declaration of a recall method says, whichever method it is."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from drivetrain.core.errors import unknown, wrong
@@ -10,14 +11,15 @@ from drivetrain.core.schema import FeatureSchema, Field
 from drivetrain.core.seams import Examples, Run, Split
 
 if TYPE_CHECKING:
-    from drivetrain.train.recall.graph import Serving
+    from drivetrain.core.graph import Graph
+    from drivetrain.train.recall.graph import Scorer, Serving
     from drivetrain.train.recall.interactions import Interactions
 
 Seen = Literal["exclude", "keep"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recall:
+class Recall(ABC):
     """Finds, of all items, those that somebody is likeliest to want: what every method has.
 
     A row of the events says that a user had an item. The user is a feature ``Index``, so the
@@ -72,7 +74,27 @@ class Recall:
         return (self.target,) if self.weight is None else (self.target, self.weight)
 
     def build(self, factory: Callable[[], Any] | None, features: FeatureSchema, seed: int) -> None:
-        """Nothing: the method is the model."""
+        """Nothing, for the method is the model; but it must be known whom it is asked for."""
+        self.user_column(features)
+
+    def fit(self, model: Any, source: Examples, run: Run) -> "Graph":
+        """Read the training rows, learn from them, and write the graph that serves it."""
+        found = self.interactions(source, run)
+        served = self.serving(source, found)
+        return served.graph(found, self.scorer(source, found, run, served))
+
+    @abstractmethod
+    def scorer(
+        self, source: Examples, found: "Interactions", run: Run, served: "Serving"
+    ) -> "Scorer":
+        """Learn from the training rows: what a method implements.
+
+        Args:
+            source: for methods that read more than who had what.
+            found: the training rows.
+            run: of the training.
+            served: how the scores become an answer.
+        """
 
     def user_column(self, features: FeatureSchema) -> int:
         """The users' column of the tensor ``index``.
@@ -140,7 +162,12 @@ class FromHistory(Recall):
         """The raw columns that its graph takes beside the features."""
         return () if self.history is None else (self.history,)
 
-    def history_field(self, source: Examples, found: "Interactions") -> Field | None:
+    def serving(self, source: Examples, found: "Interactions") -> "Serving":
+        """How the method's scores become an answer: those of a history, where there is one."""
+        served = super().serving(source, found)
+        return replace(served, history=self._history_field(source, found))
+
+    def _history_field(self, source: Examples, found: "Interactions") -> Field | None:
         """The history's column.
 
         Raises:

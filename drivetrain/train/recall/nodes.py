@@ -65,31 +65,40 @@ class Nodes:
         self._nodes.append(make(kind, inputs, names, name=stem, domain=domain, **attributes))
         return names
 
-    def scan(self, inputs: Sequence[tuple[str, str]], body: "Body") -> tuple[str, ...]:
+    def scan(
+        self,
+        inputs: Sequence[tuple[str, str]],
+        body: "Body",
+        states: Sequence[tuple[str, str]] = (),
+    ) -> tuple[str, ...]:
         """Run a body over the first dimension of some tensors; what it gives is stacked.
 
         Args:
             inputs: name and element type of each.
-            body: is called with a child of this and the names of one slice of each; answers the
-                name and the element type of each result.
+            body: is called with a child of this, the names of the states and those of one slice of
+                each input; answers the name and the element type of each state for the next slice,
+                then of each result.
+            states: what the first slice finds, name and element type of each.
         """
         helper = self._onnx.helper
         child = Nodes(self)
-        slices = [self._name("slice") for _ in inputs]
-        results = body(child, *slices)
+        given = [*states, *inputs]
+        names = [self._name("state" if i < len(states) else "slice") for i in range(len(given))]
+        results = body(child, *names)
         graph = helper.make_graph(
             child._nodes,
             "body",
-            [_loose(helper, s, t) for s, (_, t) in zip(slices, inputs, strict=True)],
+            [_loose(helper, s, t) for s, (_, t) in zip(names, given, strict=True)],
             [_loose(helper, name, kind) for name, kind in results],
         )
-        return self.ops(
+        outputs = self.ops(
             "Scan",
-            *(name for name, _ in inputs),
+            *(name for name, _ in given),
             outputs=len(results),
             body=graph,
             num_scan_inputs=len(inputs),
         )
+        return outputs[len(states) :]
 
     def build(self, inputs: Sequence[Field], outputs: Sequence[tuple[Field, str]]) -> Graph:
         """The graph.
@@ -118,7 +127,7 @@ class Nodes:
 
 
 Body = Any
-"""``(nodes, *slices) -> [(tensor, element type), …]``."""
+"""``(nodes, *states, *slices) -> [(tensor, element type), …]``."""
 
 
 def _value(helper: Any, field: Field) -> "onnx.ValueInfoProto":
