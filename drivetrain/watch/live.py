@@ -1,25 +1,22 @@
-"""What ``drivetrain watch`` runs: looks at a server and its feedback until it is told to stop."""
+"""What ``drivetrain watch`` finds of a server: how it does, and how far its rows have drifted."""
 
-import json
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from drivetrain.core.bundle import Bundle
 from drivetrain.watch.bounds import drift_bounds, p99_bound
 from drivetrain.watch.drift import Drifting, Window
-from drivetrain.watch.endpoint import Endpoint
 from drivetrain.watch.exposition import Gauge, render
 from drivetrain.watch.feedback import Feedback, feedback_schema
+from drivetrain.watch.looking import Looking
 from drivetrain.watch.reference import DriftValue
 from drivetrain.watch.scrape import Between, Scrape, Service, fetch, service
-from drivetrain.watch.terminal import Writer
 from drivetrain.watch.view import draw, line
 
 OVER = 10.0
@@ -63,13 +60,19 @@ class Snapshot:
         ]
         return tuple(name for _, name in sorted(found, reverse=True))
 
+    def line(self) -> str:
+        """The look as one plain line."""
+        return line(self)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; a number that JSON can't say, such as a mean of NaN, is None."""
         return _finite({**asdict(self), "drifted": list(self.drifted)})
 
 
-class Watch:
+class Watch(Looking[Snapshot]):
     """Looks at a server's metrics and at its feedback, each if there is one."""
+
+    offered = "drift"
 
     def __init__(
         self,
@@ -106,10 +109,10 @@ class Watch:
             self._feedback = Feedback(feedback, schema.select(watched), window)
         self._bounds = self._column_bounds()
 
-    def snapshot(self) -> Snapshot:
+    def look(self) -> Snapshot:
         """Look once."""
         problems: list[str] = []
-        seen = self._look(problems)
+        seen = self._scrape(problems)
         self._read(problems)
         found = self._window.values()
         return Snapshot(
@@ -124,16 +127,16 @@ class Watch:
             problems=tuple(problems),
         )
 
-    def gauges(self, snapshot: Snapshot) -> str:
+    def gauges(self, look: Snapshot) -> str:
         """The drift as Prometheus scrapes it."""
 
         def each(value: Callable[[DriftValue], float]) -> list[tuple[dict[str, str], float]]:
             return [
                 ({"model": self._model, "column": name}, value(found))
-                for name, found in snapshot.drift.items()
+                for name, found in look.drift.items()
             ]
 
-        rows = [({"model": self._model}, float(snapshot.drift_rows))]
+        rows = [({"model": self._model}, float(look.drift_rows))]
         psi = "Population stability index against the rows that the bundle was fitted on."
         return render(
             [
@@ -143,47 +146,11 @@ class Watch:
             ]
         )
 
-    def run(
-        self,
-        *,
-        once: bool = False,
-        json: bool = False,
-        port: int | None = None,
-        every: float | None = None,
-        stream: TextIO | None = None,
-    ) -> int:
-        """Look until interrupted; the process' exit status.
+    def drawn(self, stream: TextIO) -> AbstractContextManager[Callable[[Snapshot], None]]:
+        """A view on a terminal that each look draws anew."""
+        return draw(stream)
 
-        Args:
-            once: look once; the status is then 1 if something could not be looked at.
-            json: write each look as a line of JSON.
-            port: also offer the drift to Prometheus on this port of the loopback; 0 takes a
-                free one.
-            every: seconds between two looks; None is 1 on a terminal and with ``json``, else 10.
-            stream: where to write; None is standard output.
-        """
-        where = cast(TextIO, sys.stdout) if stream is None else stream
-        drawn = where.isatty() and not json and not once
-        pause = every if every is not None else (1.0 if drawn or json else 10.0)
-        with ExitStack() as stack:
-            offer: Callable[[str], None] = lambda text: None  # noqa: E731
-            if port is not None:
-                endpoint = stack.enter_context(Endpoint(port))
-                offer = endpoint.offer
-                print(f"drift at {endpoint.url}", file=sys.stderr)
-            show = stack.enter_context(draw(where)) if drawn else _writer(where, json)
-            try:
-                while True:
-                    snapshot = self.snapshot()
-                    offer(self.gauges(snapshot))
-                    show(snapshot)
-                    if once:
-                        return 1 if snapshot.problems else 0
-                    time.sleep(pause)
-            except KeyboardInterrupt:
-                return 0
-
-    def _look(self, problems: list[str]) -> Service | None:
+    def _scrape(self, problems: list[str]) -> Service | None:
         if self._url is None:
             return None
         try:
@@ -233,10 +200,3 @@ def _finite(value: Any) -> Any:
 
 def _missing(value: DriftValue) -> float:
     return value.missing
-
-
-def _writer(stream: TextIO, as_json: bool) -> Callable[[Snapshot], None]:
-    write = Writer(stream)
-    if as_json:
-        return lambda snapshot: write(json.dumps(snapshot.to_json(), allow_nan=False))
-    return lambda snapshot: write(line(snapshot))

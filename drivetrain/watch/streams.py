@@ -1,20 +1,18 @@
-"""What ``drivetrain watch`` shows of a stream: what its runner says, until it is told to stop."""
+"""What ``drivetrain watch`` finds of a stream: what its runner says of itself."""
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from drivetrain.core.need import need
-from drivetrain.watch.endpoint import Endpoint
 from drivetrain.watch.exposition import Gauge, render
-from drivetrain.watch.terminal import Writer
+from drivetrain.watch.looking import Looking
 
 SILENT = 30.0
 """Seconds after which a runner that has said nothing is one to wonder about."""
@@ -43,6 +41,10 @@ class StreamLook:
         when = datetime.fromtimestamp(self.at, UTC).isoformat(timespec="seconds")
         parts = [f"{when} {self.name}", *(f"{name} {value}" for name, value in self.figures())]
         return "; ".join([*parts, *(f"PROBLEM: {problem}" for problem in self.problems)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
 
     def figures(self) -> list[tuple[str, str]]:
         """What is known: name and value."""
@@ -80,7 +82,7 @@ class StreamLook:
         return render(found.values())
 
 
-class StreamWatch:
+class StreamWatch(Looking[StreamLook]):
     """Looks at the file in which the runner of a stream says how it goes.
 
     Args:
@@ -88,6 +90,8 @@ class StreamWatch:
         path: of the file.
         clock: gives Unix time in seconds.
     """
+
+    offered = "the stream"
 
     def __init__(self, name: str, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._name, self._path, self._clock = name, path, clock
@@ -115,45 +119,13 @@ class StreamWatch:
             problems.append(f"its runner has said nothing for {now - said['at']:.0f} s")
         return StreamLook(at=now, name=self._name, said=said, problems=tuple(problems))
 
-    def run(
-        self,
-        *,
-        once: bool = False,
-        json: bool = False,
-        port: int | None = None,
-        every: float | None = None,
-        stream: TextIO | None = None,
-    ) -> int:
-        """Look until interrupted; the process' exit status.
+    def gauges(self, look: StreamLook) -> str:
+        """A look as Prometheus scrapes it."""
+        return look.gauges()
 
-        Args:
-            once: look once; the status is then 1 if something is wrong.
-            json: write each look as a line of JSON.
-            port: also offer the figures to Prometheus on this port of the loopback; 0 takes a
-                free one.
-            every: seconds between two looks; None is 1 on a terminal and with ``json``, else 10.
-            stream: where to write; None is standard output.
-        """
-        where = cast(TextIO, sys.stdout) if stream is None else stream
-        drawn = where.isatty() and not json and not once
-        pause = every if every is not None else (1.0 if drawn or json else 10.0)
-        with ExitStack() as stack:
-            offer: Callable[[str], None] = lambda text: None  # noqa: E731
-            if port is not None:
-                endpoint = stack.enter_context(Endpoint(port))
-                offer = endpoint.offer
-                print(f"the stream at {endpoint.url}", file=sys.stderr)
-            show = stack.enter_context(_drawn(where)) if drawn else _writer(where, json)
-            try:
-                while True:
-                    found = self.look()
-                    offer(found.gauges())
-                    show(found)
-                    if once:
-                        return 1 if found.problems else 0
-                    time.sleep(pause)
-            except KeyboardInterrupt:
-                return 0
+    def drawn(self, stream: TextIO) -> AbstractContextManager[Callable[[StreamLook], None]]:
+        """A view on a terminal that each look draws anew."""
+        return _drawn(stream)
 
 
 def _runs(process: int) -> bool:
@@ -164,13 +136,6 @@ def _runs(process: int) -> bool:
     except PermissionError:  # another user's
         return True
     return True
-
-
-def _writer(stream: TextIO, as_json: bool) -> Callable[[StreamLook], None]:
-    write = Writer(stream)
-    if as_json:
-        return lambda look: write(json.dumps(asdict(look)))
-    return lambda look: write(look.line())
 
 
 @contextmanager

@@ -63,10 +63,10 @@ def test_a_look_tells_of_server_and_drift(bundle, rows, tmp_path):
         url = server.url.removesuffix("/metrics")
         watch = Watch(url, bundle, tmp_path / "f", model="flights", clock=clock)
         server.offer(metrics(bundle.digest, 100))
-        first = watch.snapshot()
+        first = watch.look()
         clock.now += 2
         server.offer(metrics(bundle.digest, 150))
-        second = watch.snapshot()
+        second = watch.look()
     assert first.problems == ()
     assert first.service.requests_per_s is None
     assert second.service.requests_per_s == 25
@@ -87,7 +87,7 @@ def test_rates_are_those_of_the_last_ten_seconds(bundle):
         )
         for requests in (0, 1_000, *range(1_010, 1_310, 10)):
             server.offer(metrics(bundle.digest, requests))
-            seen = watch.snapshot().service
+            seen = watch.look().service
             clock.now += 1
     assert seen.seconds == 10
     assert seen.requests_per_s == 10
@@ -96,7 +96,7 @@ def test_rates_are_those_of_the_last_ten_seconds(bundle):
 def test_a_server_that_is_gone_is_a_problem_and_not_an_error(bundle):
     with Endpoint(0) as server:
         url = server.url.removesuffix("/metrics")
-    found = Watch(url, bundle, None, model="flights").snapshot()
+    found = Watch(url, bundle, None, model="flights").look()
     assert found.service is None
     (problem,) = found.problems
     assert problem.startswith("no metrics: http://127.0.0.1")
@@ -105,7 +105,7 @@ def test_a_server_that_is_gone_is_a_problem_and_not_an_error(bundle):
 def test_another_bundle_than_the_one_compared_with_is_told(bundle):
     with Endpoint(0) as server:
         server.offer(metrics("0" * 64, 1))
-        found = Watch(server.url.removesuffix("/metrics"), bundle, None, model="flights").snapshot()
+        found = Watch(server.url.removesuffix("/metrics"), bundle, None, model="flights").look()
     (problem,) = found.problems
     assert problem.startswith("the server has bundle 000000000000, drift is measured against")
 
@@ -113,7 +113,7 @@ def test_another_bundle_than_the_one_compared_with_is_told(bundle):
 def test_a_model_that_the_server_does_not_have_is_told(bundle):
     with Endpoint(0) as server:
         server.offer(metrics(bundle.digest, 1))
-        found = Watch(server.url.removesuffix("/metrics"), bundle, None, model="fligths").snapshot()
+        found = Watch(server.url.removesuffix("/metrics"), bundle, None, model="fligths").look()
     assert "has no model 'fligths'" in found.problems[0]
 
 
@@ -123,7 +123,7 @@ def test_predictions_drift_too_where_the_bundle_has_their_statistics(
     known = prediction_statistics(bundle, [rows(5_000)])
     watched = new_bundle(fitted={**bundle.fitted, **known})
     write_feedback(tmp_path / "f" / "a.parquet", bundle, rows(2_000, seed=1, shift=2.0))
-    found = Watch(None, watched, tmp_path / "f").snapshot()
+    found = Watch(None, watched, tmp_path / "f").look()
     assert set(found.drifted) == {"x", "prediction.late"}
 
 
@@ -132,7 +132,7 @@ def test_declared_bounds_decide_and_ignored_columns_do_not_count(
 ):
     strict = new_bundle(bounds={"test/drift/psi/carrier": (None, 0.2)})
     write_feedback(tmp_path / "f" / "a.parquet", bundle, rows(2_000, seed=1, shift=2.0))
-    found = Watch(None, strict, tmp_path / "f").snapshot()
+    found = Watch(None, strict, tmp_path / "f").look()
     assert found.drift["x"].psi > 1
     assert found.drifted == ()
     assert found.drift_bound == {"x": None, "carrier": 0.2}
@@ -141,7 +141,7 @@ def test_declared_bounds_decide_and_ignored_columns_do_not_count(
 def test_drift_is_offered_as_prometheus_reads_it(bundle, rows, tmp_path):
     write_feedback(tmp_path / "f" / "a.parquet", bundle, rows(500))
     watch = Watch(None, bundle, tmp_path / "f", model="flights")
-    snapshot = watch.snapshot()
+    snapshot = watch.look()
     found = {(s.name, s.labels.get("column")): s for s in parse(watch.gauges(snapshot))}
     assert found["drivetrain_drift_psi", "x"].value == snapshot.drift["x"].psi
     assert found["drivetrain_drift_missing", "carrier"].value == 0
@@ -207,18 +207,18 @@ def test_a_file_that_stays_torn_is_a_problem_once(bundle, tmp_path):
 
 def test_a_column_of_another_type_is_a_problem_and_not_an_error(bundle, tmp_path):
     pq.write_table(pa.table({"x": ["text"], "carrier": ["AA"]}), tmp_path / "a.parquet")
-    found = Watch(None, bundle, tmp_path).snapshot()
+    found = Watch(None, bundle, tmp_path).look()
     assert "column 'x': found 'string'" in found.problems[0]
     assert found.drift_rows == 0
 
 
 def test_a_file_of_something_else_is_a_problem_and_not_an_error(bundle, tmp_path):
     pq.write_table(pa.table({"y": [1]}), tmp_path / "a.parquet")
-    assert "none of the columns" in Watch(None, bundle, tmp_path).snapshot().problems[0]
+    assert "none of the columns" in Watch(None, bundle, tmp_path).look().problems[0]
 
 
 def test_feedback_that_is_not_there_yet_is_no_problem(bundle, tmp_path):
-    assert Watch(None, bundle, tmp_path / "later").snapshot().problems == ()
+    assert Watch(None, bundle, tmp_path / "later").look().problems == ()
 
 
 # -- what is shown ---------------------------------------------------------------------------------
@@ -271,10 +271,10 @@ def test_an_interrupt_ends_the_watch_well(bundle, monkeypatch):
         looks.append(1)
         if len(looks) == 3:
             raise KeyboardInterrupt
-        return snapshot(self)
+        return look(self)
 
-    snapshot = Watch.snapshot
-    monkeypatch.setattr(Watch, "snapshot", stop)
+    look = Watch.look
+    monkeypatch.setattr(Watch, "look", stop)
     stream = io.StringIO()
     assert Watch(None, bundle, None).run(every=0.0, json=True, stream=stream) == 0
     assert len(stream.getvalue().splitlines()) == 2
@@ -290,7 +290,7 @@ def test_the_view_shows_figures_drift_and_problems(new_bundle, bundle, rows, tmp
     with Endpoint(0) as server:
         server.offer(metrics("0" * 64, 100))
         watch = Watch(server.url.removesuffix("/metrics"), slow, tmp_path / "f", model="flights")
-        snapshot = watch.snapshot()
+        snapshot = watch.look()
     stream = io.StringIO()
     Console(file=stream, width=120).print(view(snapshot))
     shown = stream.getvalue()

@@ -116,7 +116,7 @@ def drift(bundle, rows, tmp_path_factory) -> Iterator[Endpoint]:
     pq.write_table(moved.select(["x", "carrier"]).to_arrow(), directory / "a.parquet")
     watch = Watch(None, bundle, directory)
     with Endpoint(0) as endpoint:
-        endpoint.offer(watch.gauges(watch.snapshot()))
+        endpoint.offer(watch.gauges(watch.look()))
         yield endpoint
 
 
