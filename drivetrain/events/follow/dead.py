@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,68 @@ CHUNK = 10_000
 """Dead letters that are looked at at a time."""
 
 
-class DeadLetters:
-    """The dead letters of one stream.
+@dataclass
+class Buried:
+    """Which messages lie in a table of dead letters already.
 
-    They are committed before the rows of their batch, with positions of their own: what lies behind
-    them is new. Of a batch that is read again the rest is looked for in the table, since steps that
-    were changed meanwhile may refuse other messages.
+    What lies behind its positions is new. Of a batch that is read again the rest is looked for in
+    the table, since steps that were changed meanwhile may refuse other messages.
+
+    Attributes:
+        path: of the table.
+        ends: its positions.
+        since: where the table of rows stands; no message before that is read again.
+    """
+
+    path: str
+    ends: Mapping[int, int]
+    since: Mapping[int, int] = field(default_factory=dict[int, int])
+    _marks: set[Mark] | None = field(default=None, repr=False)
+
+    def lacks(self, message: Any) -> bool:
+        """Whether it has not got a message.
+
+        Raises:
+            OSError: the table cannot be read.
+        """
+        partition, offset, value = message.partition(), message.offset(), message.value()
+        if offset >= self.ends.get(partition, 0):
+            return True
+        if self._marks is None:
+            self._marks = self._read(message.topic())
+        return _mark(partition, offset, micros(message), value) not in self._marks
+
+    def past(self, behind: Mapping[int, int]) -> dict[int, int]:
+        """The positions behind a batch as the table is to keep them.
+
+        A batch that is read again may have other borders, and end before what lies here already.
+        """
+        return {n: at for n, at in behind.items() if at > self.ends.get(n, 0)}
+
+    def add(self, rows: pa.Table, past: Mapping[int, int]) -> None:
+        """Know of rows that were written, with the positions that went with them."""
+        self.ends = {**self.ends, **past}
+        if self._marks is not None:
+            self._marks |= _marks(rows)
+
+    def _read(self, topic: str) -> set[Mark]:
+        """What lies in the table of the messages that may be read again."""
+        snapshot = Snapshot.open(self.path)
+        found: set[Mark] = set()
+        columns = SCHEMA.select(("topic", "partition", "offset", "timestamp", "value"))
+        for chunk in snapshot.chunks(columns, CHUNK):
+            partitions, offsets = chunk["partition"].to_numpy(), chunk["offset"].to_numpy()
+            mine = np.zeros(len(chunk), bool)
+            for partition, end in self.ends.items():
+                within = (offsets >= self.since.get(partition, 0)) & (offsets < end)
+                mine |= (partitions == partition) & within
+            kept = chunk.filter(pa.array(mine))
+            found |= _marks(kept.filter(pa.array([t == topic for t in kept["topic"].to_pylist()])))
+        return found
+
+
+class DeadLetters:
+    """The dead letters of one stream, committed before the rows of their batch.
 
     Args:
         path: of the table.
@@ -57,9 +114,8 @@ class DeadLetters:
     ) -> None:
         self._lake = Lake.open(path, SCHEMA)
         self._writer, self._places = writer, places
-        self._at = places.positions(self._lake.positions(writer))
-        self._since = dict(since or {})
-        self._known: set[Mark] | None = None
+        ends = places.positions(self._lake.positions(writer))
+        self.buried = Buried(path, ends, dict(since or {}))
 
     def bury(
         self, messages: Messages, refused: Sequence[Refused], behind: Mapping[int, int]
@@ -71,40 +127,13 @@ class DeadLetters:
             refused: which of them, and why.
             behind: the positions behind the batch.
         """
-        new = [item for item in refused if self._lacks(messages.raw[item.message])]
+        new = [item for item in refused if self.buried.lacks(messages.raw[item.message])]
         if not new:
             return 0
-        # A batch that is read again may have other borders, and end before what lies here already.
-        past = {n: at for n, at in behind.items() if at > self._at.get(n, 0)}
-        found = letters(messages, new)
+        found, past = letters(messages, new), self.buried.past(behind)
         self._lake.append(found, self._writer, self._places.kept(past))
-        self._at |= past
-        if self._known is not None:
-            self._known |= _marks(found)
+        self.buried.add(found, past)
         return len(new)
-
-    def _lacks(self, message: Any) -> bool:
-        partition, offset, value = message.partition(), message.offset(), message.value()
-        if offset >= self._at.get(partition, 0):
-            return True
-        if self._known is None:
-            self._known = self._read(message.topic())
-        return _mark(partition, offset, micros(message), value) not in self._known
-
-    def _read(self, topic: str) -> set[Mark]:
-        """What lies in the table of the messages that may be read again."""
-        snapshot = Snapshot.open(self._lake.path)
-        found: set[Mark] = set()
-        columns = SCHEMA.select(("topic", "partition", "offset", "timestamp", "value"))
-        for chunk in snapshot.chunks(columns, CHUNK):
-            partitions, offsets = chunk["partition"].to_numpy(), chunk["offset"].to_numpy()
-            mine = np.zeros(len(chunk), bool)
-            for partition, end in self._at.items():
-                within = (offsets >= self._since.get(partition, 0)) & (offsets < end)
-                mine |= (partitions == partition) & within
-            kept = chunk.filter(pa.array(mine))
-            found |= _marks(kept.filter(pa.array([t == topic for t in kept["topic"].to_pylist()])))
-        return found
 
 
 def _marks(rows: pa.Table) -> set[Mark]:

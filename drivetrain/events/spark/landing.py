@@ -18,7 +18,7 @@ from drivetrain.core.batch import Array
 from drivetrain.core.need import need
 from drivetrain.events.duckdb import Limits, engine
 from drivetrain.events.follow.cleaning import Cleaning
-from drivetrain.events.follow.dead import SCHEMA, letters
+from drivetrain.events.follow.dead import SCHEMA, Buried, letters
 from drivetrain.events.follow.pace import SAMPLED
 from drivetrain.events.lake.additions import Addition, lay
 from drivetrain.events.lake.lake import Lake
@@ -110,7 +110,7 @@ class Landing:
         dead: of its table of dead letters, if it has one.
         limits: of the engine that runs its steps.
         at: where each partition stands in the table; what lies before is there.
-        buried: the same of the table of dead letters.
+        buried: what lies in the table of dead letters, if it has one.
     """
 
     run: str
@@ -120,7 +120,7 @@ class Landing:
     dead: Target | None
     limits: Limits
     at: Mapping[int, int] = field(default_factory=dict[int, int])
-    buried: Mapping[int, int] = field(default_factory=dict[int, int])
+    buried: Buried | None = None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The report on a task's records, as a row of :data:`REPORT`."""
@@ -145,11 +145,8 @@ class Landing:
             offsets, partitions = messages.offsets, messages.partitions
             for number in np.unique(partitions):
                 behind[int(number)] = int(offsets[partitions == number].max()) + 1
-            new = [
-                item
-                for item in refused
-                if offsets[item.message] >= self.buried.get(int(partitions[item.message]), 0)
-            ]
+            lies = ready.buried
+            new = [i for i in refused if lies is None or lies.lacks(messages.raw[i.message])]
             if new:
                 dead.append(letters(messages, new))
             count += len(messages)
@@ -269,11 +266,16 @@ class Records(Messages):
 
 @dataclass(frozen=True)
 class _Ready:
-    """A stream's steps, ready to run; what they join with is held."""
+    """A stream's steps, ready to run; what they join with is held, and what is buried once read.
+
+    No message is read twice in a run of Spark's query, so what lies in the table of dead letters
+    when it begins is all that matters.
+    """
 
     run: str
     reading: Reading
     cleaning: Cleaning
+    buried: Buried | None
     held: ExitStack
 
 
@@ -295,5 +297,5 @@ def _ready(landing: Landing) -> _Ready:
             plan = compile_plan(stream.events, landing.columns, running, limits, split=False)
             reading = Reading(stream.topic, plan.reads)
             cleaning = Cleaning(plan, aside=stream.dead is not None)
-            _held = _Ready(landing.run, reading, cleaning, stack.pop_all())
+            _held = _Ready(landing.run, reading, cleaning, landing.buried, stack.pop_all())
     return _held

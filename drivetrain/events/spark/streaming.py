@@ -27,7 +27,7 @@ from drivetrain.core.schema import Schema
 from drivetrain.core.site import EngineSite
 from drivetrain.core.spark import session
 from drivetrain.events.duckdb import Engine, Limits, engine
-from drivetrain.events.follow.dead import SCHEMA
+from drivetrain.events.follow.dead import SCHEMA, Buried
 from drivetrain.events.follow.following import OFTEN, PAUSES, REFRESH, Follower, only_one
 from drivetrain.events.follow.pace import STATUS, Pace
 from drivetrain.events.follow.telling import Telling
@@ -169,7 +169,7 @@ class SparkFollower(Follower):
         self._failure: BaseException | None = None
         self._run = ""
         self._letters: Lake | None = None
-        self._buried: dict[int, int] = {}
+        self._buried: Buried | None = None
         super().__init__(stream, running, pace, emit, stop, token)
 
     def _ready(self, schema: Schema) -> None:
@@ -234,7 +234,8 @@ class SparkFollower(Follower):
         self._run, self._ending, self._failure = uuid.uuid4().hex, False, None
         if self.stream.dead is not None:
             self._letters = Lake.open(str(self.stream.dead), SCHEMA)
-            self._buried = self._places.positions(self._letters.positions(self.stream.name))
+            ends = self._places.positions(self._letters.positions(self.stream.name))
+            self._buried = Buried(self._letters.path, ends, dict(self.at))
         with tempfile.TemporaryDirectory(prefix="drivetrain-query-") as scratch:
             with self._named():
                 query = self._start(Path(scratch))
@@ -296,7 +297,7 @@ class SparkFollower(Follower):
             dead=None if self._letters is None else Target.of(self._letters),
             limits=Limits(memory=self.site.memory, threads=1),
             at=dict(self.at),
-            buried=dict(self._buried),
+            buried=self._buried,
         )
 
         def land(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -323,10 +324,10 @@ class SparkFollower(Follower):
         name, kept = self.stream.name, self._places.kept(behind, self._identity)
         if letters := [file for report in reports for file in report.letters]:
             assert self._letters is not None
-            # A batch that is read again may have other borders, and end before what lies here.
-            past = {n: max(at, self._buried.get(n, 0)) for n, at in behind.items()}
+            assert self._buried is not None
+            past = self._buried.past(behind)
             self._letters.commit_files(letters, name, self._places.kept(past))
-            self._buried |= past
+            self._buried = replace(self._buried, ends={**self._buried.ends, **past})
         files = [file for report in reports for file in report.files]
         version = self._lake.commit_files(files, name, kept)
         self.at |= behind

@@ -1,7 +1,8 @@
 """What an executor makes of records, without Spark."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 import drivetrain as dt
 from drivetrain.events.duckdb import Limits
-from drivetrain.events.follow.dead import SCHEMA
+from drivetrain.events.follow.dead import SCHEMA, Buried
 from drivetrain.events.lake.lake import Lake
 from drivetrain.events.lake.snapshot import Snapshot
 from drivetrain.events.spark.landing import Landing, Report, Target
@@ -51,7 +52,7 @@ class Place:
         self.columns = schema.names
         self.run = str(folder)
 
-    def land(self, *batches: pa.RecordBatch, **known: Mapping[int, int]) -> Report:
+    def land(self, *batches: pa.RecordBatch, **known: Any) -> Report:
         """The report on some records, over the wire."""
         landing = Landing(
             run=self.run,
@@ -90,14 +91,31 @@ def test_records_that_a_table_has_are_passed_over(tmp_path: Path) -> None:
     """As when a micro-batch is begun anew with other borders."""
     place = Place(tmp_path)
     torn = [b"{a", *numbers(1), b"{b", *numbers(3)]
-    report = place.land(batch(torn), batch(numbers(9), 1), at={0: 1, 1: 1}, buried={0: 3})
-    assert (report.messages, report.rows, report.dead, report.behind) == (3, 2, 0, {0: 4})
-    assert report.letters == ()
-    report = place.land(batch(torn), at={0: 1}, buried={0: 2})
-    assert (report.rows, report.dead) == (2, 1)
+    report = place.land(batch(torn), batch(numbers(9), 1), at={0: 1, 1: 1})
+    assert (report.messages, report.rows, report.dead, report.behind) == (3, 2, 1, {0: 4})
     (letter,) = place.rows(place.dead, report.letters)
     assert (letter["offset"], letter["value"], letter["key"]) == (2, b"{b", b"k")
     assert place.land(batch(torn), at={0: 4}).messages == 0
+
+
+def test_of_records_that_are_read_again_those_are_buried_that_are_not_yet(tmp_path: Path) -> None:
+    """Steps that were changed meanwhile may refuse other records than those that lie there."""
+    place = Place(tmp_path)
+    values = [b"{a", *numbers(1), b"{b", *numbers(3), b"{c"]
+
+    def offsets(report: Report) -> list[int]:
+        return sorted(row["offset"] for row in place.rows(place.dead, report.letters))
+
+    assert offsets(place.land(batch(values[:3]))) == [0, 2]
+    place.run = "again"
+    buried = Buried(place.dead.path, {0: 3})
+    report = place.land(batch(values[:2]), batch(values[2:], first=2), buried=buried)
+    assert offsets(report) == [0, 2, 4]
+    steps = place.stream.events.where(dt.col("s").cast("int64") > 0)
+    place.run, place.stream = "changed", replace(place.stream, events=steps)
+    report = place.land(batch(values), buried=Buried(place.dead.path, {0: 5}))
+    assert report.dead == 2
+    assert offsets(report) == [0, 1, 2, 3, 4]
 
 
 def test_what_a_step_fails_on_is_laid_aside_too(tmp_path: Path) -> None:
