@@ -59,6 +59,21 @@ class Scorer:
     rows: tuple[Field, ...] = ()
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Tensors of the best items of each row, the best first.
+
+    Attributes:
+        places: int64 ``[rows, k]``, positions in the catalogue.
+        scores: float32 ``[rows, k]``; minus infinity where no item is left for a place.
+        items: adds the nodes from places to the items themselves.
+    """
+
+    places: str
+    scores: str
+    items: Callable[[str], str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Serving:
     """How a method's scores become an answer.
@@ -95,25 +110,35 @@ class Serving:
             scorer: the method.
         """
         nodes = Nodes()
-        writer = _Writer(self, found, scorer, nodes)
-        places, scores = writer.answer()
-        text = found.catalogue.dtype == object
-        items = np.concatenate([found.catalogue, writer.nothing])
-        counts = np.concatenate([found.counts, np.zeros(len(writer.nothing), np.int64)])
-        nodes.held(counts, COUNTS)
-        out = nodes.op("IsInf", scores)
-        none = nodes.held(np.array(len(found.catalogue), np.int64))
-        places = nodes.op("Where", out, none, places)
-        chosen = nodes.op("Gather", nodes.held(items, ITEMS), places)
+        best = self.candidates(nodes, found, scorer)
         nan = nodes.held(np.array(np.nan, np.float32))
-        real = nodes.op("Where", out, nan, scores)
+        real = nodes.op("Where", nodes.op("IsInf", best.scores), nan, best.scores)
+        text = found.catalogue.dtype == object
         return nodes.build(
             self.inputs(scorer),
             [
-                (Field("items", "string" if text else "int64", (self.k,)), chosen),
+                (Field("items", "string" if text else "int64", (self.k,)), best.items(best.places)),
                 (Field("scores", "float32", (self.k,)), real),
             ],
         )
+
+    def candidates(self, nodes: Nodes, found: Interactions, scorer: Scorer) -> "Candidates":
+        """Adds the nodes that find the best items of each row; they read :meth:`inputs`.
+
+        Args:
+            nodes: of a graph.
+            found: the training rows.
+            scorer: the method.
+        """
+        writer = _Writer(self, found, scorer, nodes)
+        places, scores = writer.answer()
+        held = np.concatenate([found.catalogue, writer.nothing])
+        counts = np.concatenate([found.counts, np.zeros(len(writer.nothing), np.int64)])
+        nodes.held(counts, COUNTS)
+        catalogue = nodes.held(held, ITEMS)
+        none = nodes.held(np.array(len(found.catalogue), np.int64))
+        places = nodes.op("Where", nodes.op("IsInf", scores), none, places)
+        return Candidates(places, scores, lambda chosen: nodes.op("Gather", catalogue, chosen))
 
     def inputs(self, scorer: Scorer) -> list[Field]:
         """What the nodes read: each tensor once."""
