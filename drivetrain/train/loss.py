@@ -198,6 +198,47 @@ class MeanSquaredError:
         return {"loss": error.square().mean()}
 
 
+@dataclass(frozen=True)
+class Listwise:
+    """Cross-entropy between what was wanted of a list and the softmax of its scores.
+
+    One score for each candidate of a list, ``[rows, candidates]``, or ``[rows, members,
+    candidates]``: only how candidates compare with those of their own list is learnt (ListNet's
+    top-one loss; Cao et al., ICML 2007; Bruch et al., ICTIR 2019). A list of which nothing was
+    wanted teaches nothing.
+
+    Attributes:
+        target: the column ``[candidates]`` that holds how much each was wanted, 0 or more.
+    """
+
+    target: str
+
+    def __call__(self, outputs: "Tensor", targets: Mapping[str, "Tensor"]) -> "Tensor":
+        """The mean over rows and members."""
+        wanted = targets[self.target].to(outputs.dtype)
+        share = wanted / wanted.sum(-1, keepdim=True).clamp(min=_SURE)
+        if outputs.dim() == 3:
+            share = share.unsqueeze(1)
+        return -(share * outputs.log_softmax(-1)).sum(-1).mean()
+
+    def check(self, targets: Mapping[str, "Array"]) -> None:
+        """Refuse what is wanted less than nothing.
+
+        Raises:
+            ValueError: names the target, the value and the row of the batch.
+        """
+        wanted = targets[self.target]
+        _refuse(self.target, wanted, wanted < 0, "0 or more")
+
+    def predictions(self, outputs: "Tensor") -> dict[str, "Tensor"]:
+        """The scores, ``[rows, candidates]``; the mean of members."""
+        return {self.target: _mean_of_members(outputs, 2)}
+
+    def scores(self, outputs: "Tensor", targets: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+        """``loss``: that of the predictions."""
+        return {"loss": self(_mean_of_members(outputs, 2).double(), targets)}
+
+
 def _refuse(target: str, labels: "Array", bad: "Array", allowed: str) -> None:
     rows = bad.nonzero()[0]
     if len(rows):

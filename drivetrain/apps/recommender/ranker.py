@@ -1,0 +1,219 @@
+"""How candidates are ranked: a model, the strategy that trains it, and what it learns from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from drivetrain.core.errors import unknown, wrong
+from drivetrain.core.metric import Metric, Note
+from drivetrain.core.schema import FeatureSchema
+from drivetrain.core.seams import Examples, ModelFactory, Run, Split, Strategy
+from drivetrain.train.loss import Listwise
+from drivetrain.train.prune import under
+from drivetrain.train.single import Single
+from drivetrain.train.stopping import EarlyStopping
+
+if TYPE_CHECKING:
+    from drivetrain.apps.recommender.candidates import Recalled
+    from drivetrain.apps.recommender.items import Items
+    from drivetrain.apps.recommender.lists import Asked
+    from drivetrain.core.graph import Graph
+    from drivetrain.train.recall.graph import Scorer, Serving
+    from drivetrain.train.recall.interactions import Interactions
+
+Fit = Callable[["Interactions", Run, "Serving"], "Scorer"]
+"""Fits recall on some interactions."""
+LEARNT = Single(
+    loss=Listwise("had"),
+    epochs=20,
+    batch_size=64,
+    lr=3e-3,
+    early_stopping=EarlyStopping(patience=3),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranker:
+    """Orders the candidates of a list by a model that sees each with who asks.
+
+    It learns from lists of candidates that recall finds without the pairs that were held out, and
+    which of them those pairs name. A model sees the system's features of who asks, those of the
+    item, the item itself (``item``), what recall says (``recall``) and, with ``history``, the
+    bag of the last items (``history``), which shares positions with ``item``:
+    ``Attention(history="history", item="item")`` weighs them by the candidate.
+
+    What the model says is added to recall's score. On validation lists it must put what was had
+    higher than recall alone does, or it is left out of the served graph and the run says so.
+
+    Attributes:
+        model: a factory, called with the features of a candidate.
+        train: any strategy of torch modules; its loss sees ``had`` ``[candidates]``.
+        features: the system's features to rank by; None takes all but the users' own index.
+        history: a raw column ``[n]`` of the items that a row's user had last.
+        held_out: the share of pairs that a fold holds out.
+        folds: how often other pairs are held out, each time at the cost of fitting recall.
+        lists: at most, of each fold and of validation; of more users some are drawn.
+        seed: of what is held out, of those draws and of the model's initial weights.
+    """
+
+    model: ModelFactory
+    train: Strategy = LEARNT
+    features: tuple[str, ...] | None = None
+    history: str | None = None
+    held_out: float = 0.1
+    folds: int = 1
+    lists: int = 100_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("folds", "lists"):
+            if getattr(self, name) < 1:
+                raise wrong(f"Ranker.{name}", getattr(self, name), "1 or more")
+        if not 0 < self.held_out < 1 or self.held_out * (self.folds + 1) > 1:
+            allowed = f"a share above 0, of which {self.folds} folds and one more are at most all"
+            raise wrong("Ranker.held_out", self.held_out, allowed)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The raw columns that it reads."""
+        return () if self.history is None else (self.history,)
+
+    def asked(self, features: FeatureSchema, user: str) -> FeatureSchema:
+        """The features of who asks.
+
+        Raises:
+            ValueError: there is no such feature.
+        """
+        names = [feature.name for feature in features.features]
+        for name in self.features or ():
+            if name not in names:
+                raise unknown("feature", name, names, "Ranker.features")
+        chosen = set(self.features) if self.features is not None else {*names} - {user}
+        return FeatureSchema(tuple(f for f in features.features if f.name in chosen))
+
+    def fit(
+        self,
+        asked: FeatureSchema,
+        recalled: "Recalled",
+        items: "Items",
+        fit: Fit,
+        source: Examples,
+        item: str,
+        run: Run,
+    ) -> "Graph | None":
+        """The graph from a list's tensors to scores; None where recall's order is no worse.
+
+        Args:
+            asked: the features of who asks.
+            recalled: recall as it is served.
+            items: their attributes.
+            fit: fits recall on other pairs.
+            source: the system's examples.
+            item: the column of items.
+            run: of this training.
+        """
+        from drivetrain.apps.recommender.lists import HAD, Lists
+        from drivetrain.apps.recommender.ranking import Ranking, Shape
+        from drivetrain.features.examples import Examples as Kept
+        from drivetrain.train.trained import MODEL, exported
+
+        served = recalled.serving
+        width = 0 if recalled.history is None else recalled.history.shape[0] or 0
+        shape = Shape(asked, served.k, recalled.width, width)
+        model = Ranking(self.model, shape, items, self.seed)
+        lists = Lists(
+            source,
+            item,
+            served.column,
+            recalled.found.catalogue,
+            chosen_of(source.features, asked),
+            model.features,
+            self._asked(recalled, fit, source, item, run),
+            self.lists,
+            self.seed,
+        )
+        directory = run.directory / "ranking"
+        lent = replace(run, directory=directory, emit=under("ranking", run.emit))
+        examples = Kept(lists, lists, lists.targets, directory / "lists", lent.emit)
+        fitted = self.train.fit(model, examples, lent)
+        graph = exported(self.train, fitted, model.features.tensors)[MODEL]
+        before, after = compared(graph, examples, HAD)
+        run.emit(Metric(name="train/recall/ndcg", value=before))
+        run.emit(Metric(name="train/ranking/ndcg", value=after))
+        if after > before:
+            return graph
+        text = f"ranking is left out: NDCG {after:.4f}, by recall alone {before:.4f}"
+        run.emit(Note(stage="train", text=text))
+        return None
+
+    def _asked(
+        self, recalled: "Recalled", fit: Fit, source: Examples, item: str, run: Run
+    ) -> "dict[Split, list[Asked]]":
+        """What is asked for each split of lists."""
+        from drivetrain.apps.recommender.lists import Asked, Part, had_in
+
+        def of(number: int) -> "Asked":
+            low = number * self.held_out
+            part = Part(low, low + self.held_out, self.seed)
+            found, held = part.divided(recalled.found)
+            served = _without(recalled.serving, found)
+            lent = replace(
+                run,
+                directory=run.directory / f"fold-{number}",
+                emit=under(f"fold-{number}", run.emit),
+            )
+            inner = replace(recalled, serving=served, found=found, scorer=fit(found, lent, served))
+            return Asked("train", inner.graph().session(), part, held)
+
+        train = [of(number) for number in range(self.folds)]
+        had = had_in(source, "validate", item, recalled.serving.column, recalled.found)
+        if not len(had.columns):  # pairs that no fold has must do
+            return {"train": train, "validate": [of(self.folds)]}
+        asked = replace(recalled, serving=_without(recalled.serving, recalled.found))
+        return {"train": train, "validate": [Asked("validate", asked.graph().session(), None, had)]}
+
+
+def _without(served: "Serving", found: "Interactions") -> "Serving":
+    """Serving that leaves out what is in these interactions, if it leaves out anything."""
+    return replace(served, out=None if served.out is None else found.had)
+
+
+def chosen_of(features: FeatureSchema, asked: FeatureSchema) -> dict[str, list[int] | None]:
+    """For each tensor of some features the columns of the block that are theirs; None for all."""
+    found: dict[str, list[int] | None] = {}
+    for name in asked.tensors.names:
+        if name not in ("dense", "index"):
+            found[name] = None
+            continue
+        columns: list[int] = []
+        for feature in asked.of(name):
+            place = features.slice(feature.name)
+            columns += range(place.start, place.stop)
+        found[name] = columns
+    return found
+
+
+def compared(graph: "Graph", lists: Examples, target: str) -> tuple[float, float]:
+    """NDCG@20 of validation lists as recall orders them, and as the graph's scores do."""
+    import numpy as np
+
+    session = graph.session()
+    (output,) = session.outputs.names
+    before: list[Any] = []
+    after: list[Any] = []
+    for batch in lists.batches("validate", size=512):
+        had, scores = batch[target], session.run(batch)[output]
+        before.append(_ndcg(had))
+        after.append(_ndcg(np.take_along_axis(had, np.argsort(-scores, 1, kind="stable"), 1)))
+    if not before:
+        return 0.0, 0.0
+    return float(np.concatenate(before).mean()), float(np.concatenate(after).mean())
+
+
+def _ndcg(had: Any, k: int = 20) -> Any:
+    """Of each list, whose best comes first, over what of it was had."""
+    import numpy as np
+
+    gain = 1 / np.log2(np.arange(2, had.shape[1] + 2))
+    count = np.minimum(had.sum(1).astype(np.int64), k)
+    return (had[:, :k] @ gain[:k]) / np.cumsum(gain)[np.maximum(count, 1) - 1]
