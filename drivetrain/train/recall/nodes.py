@@ -1,6 +1,6 @@
 """Writes the nodes of a graph, one expression a node."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,6 +99,35 @@ class Nodes:
             num_scan_inputs=len(inputs),
         )
         return outputs[len(states) :]
+
+    def placed(self, graph: Graph, inputs: Mapping[str, str]) -> dict[str, str]:
+        """Add the nodes of a graph, also inside of a body; the names of what it gives, by its own.
+
+        Args:
+            graph: with the operators of ONNX alone.
+            inputs: a tensor for each of its inputs.
+        """
+        whole = graph.proto.graph
+        assert all(node.domain in ("", "ai.onnx.ml") for node in whole.node), "no other is imported"
+        stem = self._name("graph")
+        graphs, names = [whole], {"": "", **inputs}
+        for inner in graphs:  # grows by the graphs inside of nodes
+            taken = [*inner.input, *inner.initializer]
+            given = (name for node in inner.node for name in node.output)
+            for name in (*(value.name for value in taken), *given):
+                names.setdefault(name, f"{stem}/{name}")
+            for node in inner.node:
+                graphs.extend(a.g for a in node.attribute if a.HasField("g"))
+        for inner in graphs:
+            for node in inner.node:
+                node.name = f"{stem}/{node.name}"
+                node.input[:] = [names[name] for name in node.input]
+                node.output[:] = [names[name] for name in node.output]
+            for value in (*inner.input, *inner.output, *inner.initializer):
+                value.name = names[value.name]
+        self._root._constants.update({tensor.name: tensor for tensor in whole.initializer})
+        self._nodes.extend(whole.node)
+        return {name: names[name] for name in graph.outputs.names}
 
     def build(self, inputs: Sequence[Field], outputs: Sequence[tuple[Field, str]]) -> Graph:
         """The graph.

@@ -1,0 +1,1 @@
+"""What the strategy of two towers trains: pairs, towers, their softmax, and its served nodes."""

@@ -1,0 +1,71 @@
+"""The nodes of two towers: the user's as it was exported, and a product with the vectors of all."""
+
+import numpy as np
+import torch
+
+from drivetrain.core.batch import Array
+from drivetrain.core.graph import Graph
+from drivetrain.core.seams import Examples
+from drivetrain.train.export import export
+from drivetrain.train.recall.graph import Asked, Score, Scorer
+from drivetrain.train.recall.interactions import Interactions
+from drivetrain.train.recall.nodes import Nodes
+from drivetrain.train.towers.pairs import HISTORY
+from drivetrain.train.towers.towers import Towers
+
+_VECTOR = "vector"
+
+
+def scorer(
+    towers: Towers, source: Examples, found: Interactions, known: Array, spare: int, scale: float
+) -> Scorer:
+    """How fitted towers score: a logit of the softmax over all items, or how often it was had.
+
+    Args:
+        towers: on the CPU.
+        source: whose tensors the graph takes.
+        found: the training rows.
+        known: bool ``[users]``: who has training rows.
+        spare: columns of scores behind the items.
+        scale: of the products.
+    """
+    user = towers.user
+    graph = export(user, user.features, lambda vector: {_VECTOR: vector})
+    # A further number: whom nothing is known of scores every item by how often it was had.
+    counts = found.counts.astype(np.float32)[:, None]
+    vectors = towers.item.all().numpy() * np.float32(scale)
+    columns = np.zeros((vectors.shape[1] + 1, len(vectors) + spare), np.float32)
+    columns[:, : len(vectors)] = np.concatenate([vectors, counts], axis=1).T
+    tensors = source.features.tensors
+    return Scorer(
+        score=_score(graph, len(found.catalogue), known, columns, towers),
+        rows=tuple(field for field in tensors if field.name in graph.inputs),
+    )
+
+
+def _score(graph: Graph, items: int, known: Array, columns: Array, towers: Towers) -> Score:
+    by_history = towers.user.history is not None
+    by_features = towers.user.others is not None
+
+    def score(n: Nodes, asked: Asked) -> str:
+        inputs = {name: asked.rows[name] for name in graph.inputs.names if name in asked.rows}
+        unknown = n.op("Unsqueeze", n.op("Gather", n.held(~known), asked.user), n.ints(1))
+        if by_history:
+            # Places from 1, and 0 where there is none: in the catalogue it is one behind the last.
+            after = n.op("Add", asked.had, n.ints(1))
+            inputs[HISTORY] = n.op("Mod", after, n.ints(items + 1))
+            unknown = n.op("And", unknown, asked.new)
+        vector = n.placed(graph, inputs)[_VECTOR]
+        if by_features:
+            unknown = n.op("And", unknown, n.held(np.array(False)))
+        lost = n.op("Cast", unknown, to=1)
+        one = n.held(np.array(1, np.float32))
+        speaking = n.op("Mul", vector, n.op("Sub", one, lost))
+        return n.op("MatMul", n.op("Concat", speaking, lost, axis=1), n.held(columns))
+
+    return score
+
+
+def on_cpu(towers: Towers) -> Towers:
+    """The towers where the graph is made, as they are asked."""
+    return towers.to(torch.device("cpu")).eval()
