@@ -312,6 +312,10 @@ class Session:
             (node.name, tuple(node.shape)) for node in self._session.get_inputs()
         )
         """Each input's name and shape; a free dimension has a name or None."""
+        self.live: frozenset[str] = frozenset(
+            node.name for node in self._session.get_overridable_initializers()
+        )
+        """Initializers that a run may be fed others for; what it is not fed stays as written."""
         self.outputs: Schema = _ort_schema(self._session.get_outputs())
         self.input_schema: Schema = _ort_schema(self._session.get_inputs())
 

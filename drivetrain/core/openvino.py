@@ -44,7 +44,12 @@ class OpenVINOSession(Session):
         self, graph: Graph, features: "FeatureSchema", precision: str = "fp32", threads: int = 0
     ) -> None:
         self.placement = "openvino" if precision == "fp32" else f"openvino-{precision}"
-        self._halves = halves = cut(_onnx(graph), features.tensors)
+        model = _onnx(graph)
+        held = {tensor.name for tensor in model.graph.initializer}
+        if live := sorted({value.name for value in model.graph.input} & held):
+            why = f"{', '.join(live)} change between runs, and would be compiled as they are"
+            raise ValueError(self._refuses(why))
+        self._halves = halves = cut(model, features.tensors)
         self._front = None if halves.front is None else Session(halves.front, threads)
         core = _core()
         able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -66,6 +71,7 @@ class OpenVINOSession(Session):
         self.inputs = _shapes(graph)
         self.input_schema = graph.inputs
         self.outputs = graph.outputs
+        self.live = frozenset[str]()
         self._of_thread = threading.local()
 
     def raw(self, feeds: Mapping[str, Any], outputs: Sequence[str]) -> "list[Array]":

@@ -239,6 +239,12 @@ def _on_provider(name: str, data: bytes, threads: int) -> Session:
     session = Session(data, threads, configure=configure, providers=tuple(providers))
     _check_taken(name, provider, session.assignment())
     session.placement = name
+    if session.live:
+        raise ValueError(
+            f"placement: found {name!r}, allowed: cpu for a graph with live tensors; "
+            f"{', '.join(sorted(session.live))} change between runs, and would be copied to the "
+            "device in each."
+        )
     return session
 
 

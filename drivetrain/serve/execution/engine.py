@@ -14,7 +14,7 @@ import numpy as np
 
 from drivetrain.core.batch import Array
 from drivetrain.serve.execution.columns import Values
-from drivetrain.serve.execution.filling import Lookup
+from drivetrain.serve.execution.live import Moment
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.execution.packed import Packed
 from drivetrain.serve.execution.runs import Run, compute
@@ -146,7 +146,7 @@ class _Lane:
         self.alone = 0
         """Runs since one had several requests."""
         self.shares = model.cost.pays and model.columns.stackable
-        self.lookup = model.lookup
+        self.lookup, self.live = model.lookup, model.live
         self.seconds = metrics.inference_seconds.of(model.name, model.version)
         self.sizes = metrics.batch_rows.of(model.name, model.version)
         self.tally = metrics.statistics.of(model.name, model.version)
@@ -299,20 +299,24 @@ class Engine:
         if not batch:
             return
         lane.alone = lane.alone + 1 if len(batch) == 1 and not lane.tasks else 0
-        if lane.lookup is not None:
-            self._look_up(lane, lane.lookup, batch, rows)
+        if lane.lookup is not None or lane.live is not None:
+            self._look_up(lane, batch, rows)
             return
         self._run(lane, batch, rows)
 
-    def _look_up(self, lane: _Lane, lookup: Lookup, batch: list[Task], rows: int) -> None:
+    def _look_up(self, lane: _Lane, batch: list[Task], rows: int) -> None:
         """Have the windows of a batch filled in, and then run it."""
         lane.running = True
         model = lane.model
         try:
             given = model.columns.arrays([task.columns for task in batch])
-            lookup(given, lambda found: self._looked_up(lane, batch, rows, given, found))
+            if lane.lookup is not None:
+                lane.lookup(given, lambda found: self._looked_up(lane, batch, rows, given, found))
+                return
         except Exception as error:
             self._looked_up(lane, batch, rows, (), error)
+            return
+        self._looked_up(lane, batch, rows, given, ())
 
     def _looked_up(
         self,
@@ -323,8 +327,14 @@ class Engine:
         found: Sequence[Array] | Exception,
     ) -> None:
         lane.running = False
+        moment: Moment | None = None
+        if lane.live is not None and not isinstance(found, Exception):
+            try:  # nothing has changed since the windows were read, so both are of one moment
+                moment = lane.live(given)
+            except Exception as error:
+                found = error
         if not isinstance(found, Exception):
-            self._run(lane, batch, rows, (*given, *found))
+            self._run(lane, batch, rows, (*given, *found), moment)
             return
         self._go_on(lane)
         for task in batch:
@@ -334,18 +344,23 @@ class Engine:
             self._reopen()
 
     def _run(
-        self, lane: _Lane, batch: list[Task], rows: int, filled: Sequence[Array] | None = None
+        self,
+        lane: _Lane,
+        batch: list[Task],
+        rows: int,
+        filled: Sequence[Array] | None = None,
+        moment: Moment | None = None,
     ) -> None:
         cost = lane.model.cost
         if cost.steady and cost.seconds(rows) <= self.batching.inline_seconds:
-            self._land(lane, batch, rows, compute(lane.model, batch, None, filled))
+            self._land(lane, batch, rows, compute(lane.model, batch, None, filled, moment))
             return
         lane.running = True
         self._away[lane] = math.inf  # until a thread has time for it
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.batching.threads, "drivetrain-run")
         begun = partial(self._begun, lane)
-        future = self._pool.submit(compute, lane.model, batch, begun, filled)
+        future = self._pool.submit(compute, lane.model, batch, begun, filled, moment)
 
         def landed(future: "Future[Run]") -> None:
             self._loop.call_soon_threadsafe(self._land, lane, batch, rows, future.result())

@@ -19,12 +19,14 @@ from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.serve.execution.bound import Bound
 from drivetrain.serve.execution.columns import Columns, Values
 from drivetrain.serve.execution.filling import Filling, Lookup
+from drivetrain.serve.execution.live import Learning, Live
 from drivetrain.serve.execution.loading import Loader
 
 log = logging.getLogger("drivetrain.serve")
 
 VERSION_DIGITS = 12
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NOTHING: Mapping[str, Array] = {}
 _WARM_ROWS = 8
 _PAYS = 0.8
 """A batch of eight that takes more than this share of eight runs is not worth waiting for."""
@@ -132,6 +134,8 @@ class Model:
         inputs: what a request brings: the raw columns, but for windows, which are filled in.
         filling: how windows come into the rows; None where there are none.
         lookup: gives them, once the model is served; None where there are none.
+        learning: what learns of its graph while it is served; None where nothing does.
+        live: gives what was learnt, once the model is served; None where nothing is.
         columns: the compiled path from values to feeds.
         outputs: the names of the predictions.
         cost: how long a run takes.
@@ -147,10 +151,13 @@ class Model:
         self.lookup: Lookup | None = None
         self.outputs = list(bundle.manifest.outputs.names)
         self._session = loader.session(bundle)
+        self.learning = Learning.of(bundle, self._session.live)
+        self.live: Live | None = None
         filled = () if self.filling is None else self.filling.filled.fields
         columns = self.columns = Columns(self.inputs, self._session.inputs, filled)
         outputs = bundle.manifest.outputs.fields
-        form = None if filled else columns.form  # what is filled in lies in none of these
+        whole = not filled and self.learning is None
+        form = columns.form if whole else None  # what is filled in or learnt lies in none of these
         self.bound = Bound.of(self._session, form, columns.plain, outputs)
         """The quick way to run it; None if there is none."""
         self.cost = self._warm_up()
@@ -186,21 +193,24 @@ class Model:
         """The columns of a row as the graph sees it, windows behind what the request brought."""
         return self.inputs if self.filling is None else self.filling.whole
 
-    def run(self, requests: Sequence[Sequence[Values]]) -> tuple[list[Array], list[Array]]:
+    def run(
+        self, requests: Sequence[Sequence[Values]], live: Mapping[str, Array] = NOTHING
+    ) -> tuple[list[Array], list[Array]]:
         """The columns' arrays of all requests together, and the outputs for them.
 
         Args:
             requests: the columns of each; arrays where there are windows, with these filled in.
+            live: what was learnt, for all rows of all requests.
         """
         if self.filling is None:
             arrays = self.columns.arrays(requests)
         else:
             arrays = [np.concatenate(parts) for parts in zip(*requests, strict=True)]  # pyright: ignore[reportArgumentType, reportCallIssue]
-        return arrays, self.infer(self.columns.feeds(arrays))
+        return arrays, self.infer(self.columns.feeds(arrays), live)
 
-    def infer(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """The outputs for what the columns feed."""
-        return self._session.raw(feeds, self.outputs)
+    def infer(self, feeds: Mapping[str, Array], live: Mapping[str, Array] = NOTHING) -> list[Array]:
+        """The outputs for what the columns feed, and for live tensors as they are given."""
+        return self._session.raw({**feeds, **live} if live else feeds, self.outputs)
 
     def _warm_up(self) -> Cost:
         """Run once for one row and once for several, until the times settle."""

@@ -10,6 +10,7 @@ from drivetrain.core.batch import Array
 from drivetrain.core.pixels import Unfit
 from drivetrain.serve.execution.bound import MOST_ROWS
 from drivetrain.serve.execution.columns import Arrays, UnfitError, Values
+from drivetrain.serve.execution.live import Moment
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.execution.packed import Packed
 
@@ -73,8 +74,9 @@ def compute(
     batch: Sequence["Task"],
     begins: Callable[[], object] | None = None,
     filled: Sequence[Array] | None = None,
+    moment: Moment | None = None,
 ) -> Run:
-    """Run a batch; only the offender fails.
+    """Run a batch; only the offender fails. The moment is let go of, whatever becomes of it.
 
     A task with a value that cannot be fed is known before the run. One that the graph refuses is
     not: then each runs alone.
@@ -84,8 +86,23 @@ def compute(
         batch: what it answers.
         begins: called before every run.
         filled: the columns of all tasks together with the windows behind them, where there are
-            windows.
+            windows or live tensors.
+        moment: the live tensors of all tasks together, where the graph has some.
     """
+    try:
+        return _computed(model, batch, begins, filled, moment)
+    finally:
+        if moment is not None:
+            moment.release()
+
+
+def _computed(
+    model: Model,
+    batch: Sequence["Task"],
+    begins: Callable[[], object] | None,
+    filled: Sequence[Array] | None,
+    moment: Moment | None,
+) -> Run:
     if begins is not None:
         begins()
     begun = fed = monotonic()
@@ -108,13 +125,14 @@ def compute(
             feeds = model.columns.feeds(inputs, unfit)
             fed = monotonic()
             refused = _refused(batch, unfit)
-            outputs = model.infer(feeds) if len(refused) < len(batch) else []
+            live = {} if moment is None else moment.feeds()
+            outputs = model.infer(feeds, live) if len(refused) < len(batch) else []
     except Exception as error:
         seconds = monotonic() - begun
         # A binding says of whatever went wrong that the execution did; a plain run says what.
         alone = len(batch) == 1 and inputs is not None
         outcomes: list[Outcome] = (
-            [error] if alone else [_alone(model, c, begins) for c in _each(batch, filled)]
+            [error] if alone else [_alone(model, *t, begins) for t in _each(batch, filled, moment)]
         )
         return Run(outcomes, begun, fed, monotonic(), seconds, rows)
     inferred = monotonic()
@@ -148,19 +166,28 @@ def _refused(batch: Sequence["Task"], unfit: Sequence[Unfit]) -> dict[int, Unfit
     return refused
 
 
-def _each(batch: Sequence["Task"], filled: Sequence[Array] | None) -> Iterator[Sequence[Values]]:
-    """The columns of each task, with the windows behind them where there are windows."""
+def _each(
+    batch: Sequence["Task"], filled: Sequence[Array] | None, moment: Moment | None
+) -> Iterator[tuple[Sequence[Values], Mapping[str, Array]]]:
+    """The columns of each task, with the windows behind them where there are windows; and what
+    live tensors are for it."""
     start = 0
     for task in batch:
         stop = start + task.rows
-        yield task.columns if filled is None else [array[start:stop] for array in filled]
+        columns = task.columns if filled is None else [array[start:stop] for array in filled]
+        yield columns, {} if moment is None else moment.feeds(slice(start, stop))
         start = stop
 
 
-def _alone(model: Model, columns: Sequence[Values], begins: Callable[[], object] | None) -> Outcome:
+def _alone(
+    model: Model,
+    columns: Sequence[Values],
+    live: Mapping[str, Array],
+    begins: Callable[[], object] | None,
+) -> Outcome:
     if begins is not None:
         begins()
     try:
-        return model.run([columns])
+        return model.run([columns], live)
     except Exception as error:
         return error

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Schema
 from drivetrain.serve.execution.engine import observe
+from drivetrain.serve.execution.live import Live, Moment
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.protocols.calls import Service
 from drivetrain.serve.telemetry.metrics import DECILES, DIFFERENCES, Counter, Histogram
@@ -199,9 +201,11 @@ class Shadow:
 
     def _ask(self, batch: list[_Asked], tally: _Tally) -> None:
         """Run a batch; when that fails, each request alone, so that only the offender fails."""
+        moment = None if self.model.live is None else self._moment(self.model.live, batch)
         started = time.perf_counter()
         try:
-            _, outputs = self.model.run([task.columns for task in batch])
+            live = {} if moment is None else moment.feeds()
+            _, outputs = self.model.run([task.columns for task in batch], live)
         except Exception as error:
             tally.seconds += time.perf_counter() - started
             if len(batch) == 1:
@@ -211,6 +215,9 @@ class Shadow:
             for task in batch:
                 self._ask([task], tally)
             return
+        finally:
+            if moment is not None:
+                moment.release()
         seconds = time.perf_counter() - started
         tally.seconds += seconds
         tally.rows += sum(task.rows for task in batch)
@@ -220,6 +227,30 @@ class Shadow:
         self._compare(batch, outputs, tally)
         if self._service.recorder is not None:
             self._record(batch, outputs, seconds)
+
+    def _moment(self, live: Live, batch: list[_Asked]) -> Moment:
+        """What was learnt until now: a run that waits holds no moment, or each would be a copy.
+
+        Raises:
+            CancelledError: the shadow was closed meanwhile.
+        """
+        columns = [np.concatenate(parts) for parts in zip(*(t.columns for t in batch), strict=True)]
+        found: Future[Moment] = Future()
+
+        def ask() -> None:
+            if found.set_running_or_notify_cancel():
+                try:
+                    found.set_result(live(columns))
+                except Exception as error:
+                    found.set_exception(error)
+
+        self._loop.call_soon_threadsafe(ask)
+        while True:
+            try:
+                return found.result(_LOOK_SECONDS)
+            except TimeoutError:
+                if self._ended.is_set():
+                    found.cancel()
 
     def _compare(self, batch: list[_Asked], outputs: list[Array], tally: _Tally) -> None:
         """Hold outputs against the answers, those of one version together."""

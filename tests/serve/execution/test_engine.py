@@ -48,18 +48,18 @@ class Doubling:
             feeds=lambda arrays, unfit=None: {"once": arrays[0]},
         )
         self.cost = Cost(seconds, seconds * (1 if pays else 8), 8)
-        self.bound = self.lookup = None
+        self.bound = self.lookup = self.live = None
         outputs = Schema((Field("twice", "float32"),))
         self.bundle = SimpleNamespace(manifest=SimpleNamespace(outputs=outputs))
         self.runs = []
         self.threads = set()
         self.gate = gate
 
-    def run(self, requests):
+    def run(self, requests, live):
         arrays = self.columns.arrays(requests)
-        return arrays, self.infer(self.columns.feeds(arrays))
+        return arrays, self.infer(self.columns.feeds(arrays), live)
 
-    def infer(self, feeds):
+    def infer(self, feeds, live):
         self.threads.add(threading.current_thread().name)
         values = feeds["once"]
         self.runs.append(values.tolist())
@@ -464,11 +464,11 @@ def test_requests_that_run_again_alone_are_not_one_long_run():
     model = Doubling(seconds=1.0)
     infer, alone = model.infer, []
 
-    def slow(feeds):
+    def slow(feeds, live):
         if len(feeds["once"]) == 1:
             time.sleep(0.1)
             alone.append(engines[0].stuck(1.0))
-        return infer(feeds)
+        return infer(feeds, live)
 
     model.infer = slow
     tasks = [Noted(model, [float(n)]) for n in range(20)]

@@ -42,14 +42,14 @@ class Toy:
     def __init__(self, version, add=0.0, inputs=(X,), outputs=(LATE,), gate=None):
         self.version, self.add, self.gate = version, add, gate
         self.inputs = self.whole = Schema(tuple(inputs))
-        self.filling = self.lookup = None
+        self.filling = self.lookup = self.live = None
         manifest = SimpleNamespace(outputs=Schema(tuple(outputs)))
         self.bundle = SimpleNamespace(manifest=manifest)
         self.columns = SimpleNamespace(stackable=True)
         self.cost = SimpleNamespace(pays=True)
         self.runs = []
 
-    def run(self, requests):
+    def run(self, requests, live):
         if self.gate is not None:
             self.gate.wait()
         place = self.inputs.names.index("x")
