@@ -286,6 +286,11 @@ class Learner:
         made._fill(memoryview(data)[start + 32 :])
         return made
 
+    @property
+    def digest(self) -> str:
+        """The name of this training and declaration, hexadecimal."""
+        return self._digest.hex()
+
     @cached_property
     def _digest(self) -> Bytes:
         """What tells this training and declaration from others."""
