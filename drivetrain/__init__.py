@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from drivetrain.core.batch import Batch
     from drivetrain.core.bundle import Bundle
     from drivetrain.core.graph import Graph
+    from drivetrain.core.online import Online
     from drivetrain.core.site import Site
     from drivetrain.core.system import System
     from drivetrain.core.window import Window
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from drivetrain.events.stream import Stream
     from drivetrain.features.categorical import Bucket, Id, Index
     from drivetrain.features.hashing import Cross, Hash
+    from drivetrain.features.history import History
     from drivetrain.features.image import Image
     from drivetrain.features.numeric import Clip, Log, Missing, Raw, Scale
     from drivetrain.features.temporal import Cyclic
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from drivetrain.train.flax import Flax
     from drivetrain.train.item_neighbours import ItemNeighbours
     from drivetrain.train.keras import Keras
-    from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+    from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, Listwise, MeanSquaredError
     from drivetrain.train.parameter_server import ParameterServer
     from drivetrain.train.pipelined import Pipelined
     from drivetrain.train.popularity import Popularity
@@ -63,11 +65,14 @@ if TYPE_CHECKING:
     from drivetrain.train.prune import Prune
     from drivetrain.train.quantization_aware import QuantizationAware
     from drivetrain.train.row_wise import RowWise
+    from drivetrain.train.sampled_softmax import SampledSoftmax
     from drivetrain.train.schedule import Constant, Cosine, StepDecay
+    from drivetrain.train.self_distill import SelfDistill
     from drivetrain.train.sharded import Sharded
     from drivetrain.train.single import Single
     from drivetrain.train.stopping import EarlyStopping
     from drivetrain.train.tensor_parallel import TensorParallel
+    from drivetrain.train.two_tower import TwoTower
     from drivetrain.watch.probes import AUC, RMSE, Accuracy, Calibration, Drift, Latency, LogLoss
     from drivetrain.watch.ranking import Ranking
 
@@ -78,6 +83,7 @@ _HOME = {
     "core.batch": ("Batch",),
     "core.bundle": ("Bundle",),
     "core.graph": ("Graph",),
+    "core.online": ("Online",),
     "core.site": ("Site",),
     "core.system": ("System",),
     "core.window": ("Window",),
@@ -118,6 +124,7 @@ _HOME = {
         "Cross",
         "Hash",
     ),
+    "features.history": ("History",),
     "features.image": ("Image",),
     "features.numeric": (
         "Clip",
@@ -144,6 +151,7 @@ _HOME = {
     "train.loss": (
         "BinaryCrossEntropy",
         "CrossEntropy",
+        "Listwise",
         "MeanSquaredError",
     ),
     "train.parameter_server": ("ParameterServer",),
@@ -158,10 +166,13 @@ _HOME = {
         "Cosine",
         "StepDecay",
     ),
+    "train.sampled_softmax": ("SampledSoftmax",),
+    "train.self_distill": ("SelfDistill",),
     "train.sharded": ("Sharded",),
     "train.single": ("Single",),
     "train.stopping": ("EarlyStopping",),
     "train.tensor_parallel": ("TensorParallel",),
+    "train.two_tower": ("TwoTower",),
     "watch.probes": (
         "AUC",
         "RMSE",
@@ -209,6 +220,7 @@ __all__ = [
     "Graph",
     "Hash",
     "HashSplit",
+    "History",
     "Id",
     "Image",
     "Index",
@@ -219,10 +231,12 @@ __all__ = [
     "Keras",
     "Lake",
     "Latency",
+    "Listwise",
     "Log",
     "LogLoss",
     "MeanSquaredError",
     "Missing",
+    "Online",
     "Optimize",
     "ParameterServer",
     "Parquet",
@@ -237,7 +251,9 @@ __all__ = [
     "Raw",
     "Registry",
     "RowWise",
+    "SampledSoftmax",
     "Scale",
+    "SelfDistill",
     "Sharded",
     "Single",
     "Site",
@@ -249,6 +265,7 @@ __all__ = [
     "TimeSplit",
     "Tokens",
     "TopK",
+    "TwoTower",
     "Window",
     "coalesce",
     "col",

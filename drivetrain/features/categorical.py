@@ -64,17 +64,18 @@ class Index(Together, OneColumn):
         cls, graph: "Builder", features: Sequence["Index"], schema: Schema, fitted: "Fitted"
     ) -> str:
         """Int64 ``[features, rows]``."""
-        return graph.stack([feature._lookup(graph, schema, fitted) for feature in features])
+        return graph.stack([f.positions(graph, f.column, schema, fitted) for f in features])
 
-    def _lookup(self, graph: "Builder", schema: Schema, fitted: "Fitted") -> str:
-        text = schema.field(self.column).dtype == "string"
+    def positions(self, graph: "Builder", column: str, schema: Schema, fitted: "Fitted") -> str:
+        """Int64, of the shape of a column that holds such values, this one or another."""
+        text = schema.field(column).dtype == "string"
         vocabulary = self.vocabulary(fitted)
         keys = {"keys_strings" if text else "keys_int64s": ["" if text else MISSING_INT]}
         for name in keys:
             keys[name] += vocabulary
         return graph.op(
             "LabelEncoder",
-            graph.column(self.column),
+            graph.column(column),
             domain="ai.onnx.ml",
             **keys,
             values_int64s=[0, *range(2, len(vocabulary) + 2)],

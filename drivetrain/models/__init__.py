@@ -5,19 +5,24 @@ from drivetrain.models.factories import (
     ConvNet,
     DCNv2,
     DeepFM,
+    FinalNet,
     HuggingFace,
     LogisticRegression,
-    Periodic,
+    MaskNet,
     WideAndDeep,
 )
+from drivetrain.models.options import Attention, Periodic
 
 __all__ = [
     "MLP",
+    "Attention",
     "ConvNet",
     "DCNv2",
     "DeepFM",
+    "FinalNet",
     "HuggingFace",
     "LogisticRegression",
+    "MaskNet",
     "Periodic",
     "WideAndDeep",
 ]

@@ -38,7 +38,7 @@ class ConvNetModule(nn.Module):
                 )
         self.images = [image.name for image in images]
         self.towers = nn.ModuleList(_tower(f.shape[0], config.channels) for f in images)
-        others = Inputs(features, config.dim, skip=self.images)
+        others = Inputs(features, config.dim, skip=self.images, attention=config.attention)
         self.others = others if others.width else None
         width = config.channels[-1] * len(images) + others.width
         self.hidden = stack(

@@ -43,6 +43,7 @@ class DCNv2Module(nn.Module):
             config.dims,
             dropout=config.embedding_dropout,
             field_dropout=config.field_dropout,
+            attention=config.attention,
         )
         width = self.inputs.width
         self.crosses = nn.ModuleList(Cross(width, config.rank) for _ in range(config.layers))

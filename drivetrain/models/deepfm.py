@@ -25,7 +25,7 @@ class DeepFMModule(nn.Module):
     def __init__(self, features: FeatureSchema, config: DeepFM) -> None:
         super().__init__()
         self.first = Linear(features, 1)
-        self.tables = Tables(features, config.dim)
+        self.tables = Tables(features, config.dim, attention=config.attention)
         columns = features.dense_width
         bound = 1 / math.sqrt(config.dim)
         self.dense = (

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from drivetrain.core.errors import unknown
+from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import FeatureSchema
+from drivetrain.models.attention import HistoryPool, columns_of
+from drivetrain.models.options import Attention
 
 
 class Tables(nn.Module):
     """Every index column and every bag as a vector of one width, out of one table.
 
     One table with offsets makes one gather (and one gradient) of dozens. A bag is the mean of
-    its values' vectors; the id 0 pads a bag and an empty bag is the zero vector.
+    its values' vectors, or pooled by attention; the id 0 pads a bag and an empty bag is the zero
+    vector. A history that an item attends to has the item's rows of the table.
 
     Args:
         features: the fitted features.
@@ -23,6 +26,7 @@ class Tables(nn.Module):
         bags: the names of the bags to embed; None takes all.
         dropout: the share of whole vectors that is dropped in training, as if a feature were
             not known; the others are scaled up.
+        attention: for the bags among these whose item is one of the columns.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class Tables(nn.Module):
         columns: Sequence[int] | None = None,
         bags: Sequence[str] | None = None,
         dropout: float = 0.0,
+        attention: Sequence[Attention] = (),
     ) -> None:
         super().__init__()
         cardinalities = features.cardinalities
@@ -40,9 +45,17 @@ class Tables(nn.Module):
         sizes = [cardinalities[column] for column in chosen]
         offsets = [sum(sizes[:position]) for position in range(len(sizes))]
         total = sum(sizes)
+        of_items = columns_of(attention, features)
+        self.items = {name: chosen.index(of_items[name]) for name in self.bags if name in of_items}
         for name in self.bags:
+            if name in self.items:
+                self.bags[name] = offsets[self.items[name]]
+                continue
             self.bags[name] = total
             total += features.field(name).cardinality
+        self.pools = nn.ModuleDict(
+            {one.history: HistoryPool(dim, one) for one in attention if one.history in self.items}
+        )
         self.dim = dim
         self.fields = len(sizes) + len(self.bags)
         self.columns = None if len(sizes) == len(cardinalities) else list(chosen)
@@ -70,7 +83,12 @@ class Tables(nn.Module):
         assert self.table is not None, "there is nothing to embed"
         vectors = [self.table(ids) for ids in self.lookups(inputs)]
         for number, name in enumerate(self.bags, start=len(vectors) - len(self.bags)):
-            present = (inputs[name] != 0).unsqueeze(2).to(vectors[number].dtype)
+            there = inputs[name] != 0
+            if name in self.items:
+                item = vectors[0][:, self.items[name]]
+                vectors[number] = self.pools[name](vectors[number], item, there)
+                continue
+            present = there.unsqueeze(2).to(vectors[number].dtype)
             total = (vectors[number] * present).sum(1, keepdim=True)
             vectors[number] = total / present.sum(1, keepdim=True).clamp(min=1)
         joined = vectors[0] if len(vectors) == 1 else torch.cat(vectors, 1)
@@ -117,9 +135,11 @@ class Inputs(nn.Module):
         dropout: the share of values dropped in training.
         field_dropout: the share of whole embeddings dropped in training.
         skip: bags and tensor features that come in another way.
+        attention: how histories are pooled.
 
     Attributes:
         width: the length of the vector.
+        spans: where the embeddings of each width lie in it: first column, fields, width of one.
     """
 
     def __init__(
@@ -133,19 +153,24 @@ class Inputs(nn.Module):
         dropout: float = 0.0,
         field_dropout: float = 0.0,
         skip: Sequence[str] = (),
+        attention: Sequence[Attention] = (),
     ) -> None:
         super().__init__()
         self.dense = features.dense_width > 0
         self.numeric = numeric if self.dense else None
         tables = [
-            Tables(features, width, columns, bags, field_dropout)
-            for width, columns, bags in _groups(features, dim, dims or {}, skip)
+            Tables(features, width, columns, bags, field_dropout, attention)
+            for width, columns, bags in _groups(features, dim, dims or {}, skip, attention)
         ]
         self.tables = nn.ModuleList(tables)
         self.flat = [f.name for f in features.of("tensor") if f.name not in skip]
         self.dropout = nn.Dropout(dropout) if dropout else None
         width = features.dense_width if self.numeric is None else numeric_width
-        width += sum(table.fields * table.dim for table in tables)
+        spans: list[tuple[int, int, int]] = []
+        for table in tables:
+            spans.append((width, table.fields, table.dim))
+            width += table.fields * table.dim
+        self.spans = tuple(spans)
         width += sum(math.prod(features.field(name).shape) for name in self.flat)
         self.width: int = width
 
@@ -162,7 +187,11 @@ class Inputs(nn.Module):
 
 
 def _groups(
-    features: FeatureSchema, dim: int, dims: Mapping[str, int], skip: Sequence[str]
+    features: FeatureSchema,
+    dim: int,
+    dims: Mapping[str, int],
+    skip: Sequence[str],
+    attention: Sequence[Attention],
 ) -> list[tuple[int, list[int], list[str]]]:
     """The columns of ``index`` and the bags that share a width: one table for each width."""
     bags = [bag for bag in features.of("bag") if bag.name not in skip]
@@ -170,10 +199,15 @@ def _groups(
     for name in dims:
         if name not in {feature.name for feature in embedded}:
             raise unknown("index or bag feature", name, [f.name for f in embedded], "dims")
+    items = {one.history: one.item for one in attention}
     groups: dict[int, tuple[list[int], list[str]]] = {}
     column = 0
     for feature in embedded:
-        columns, bags = groups.setdefault(dims.get(feature.name, dim), ([], []))
+        width = dims.get(items.get(feature.name, feature.name), dim)
+        if dims.get(feature.name, width) != width:
+            allowed = f"{width}, the width of {items[feature.name]!r}, whose vectors it has"
+            raise wrong(f"dims[{feature.name!r}]", dims[feature.name], allowed)
+        columns, bags = groups.setdefault(width, ([], []))
         if feature.kind == "bag":
             bags.append(feature.name)
         else:

@@ -7,36 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import FeatureSchema
+from drivetrain.models.options import Attention, Periodic, deep, positive, share, stacks, widths
 from drivetrain.models.weights import weights_digest
 
 if TYPE_CHECKING:
     from torch import nn
-
-ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
-NORMS = ("none", "batch", "layer")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Periodic:
-    """Dense columns as sines and cosines of learned frequencies, then a small linear map each.
-
-    Lets a network draw sharp boundaries in a number (Gorishniy et al., "On Embeddings for
-    Numerical Features in Tabular Deep Learning", 2022, PLR). The columns should be scaled.
-
-    Attributes:
-        frequencies: how many a column has.
-        sigma: the standard deviation of the initial frequencies; the setting that matters.
-        dim: the width of each column's embedding.
-    """
-
-    frequencies: int = 16
-    sigma: float = 0.1
-    dim: int = 8
-
-    def __post_init__(self) -> None:
-        _positive(self, "frequencies", "dim")
-        if self.sigma <= 0:
-            raise wrong("Periodic.sigma", self.sigma, "a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +25,7 @@ class LogisticRegression:
     outputs: int = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "outputs")
+        positive(self, "outputs")
 
     def __call__(self, features: FeatureSchema) -> "nn.Module":
         """The module for these features."""
@@ -77,6 +52,7 @@ class MLP:
             one, each with its own head (Gorishniy et al., "TabM", 2024; Wen et al.,
             "BatchEnsemble", 2020); the module answers ``[rows, members]``.
         adapters: with members: ``all`` layers have adapters, or the ``first`` only (TabM-mini).
+        attention: how a history is pooled, each a bag of its own; () takes means.
         outputs: 1 answers ``[rows]``, more answer ``[rows, outputs]``; members come before.
     """
 
@@ -91,11 +67,12 @@ class MLP:
     numeric: Periodic | None = None
     members: int = 1
     adapters: Literal["all", "first"] = "all"
+    attention: tuple[Attention, ...] = ()
     outputs: int = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "dim", "members", "outputs")
-        _deep(self)
+        positive(self, "dim", "members", "outputs")
+        deep(self)
         if self.adapters not in ("all", "first"):
             raise unknown("MLP.adapters", self.adapters, ("all", "first"))
 
@@ -124,11 +101,12 @@ class WideAndDeep:
     field_dropout: float = 0.0
     norm: Literal["none", "batch", "layer"] = "none"
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    attention: tuple[Attention, ...] = ()
     outputs: int = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "dim", "outputs")
-        _deep(self)
+        positive(self, "dim", "outputs")
+        deep(self)
 
     def __call__(self, features: FeatureSchema) -> "nn.Module":
         """The module for these features."""
@@ -152,10 +130,11 @@ class DeepFM:
     dropout: float = 0.0
     norm: Literal["none", "batch", "layer"] = "none"
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    attention: tuple[Attention, ...] = ()
 
     def __post_init__(self) -> None:
-        _positive(self, "dim")
-        _deep(self)
+        positive(self, "dim")
+        deep(self)
 
     def __call__(self, features: FeatureSchema) -> "nn.Module":
         """The module for these features."""
@@ -189,13 +168,14 @@ class DCNv2:
     field_dropout: float = 0.0
     norm: Literal["none", "batch", "layer"] = "none"
     activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    attention: tuple[Attention, ...] = ()
     outputs: int = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "layers", "dim", "outputs")
-        _deep(self)
+        positive(self, "layers", "dim", "outputs")
+        deep(self)
         if self.rank is not None:
-            _positive(self, "rank")
+            positive(self, "rank")
         if self.structure not in ("parallel", "stacked"):
             raise unknown("DCNv2.structure", self.structure, ("parallel", "stacked"))
 
@@ -204,6 +184,103 @@ class DCNv2:
         from drivetrain.models.dcn_v2 import DCNv2Module
 
         return DCNv2Module(features, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalNet:
+    """Blocks of factorized interaction layers: what they multiply doubles its degree a layer.
+
+    A layer is ``x' = h + h * f(V x + c)`` with ``h = W x + b``, in the place of a linear one; each
+    block has a head, and the logit is the mean of the heads' (Zhu et al., "FINAL: Factorized
+    Interaction Layer for CTR Prediction", SIGIR 2023). The module answers every block's logits, as
+    an ensemble does: ``dt.SelfDistill`` trains and serves their mean and teaches each block by it,
+    as published; a loss by itself averages the blocks' losses and predictions.
+
+    Attributes:
+        blocks: the widths of each block's layers; two blocks, as published.
+        factors: of a layer, ``x' = h_1 + … + h_n`` with ``h_i = h_{i-1} * f(V_i x + c_i)``.
+        gate: scale the embeddings of the first block field by field, by weights that hang on all
+            fields, beside the plain ones: the blocks then see different inputs.
+        norm: ``none``, ``batch`` or ``layer``, behind each layer.
+        activation: ``f``.
+        outputs: 1 answers ``[rows, blocks]``, more ``[rows, blocks, outputs]``; one block alone
+            answers as other models do, without that dimension.
+        dim: as the others: of :class:`MLP`.
+    """
+
+    blocks: tuple[tuple[int, ...], ...] = ((128, 128), (128, 128))
+    factors: int = 2
+    gate: bool = False
+    dim: int = 8
+    dims: Mapping[str, int] = field(default_factory=dict[str, int])
+    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    field_dropout: float = 0.0
+    norm: Literal["none", "batch", "layer"] = "batch"
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    attention: tuple[Attention, ...] = ()
+    outputs: int = 1
+
+    def __post_init__(self) -> None:
+        positive(self, "dim", "outputs")
+        stacks(self, "blocks")
+        deep(self)
+        if self.factors < 2:
+            raise wrong("FinalNet.factors", self.factors, "an integer of at least 2")
+
+    def __call__(self, features: FeatureSchema) -> "nn.Module":
+        """The module for these features."""
+        from drivetrain.models.final_net import FinalNetModule
+
+        return FinalNetModule(features, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskNet:
+    """Layers whose inputs are multiplied, number by number, with a mask made from the whole row.
+
+    Wang et al., "MaskNet: Introducing Feature-Wise Multiplication to CTR Ranking Models by
+    Instance-Guided Mask", 2021. Every embedding is normalised by itself; numbers and tensors enter
+    as they are.
+
+    Attributes:
+        blocks: the widths of the mask blocks: one after another (``serial``), or all of them over
+            the embeddings, side by side (``parallel``).
+        structure: ``parallel`` or ``serial``.
+        reduction: the width of a mask's first layer, as a multiple of the mask's own.
+        hidden: the widths of the layers behind the blocks (``serial`` as published: none).
+        dim: as the others: of :class:`MLP`.
+    """
+
+    blocks: tuple[int, ...] = (128, 128, 128)
+    structure: Literal["parallel", "serial"] = "parallel"
+    reduction: float = 1.0
+    hidden: tuple[int, ...] = (128,)
+    dim: int = 8
+    dims: Mapping[str, int] = field(default_factory=dict[str, int])
+    dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    field_dropout: float = 0.0
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    attention: tuple[Attention, ...] = ()
+    outputs: int = 1
+
+    def __post_init__(self) -> None:
+        positive(self, "dim", "outputs")
+        widths(self, "blocks")
+        deep(self)
+        if not self.blocks:
+            raise wrong("MaskNet.blocks", self.blocks, "one block at least")
+        if not self.reduction > 0:
+            raise wrong("MaskNet.reduction", self.reduction, "a number above 0")
+        if self.structure not in ("parallel", "serial"):
+            raise unknown("MaskNet.structure", self.structure, ("parallel", "serial"))
+
+    def __call__(self, features: FeatureSchema) -> "nn.Module":
+        """The module for these features."""
+        from drivetrain.models.mask_net import MaskNetModule
+
+        return MaskNetModule(features, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +295,7 @@ class ConvNet:
         hidden: widths of the fully connected layers after it.
         dim: the width of an embedding.
         dropout: the share of hidden activations dropped in training.
+        attention: as of :class:`MLP`.
         outputs: 1 answers ``[rows]``, more answer ``[rows, outputs]``.
     """
 
@@ -225,13 +303,13 @@ class ConvNet:
     hidden: tuple[int, ...] = (128,)
     dim: int = 8
     dropout: float = 0.0
+    attention: tuple[Attention, ...] = ()
     outputs: int = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "dim", "outputs")
-        _widths(self, "channels")
-        _widths(self, "hidden")
-        _share(self, "dropout")
+        positive(self, "dim", "outputs")
+        widths(self, "channels")
+        deep(self)
         if not self.channels:
             raise wrong("ConvNet.channels", self.channels, "at least one stage")
 
@@ -275,8 +353,8 @@ class HuggingFace:
     outputs: int = 1
 
     def __post_init__(self) -> None:
-        _positive(self, "dim", "outputs")
-        _share(self, "dropout")
+        positive(self, "dim", "outputs")
+        share(self, "dropout")
         if self.weights is None and "model_type" not in self.config:
             raise wrong("HuggingFace.config", dict(self.config), "a model_type, or weights")
         if self.pooling not in ("mean", "first"):
@@ -294,40 +372,3 @@ class HuggingFace:
         from drivetrain.models.hugging_face import HuggingFaceModule
 
         return HuggingFaceModule(features, self)
-
-
-# -- what a declaration may hold -------------------------------------------------------------------
-
-
-def _positive(factory: object, *names: str) -> None:
-    for name in names:
-        value = getattr(factory, name)
-        if not isinstance(value, int) or value < 1:
-            raise wrong(f"{type(factory).__name__}.{name}", value, "an integer of at least 1")
-
-
-def _share(factory: object, name: str) -> None:
-    value = getattr(factory, name)
-    if not 0 <= value < 1:
-        raise wrong(f"{type(factory).__name__}.{name}", value, "a share from 0 to below 1")
-
-
-def _widths(factory: object, name: str) -> None:
-    value = getattr(factory, name)
-    if not isinstance(value, tuple) or not all(isinstance(n, int) and n > 0 for n in value):
-        raise wrong(f"{type(factory).__name__}.{name}", value, "a tuple of widths, such as (64,)")
-
-
-def _deep(factory: "MLP | WideAndDeep | DeepFM | DCNv2") -> None:
-    where = type(factory).__name__
-    _widths(factory, "hidden")
-    for name in ("dropout", "embedding_dropout", "field_dropout"):
-        if hasattr(factory, name):
-            _share(factory, name)
-    for name, width in getattr(factory, "dims", {}).items():
-        if not isinstance(width, int) or width < 1:
-            raise wrong(f"{where}.dims[{name!r}]", width, "an integer of at least 1")
-    if factory.norm not in NORMS:
-        raise unknown(f"{where}.norm", factory.norm, NORMS)
-    if factory.activation not in ACTIVATIONS:
-        raise unknown(f"{where}.activation", factory.activation, ACTIVATIONS)

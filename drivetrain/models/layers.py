@@ -42,14 +42,18 @@ def stack(
     """Linear, norm, activation and dropout for each width in ``hidden``."""
     layers: list[nn.Module] = []
     for size in hidden:
-        layers.append(nn.Linear(width, size))
-        if norm != "none":
-            layers.append(BatchNorm(size) if norm == "batch" else nn.LayerNorm(size))
-        layers.append(ACTIVATION[activation]())
+        layers += [nn.Linear(width, size), *normalisation(size, norm), ACTIVATION[activation]()]
         if dropout:
             layers.append(nn.Dropout(dropout))
         width = size
     return nn.Sequential(*layers)
+
+
+def normalisation(size: int, norm: str) -> list[nn.Module]:
+    """The layer of a norm, or nothing for ``none``."""
+    if norm == "none":
+        return []
+    return [BatchNorm(size) if norm == "batch" else nn.LayerNorm(size)]
 
 
 class MemberLinear(nn.Module):

@@ -37,6 +37,7 @@ class MLPModule(nn.Module):
             numeric_width=width,
             dropout=config.embedding_dropout,
             field_dropout=config.field_dropout,
+            attention=config.attention,
         )
         self.members, self.outputs = config.members, config.outputs
         last = config.hidden[-1] if config.hidden else self.inputs.width

@@ -25,6 +25,7 @@ class WideAndDeepModule(nn.Module):
             config.dims,
             dropout=config.embedding_dropout,
             field_dropout=config.field_dropout,
+            attention=config.attention,
         )
         self.hidden = stack(
             self.inputs.width,

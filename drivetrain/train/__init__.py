@@ -4,7 +4,7 @@ from drivetrain.train.all_reduce import AllReduce
 from drivetrain.train.compression import FP16, Int8, PowerSGD, TopK
 from drivetrain.train.diloco import DiLoCo
 from drivetrain.train.distill import Distill
-from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, Listwise, MeanSquaredError
 from drivetrain.train.parameter_server import ParameterServer
 from drivetrain.train.pipelined import Pipelined
 from drivetrain.train.private import Private
@@ -12,6 +12,7 @@ from drivetrain.train.prune import Prune
 from drivetrain.train.quantization_aware import QuantizationAware
 from drivetrain.train.row_wise import RowWise
 from drivetrain.train.schedule import Constant, Cosine, StepDecay
+from drivetrain.train.self_distill import SelfDistill
 from drivetrain.train.sharded import Sharded
 from drivetrain.train.single import Single
 from drivetrain.train.stopping import EarlyStopping
@@ -28,6 +29,7 @@ __all__ = [
     "Distill",
     "EarlyStopping",
     "Int8",
+    "Listwise",
     "MeanSquaredError",
     "ParameterServer",
     "Pipelined",
@@ -36,6 +38,7 @@ __all__ = [
     "Prune",
     "QuantizationAware",
     "RowWise",
+    "SelfDistill",
     "Sharded",
     "Single",
     "StepDecay",

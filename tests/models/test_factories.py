@@ -13,8 +13,10 @@ from drivetrain.models import (
     ConvNet,
     DCNv2,
     DeepFM,
+    FinalNet,
     HuggingFace,
     LogisticRegression,
+    MaskNet,
     Periodic,
     WideAndDeep,
 )
@@ -38,6 +40,10 @@ EVERY = (
     DeepFM(hidden=(8,), norm="batch", activation="silu"),
     DCNv2(hidden=(8,), layers=2),
     DCNv2(hidden=(8,), layers=2, rank=2, structure="stacked", activation="tanh"),
+    FinalNet(blocks=((8, 6),), norm="none"),
+    FinalNet(blocks=((8,), (6, 4)), gate=True, factors=3, dropout=0.1),
+    MaskNet(blocks=(8, 6), hidden=(5,), dims={"carrier": 3}),
+    MaskNet(blocks=(8, 6), structure="serial", hidden=(), reduction=2, dims={"carrier": 1}),
     ConvNet(channels=(4, 6), hidden=(8,)),
     HuggingFace(config=ENCODER, dim=4),
 )
@@ -51,7 +57,9 @@ def test_every_model_answers_rows_first_and_every_weight_gets_a_gradient(
 ) -> None:
     model = build(factory, features, seed=1)
     logits = model(*inputs.values())
-    members = getattr(factory, "members", 1)
+    members = getattr(factory, "members", len(getattr(factory, "blocks", ())) or 1)
+    if isinstance(factory, MaskNet):
+        members = 1
     assert logits.shape == ((4, members) if members > 1 else (4,))
     (logits * torch.arange(1.0, 1 + logits.numel()).view_as(logits)).sum().backward()
     for name, parameter in model.named_parameters():
@@ -66,6 +74,8 @@ def test_every_model_answers_rows_first_and_every_weight_gets_a_gradient(
         MLP(outputs=3),
         WideAndDeep(outputs=3),
         DCNv2(outputs=3),
+        FinalNet(blocks=((8,),), outputs=3),
+        MaskNet(outputs=3),
         ConvNet(channels=(4,), outputs=3),
         HuggingFace(config=ENCODER, outputs=3),
     ],
@@ -76,6 +86,12 @@ def test_more_outputs_are_columns(
     inputs: dict[str, torch.Tensor],
 ) -> None:
     assert build(factory, features)(*inputs.values()).shape == (4, 3)
+
+
+def test_blocks_come_between_rows_and_outputs(
+    features: FeatureSchema, inputs: dict[str, torch.Tensor]
+) -> None:
+    assert build(FinalNet(outputs=3), features)(*inputs.values()).shape == (4, 2, 3)
 
 
 def test_members_come_between_rows_and_outputs(
@@ -89,7 +105,16 @@ def test_members_come_between_rows_and_outputs(
     "kept", [("dense",), ("index",), ("bag",), ("tensor",), ("dense", "bag")], ids=str
 )
 @pytest.mark.parametrize(
-    "factory", [LogisticRegression(), MLP(), WideAndDeep(), DeepFM(), DCNv2(rank=2)]
+    "factory",
+    [
+        LogisticRegression(),
+        MLP(),
+        WideAndDeep(),
+        DeepFM(),
+        DCNv2(rank=2),
+        FinalNet(blocks=((8,),), gate=True),
+        MaskNet(blocks=(8,)),
+    ],
 )
 def test_any_kind_of_feature_may_be_absent(
     factory: Callable[..., torch.nn.Module],
@@ -139,6 +164,12 @@ def test_a_declaration_is_a_value() -> None:
         (lambda: DCNv2(rank=0), "DCNv2.rank: found 0"),
         (lambda: DCNv2(structure="paralel"), "Did you mean 'parallel'"),  # pyright: ignore
         (lambda: ConvNet(channels=()), "ConvNet.channels"),
+        (lambda: FinalNet(blocks=(8,)), "FinalNet.blocks"),  # pyright: ignore
+        (lambda: FinalNet(blocks=((8,), ())), "FinalNet.blocks"),
+        (lambda: FinalNet(factors=1), "FinalNet.factors: found 1"),
+        (lambda: MaskNet(blocks=()), "MaskNet.blocks"),
+        (lambda: MaskNet(reduction=0), "MaskNet.reduction: found 0"),
+        (lambda: MaskNet(structure="paralel"), "Did you mean 'parallel'"),  # pyright: ignore
         (lambda: LogisticRegression(outputs=0), "LogisticRegression.outputs"),
     ],
 )

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from drivetrain.core.schema import FeatureField, FeatureSchema
-from drivetrain.models import MLP, DCNv2, DeepFM, LogisticRegression, Periodic, WideAndDeep
+from drivetrain.models import (
+    MLP,
+    DCNv2,
+    DeepFM,
+    FinalNet,
+    LogisticRegression,
+    MaskNet,
+    Periodic,
+    WideAndDeep,
+)
 from drivetrain.models.bind import build
 from drivetrain.models.embedding import PeriodicColumns, Tables
 
@@ -149,6 +158,68 @@ def test_dcn_v2(
     expected = linear(w, "module.head", last)[:, 0]
     found = model(*inputs.values()).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_final_net(
+    gate: bool, features: FeatureSchema, inputs: dict[str, torch.Tensor], arrays: Arrays
+) -> None:
+    config = FinalNet(blocks=((6, 5), (4,)), factors=3, gate=gate, dim=3, norm="none")
+    model = build(config, features)
+    w = weights(model)
+    x = plain = flat(w, arrays)
+    if gate:
+        vectors_ = plain[:, 3:15].reshape(4, 4, 3)  # three numbers lie before the four fields
+        gates = np.zeros_like(vectors_)
+        for number in range(3):
+            gates[:, :, number] = linear(w, "module.gate.gates.0", vectors_[:, :, number])
+        x = np.concatenate([plain, (vectors_ * gates).reshape(4, -1)], 1)
+    expected = []
+    for block, (first, sizes) in enumerate(((x, (6, 5)), (plain, (4,)))):
+        at = first
+        for layer, size in enumerate(sizes):
+            parts = linear(w, f"module.blocks.{block}.{layer}.linear", at)
+            one, two, three = (parts[:, i * size : (i + 1) * size] for i in range(3))
+            two = one * np.maximum(two, 0)
+            at = one + two + two * np.maximum(three, 0)
+        expected.append(linear(w, f"module.heads.{block}", at)[:, 0])
+    found = model(*inputs.values()).detach().numpy()
+    np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-4, atol=1e-4)
+
+
+def normal(x: np.ndarray) -> np.ndarray:
+    """Layer normalisation over the last dimension, without weights."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+
+
+@pytest.mark.parametrize("structure", ["parallel", "serial"])
+def test_mask_net(
+    structure: Any, features: FeatureSchema, inputs: dict[str, torch.Tensor], arrays: Arrays
+) -> None:
+    config = MaskNet(blocks=(6, 5), structure=structure, hidden=(4,), dim=3, reduction=1.5)
+    model = build(config, features)
+    w = weights(model)
+    embeddings = flat(w, arrays)
+    fields = normal(embeddings[:, 3:15].reshape(4, 4, 3))
+    fields = fields * w["module.normal.scales.0"] + w["module.normal.shifts.0"]
+    x = np.concatenate([embeddings[:, :3], fields.reshape(4, -1), embeddings[:, 15:]], 1)
+    found, at = [], x
+    for block in range(2):
+        prefix = f"module.blocks.{block}"
+        assert w[f"{prefix}.mask.0.weight"].shape[0] == round(1.5 * at.shape[1])
+        mask = linear(
+            w, f"{prefix}.mask.2", np.maximum(linear(w, f"{prefix}.mask.0", embeddings), 0)
+        )
+        out = normal((mask * at) @ w[f"{prefix}.hidden.0.weight"].T)
+        out = np.maximum(out * w[f"{prefix}.hidden.1.weight"] + w[f"{prefix}.hidden.1.bias"], 0)
+        found.append(out)
+        at = out if structure == "serial" else x
+    behind = np.concatenate(found, 1) if structure == "parallel" else at
+    deep = np.maximum(linear(w, "module.hidden.0", behind), 0)
+    expected = linear(w, "module.head", deep)[:, 0]
+    found_ = model(*inputs.values()).detach().numpy()
+    np.testing.assert_allclose(found_, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("adapters", ["all", "first"])

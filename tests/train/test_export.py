@@ -11,15 +11,18 @@ from drivetrain.core.graph import OPSET
 from drivetrain.core.schema import FeatureField, FeatureSchema, Field, Schema
 from drivetrain.models import (
     MLP,
+    Attention,
     ConvNet,
     DCNv2,
     DeepFM,
+    FinalNet,
     LogisticRegression,
+    MaskNet,
     Periodic,
     WideAndDeep,
 )
 from drivetrain.models.bind import build
-from drivetrain.train import BinaryCrossEntropy, CrossEntropy
+from drivetrain.train import BinaryCrossEntropy, CrossEntropy, SelfDistill
 from drivetrain.train.export import export
 
 DENSE = Schema((Field("dense", "float32", (3,)),))
@@ -56,6 +59,9 @@ def schema() -> FeatureSchema:
         WideAndDeep(hidden=(4,)),
         DeepFM(hidden=(4,), norm="layer"),
         DCNv2(hidden=(4,), rank=2),
+        FinalNet(blocks=((4,), (4, 3)), gate=True),
+        MaskNet(blocks=(4, 3), hidden=(4,)),
+        MaskNet(blocks=(4, 3), structure="serial", hidden=()),
         ConvNet(channels=(2, 3), hidden=(4,)),
     ],
     ids=lambda factory: type(factory).__name__,
@@ -84,6 +90,27 @@ def test_the_graph_answers_what_the_model_answers(factory: Any) -> None:
     found = graph.session(threads=1).run(batch)["late"]
     assert found.shape == (rows,)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_history_is_pooled_in_the_graph_as_in_torch_and_blocks_are_served_as_one(
+    normalize: bool,
+) -> None:
+    """Two blocks over a history that one row has not, with padding in the midst."""
+    features = FeatureSchema(
+        (
+            FeatureField(name="item", kind="index", cardinality=9),
+            FeatureField(name="recent", kind="bag", width=4, cardinality=9),
+        )
+    )
+    attention = (Attention(history="recent", item="item", normalize=normalize),)
+    model = build(FinalNet(blocks=((6,), (5,)), dim=4, attention=attention), features).eval()
+    graph = export(model, features, SelfDistill(BinaryCrossEntropy("y")).predictions)
+    item, recent = np.array([[3], [3], [0]]), np.array([[0, 2, 0, 8], [0] * 4, [1] * 4])
+    found = graph.session().run(Batch({"index": item, "recent": recent}))["y"]
+    with torch.no_grad():
+        due = model(torch.from_numpy(item), torch.from_numpy(recent)).mean(1).sigmoid()
+    np.testing.assert_allclose(found, due.numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_graph_is_in_our_opset_without_stale_shapes() -> None:
