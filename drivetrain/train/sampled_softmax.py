@@ -36,7 +36,7 @@ class SampledSoftmax:
     """
 
     mixed: int = 1024
-    temperature: float = 0.1
+    temperature: float = 0.2
 
     def __post_init__(self) -> None:
         if not isinstance(self.mixed, int) or self.mixed < 0:

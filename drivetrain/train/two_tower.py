@@ -58,7 +58,7 @@ class TwoTower(FromHistory):
     normalize: bool = True
     dropout: float = 0.0
     unknown: float = 0.1
-    train: Single = Single(loss=SampledSoftmax(), epochs=20, batch_size=1024, lr=0.003)
+    train: Single = Single(loss=SampledSoftmax(), epochs=10, batch_size=1024, lr=0.01)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -91,6 +91,7 @@ def _one_thread() -> Iterator[None]:
 
 
 WORKER = Path(__file__).with_name("worker.py")
+sys.path.append(str(WORKER.parent))  # where the modules lie that tests and workers share
 JobOf = Callable[[Path, int, dict[str, Any]], Job]
 
 

@@ -56,21 +56,17 @@ def drawn(
     return candidates, places[: len(ids)], correction
 
 
-def softmax_loss(
-    found: Sampled, scale: float, weights: Tensor | None = None, *, corrected: bool = True
-) -> Tensor:
+def softmax_loss(found: Sampled, scale: float, weights: Tensor | None = None) -> Tensor:
     """The mean over rows of the cross-entropy of each row's own item among the candidates.
 
     Args:
         found: of the towers.
         scale: of the products of vectors: one over the temperature.
         weights: float32 ``[rows]``; None is 1 for each.
-        corrected: whether the candidates' corrections count.
     """
-    correction = found.correction if corrected else torch.zeros_like(found.correction)
     if weights is None:
         weights = torch.ones_like(found.users[:, 0])
-    return _Softmax.apply(found.users, found.items, found.own, correction, weights, scale)  # pyright: ignore[reportReturnType]
+    return _Softmax.apply(*found, weights, scale)  # pyright: ignore[reportReturnType]
 
 
 class _Softmax(torch.autograd.Function):

@@ -1,0 +1,383 @@
+"""Two towers: what is read, trained, served, and answered to whom."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tastes import ITEMS, RECENT, USERS, Tastes  # beside this file
+
+from drivetrain.core.batch import Batch
+from drivetrain.core.catalogue import Catalogue
+from drivetrain.core.graph import Graph
+from drivetrain.core.job import Job, Resources
+from drivetrain.core.metric import Metric
+from drivetrain.core.schema import MISSING_INT, Field
+from drivetrain.core.seams import Order, Run, Shard
+from drivetrain.launch.local import Local
+from drivetrain.train import (
+    AllReduce,
+    BinaryCrossEntropy,
+    Private,
+    Prune,
+    QuantizationAware,
+    RowWise,
+    Single,
+)
+from drivetrain.train.recall.interactions import FIRST_USER, Interactions, read
+from drivetrain.train.sampled_softmax import SampledSoftmax
+from drivetrain.train.towers import served
+from drivetrain.train.towers.pairs import HISTORY, ITEM, Pairs, paired
+from drivetrain.train.towers.towers import Towers
+from drivetrain.train.two_tower import TwoTower
+
+TRAIN = Single(loss=SampledSoftmax(mixed=32), epochs=6, batch_size=128, lr=0.02)
+METHOD = TwoTower(target="item", user="who", k=10, dim=8, train=TRAIN)
+HOLDING = replace(METHOD, history="recent", hidden=(12,), pooling="attention")
+KEEP: Any = {"seen": "keep", "k": ITEMS + 5}
+
+
+class Fitted:
+    """What a strategy made of tastes: the graph, the towers in it, and what it told."""
+
+    def __init__(self, method: TwoTower, tastes: Tastes, folder: Path) -> None:
+        self.method, self.tastes = method, tastes
+        heard: list[Any] = []
+        towers: list[Towers] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(served, "on_cpu", lambda fitted: towers.append(fitted) or fitted.eval())
+            run = Run(directory=folder, emit=heard.append)
+            self.graph: Graph = method.fit(None, tastes, run)  # pyright: ignore[reportArgumentType]
+        self.figures = {m.name: m.value for m in heard if isinstance(m, Metric)}
+        self.towers = towers[0]
+        catalogue = Catalogue.of(self.graph)
+        assert catalogue is not None
+        self.items = catalogue.items.tolist()
+
+    def ask(self, table: dict[str, Any]) -> tuple[Any, Any]:
+        found = self.graph.run(Batch({name: table[name] for name in self.graph.inputs.names}))
+        return found["items"], found["scores"]
+
+    def due(self, table: dict[str, Any]) -> Any:
+        """What torch gives for each item, ``[rows, items]``."""
+        tensors = dict(table)
+        place = {item: at for at, item in enumerate(self.items, start=1)}
+        recent = [[place.get(item, 0) for item in row] for row in table["recent"].tolist()]
+        tensors[HISTORY] = np.array(recent)
+        names = self.towers.user.features.tensors.names
+        with torch.no_grad():
+            vectors = self.towers.user(*(torch.from_numpy(tensors[name]) for name in names))
+            loss: Any = self.method.train.loss
+            return (vectors @ self.towers.item.all().T).numpy() / loss.temperature
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """Users alone, whose items are numbers."""
+    return Fitted(replace(METHOD, **KEEP), Tastes(), tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def holding(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """Users and histories, whose items are text."""
+    method = replace(HOLDING, **KEEP)
+    return Fitted(method, Tastes(text=True), tmp_path_factory.mktemp("holding"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """All kinds of features, a history that is a mean, no hidden layer, what was had left out."""
+    method = replace(HOLDING, hidden=(), pooling="mean", k=12, weight="stars")
+    return Fitted(method, Tastes(more=True), tmp_path_factory.mktemp("whole"))
+
+
+def had(tastes: Tastes) -> Interactions:
+    column = tastes.features.slice("who").start
+    return read(tastes, column=column, item="item", weight=None, emit=lambda item: None)  # type: ignore[arg-type]
+
+
+def check(answer: tuple[Any, Any], due: Any, catalogue: list[Any]) -> None:
+    """An answer has the best scores in order, and each item has the score that is its due."""
+    place = {item: at for at, item in enumerate(catalogue)}
+    for listed, given, row in zip(answer[0].tolist(), answer[1], due, strict=True):
+        best = np.sort(row[np.isfinite(row)])[::-1][: len(listed)]
+        np.testing.assert_allclose(given[: len(best)], best, rtol=1e-4, atol=1e-4)
+        own = [row[place[item]] for item in listed[: len(best)]]
+        np.testing.assert_allclose(given[: len(best)], own, rtol=1e-4, atol=1e-4)
+        assert np.isnan(given[len(best) :]).all()
+        assert all(item in (MISSING_INT, "") for item in listed[len(best) :])
+
+
+# -- what is answered ------------------------------------------------------------------------------
+
+
+def test_the_graph_answers_what_torch_does_for_all_items(holding: Fitted) -> None:
+    table = {n: c[:90] for n, c in holding.tastes.table("test").items()}
+    table["index"][:4, 0] = [0, 1, USERS - 1, 5]
+    counts = had(holding.tastes).counts
+    due = holding.due(table)
+    empty = (table["recent"] == "").all(1)
+    unknown = (table["index"][:, 0] < FIRST_USER) | (table["index"][:, 0] >= USERS - 5)
+    assert unknown.any()
+    due[empty & unknown] = counts
+    answer = holding.ask(table)
+    check(answer, due, holding.items)
+    for row in range(5):  # alone as among others
+        alone = holding.ask({name: column[row : row + 1] for name, column in table.items()})
+        np.testing.assert_allclose(alone[1][0], answer[1][row], rtol=1e-4, atol=1e-5)
+    none = holding.ask({name: column[:0] for name, column in table.items()})
+    assert [answered.shape for answered in none] == [(0, ITEMS + 5)] * 2
+
+
+def test_all_kinds_of_features_enter_and_what_was_had_is_left_out(whole: Fitted) -> None:
+    assert set(whole.graph.inputs.names) == {"dense", "index", "words", "face", "recent"}
+    table = {name: column[:300] for name, column in whole.tastes.table("test").items()}
+    table["index"][:2, 1] = [0, 1]
+    due = whole.due(table)
+    found = had(whole.tastes)
+    assert whole.items == found.catalogue.tolist()
+    for row, user, recent in zip(due, table["index"][:, 1], table["recent"].tolist(), strict=True):
+        row[found.had.columns[found.had.starts[user] : found.had.starts[user + 1]]] = -np.inf
+        row[[whole.items.index(item) for item in recent if item in whole.items]] = -np.inf
+    check(whole.ask(table), due, whole.items)
+
+
+def likes(answer: tuple[Any, Any], taste: Any, first: int = 10) -> Any:
+    """The share of the first items of each row that are of a taste."""
+    numbers = [[int(str(item).removeprefix("i")) for item in row[:first]] for row in answer[0]]
+    return (np.array(numbers) % 2 == np.broadcast_to(taste, len(numbers))[:, None]).mean(1)
+
+
+def test_it_learns_tastes_that_popularity_does_not_know(plain: Fitted) -> None:
+    table = plain.tastes.table("test")
+    known = table["index"][:, 0] >= FIRST_USER
+    table = {name: column[known] for name, column in table.items()}
+    answer = plain.ask(table)
+    assert likes(answer, table["index"][:, 0] % 2).mean() > 0.95
+    popular = had(plain.tastes).catalogue[:10]
+    hits = (answer[0][:, :10] == table["item"][:, None]).any(1).mean()
+    assert hits > 1.3 * np.isin(table["item"], popular).mean() > 0
+
+
+def test_who_is_not_known_is_answered_by_how_often_items_were_had(plain: Fitted) -> None:
+    found = had(plain.tastes)
+    strangers = np.array([[0], [1], [USERS - 1]])
+    items, scores = plain.ask({"index": strangers})
+    count = len(plain.items)
+    assert items[:, :count].tolist() == [found.catalogue.tolist()] * 3
+    assert scores[:, :count].tolist() == [found.counts.tolist()] * 3
+
+
+def test_who_is_not_known_is_answered_from_a_history_where_there_is_one(holding: Fitted) -> None:
+    recent = np.array([["i2", "i6", "", "i10"], ["i3", "i5", "nothing", "i1"], [""] * 4], object)
+    for stranger in (0, 1, USERS - 1):
+        table = {"index": np.full((3, 1), stranger), "recent": recent}
+        answer = holding.ask(table)
+        assert (likes((answer[0][:2], None), [0, 1]) > 0.8).all()
+        assert answer[0][2, :5].tolist() == had(holding.tastes).catalogue[:5].tolist()
+
+
+def test_who_is_not_known_is_answered_from_the_other_features(whole: Fitted) -> None:
+    table = {name: column[:2] for name, column in whole.tastes.table("test").items()}
+    table["index"][:, 1] = [1, USERS - 1]
+    table["dense"][:, 0] = [-1, 1]  # what even and odd users have
+    table["recent"][...] = MISSING_INT
+    assert (likes(whole.ask(table), [0, 1]) > 0.8).all()
+
+
+def test_it_tells_how_training_went(plain: Fitted) -> None:
+    figures = plain.figures
+    assert figures["train/items"] == len(plain.items)
+    assert 0 < figures["train/loss"] < np.log(ITEMS)
+    assert 0 < figures["validate/loss"] < np.log(ITEMS)
+
+
+# -- what is trained on ----------------------------------------------------------------------------
+
+
+def pairs(tastes: Tastes, folder: Path, **changes: Any) -> Pairs:
+    field = Field("recent", "string" if tastes.text else "int64", (RECENT,))
+    options = {"item": "item", "history": field, "weight": "stars", **changes}
+    emit: Any = lambda item: None  # noqa: E731
+    return paired(tastes, had(tastes).catalogue, directory=folder, emit=emit, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["int64", "text"])
+def test_pairs_are_the_rows_with_places_of_items(text: bool, tmp_path: Path) -> None:
+    tastes = Tastes(text=text, more=True)
+    found, catalogue = pairs(tastes, tmp_path), had(tastes).catalogue.tolist()
+    place = {item: at for at, item in enumerate(catalogue, start=1)}
+    table = tastes.table("train")
+    (batch,) = found.batches("train", size=tastes.train)
+    assert batch[ITEM][:, 0].tolist() == [place[item] for item in table["item"].tolist()]
+    due = [[place.get(item, 0) for item in row] for row in table["recent"].tolist()]
+    assert batch[HISTORY].tolist() == due
+    for name in tastes.features.tensors.names:
+        np.testing.assert_array_equal(batch[name], table[name])
+        assert batch[name].dtype == table[name].dtype
+        assert batch[name].flags.writeable
+    np.testing.assert_allclose(batch["weight"], table["stars"] / table["stars"].mean(), rtol=1e-6)
+    assert found.counts(len(catalogue)).tolist() == [
+        table["item"].tolist().count(item) for item in catalogue
+    ]
+    assert list(tmp_path.iterdir()) == [], "they lie in files without a name"
+
+
+def test_rows_with_items_that_training_never_saw_are_not_validated_on(tmp_path: Path) -> None:
+    tastes = Tastes()
+    found = pairs(tastes, tmp_path)
+    assert found.rows("validate") == tastes.rows("validate") - 1
+    (batch,) = found.batches("validate", size=1000)
+    assert batch[ITEM].min() == 1
+
+
+def test_shards_share_each_batch_and_a_later_start_goes_on(tmp_path: Path) -> None:
+    found = pairs(Tastes(train=103), tmp_path)
+    order = Order(seed=-3, epoch=2)
+
+    def read(**options: Any) -> list[list[float]]:
+        batches = found.batches("train", size=20, **{"order": order, **options})
+        return [[*zip(b["index"][:, 0], b[ITEM][:, 0], strict=True)] for b in batches]
+
+    whole = read()
+    assert [len(batch) for batch in whole] == [20] * 5 + [3]
+    assert read(start=40) == whole[2:]
+    assert read(order=Order(seed=-3, epoch=3)) != whole
+    shards = [read(shard=Shard(i, 4)) for i in range(4)]
+    assert [[*chain(*parts)] for parts in zip(*shards, strict=True)] == whole
+    assert sorted(chain(*whole)) == sorted(chain(*read(order=None)))
+
+
+def test_events_that_end_before_their_examples_are_an_error(tmp_path: Path) -> None:
+    tastes, catalogue = Tastes(), had(Tastes()).catalogue
+
+    class Cut:
+        schema = tastes.events.schema
+
+        def batches(self, split: Any, *args: Any) -> Iterator[Batch]:
+            yield from list(tastes.events.batches(split))[:-1]
+
+    class Changed(Tastes):
+        events = Cut()  # type: ignore[assignment]
+
+    options: Any = {"item": "item", "history": None, "weight": None}
+    with pytest.raises(ValueError, match="events end before their examples"):
+        paired(Changed(), catalogue, directory=tmp_path, emit=lambda item: None, **options)  # type: ignore[arg-type]
+
+
+# -- how it is trained -----------------------------------------------------------------------------
+
+
+class Stopped(Pairs):
+    """Pairs of which a training comes only so far."""
+
+    left = 10**9
+
+    def batches(self, split: Any, *args: Any, **kwargs: Any) -> Iterator[Batch]:
+        for batch in super().batches(split, *args, **kwargs):
+            self.left -= split == "train"
+            if self.left < 0:
+                raise KeyboardInterrupt
+            yield batch
+
+
+def trained(method: TwoTower, tastes: Tastes, folder: Path, left: int = 10**9) -> Any:
+    """The weights after training alone."""
+    rows = pairs(tastes, folder, weight=None)
+    rows.__class__, rows.left = Stopped, left  # type: ignore[assignment, attr-defined]
+    towers = method._towers(tastes, rows, len(had(tastes).catalogue))  # type: ignore[arg-type]
+    fitted: Any = method.train.fit(towers, rows, Run(directory=folder))
+    return dict(fitted.state_dict())
+
+
+def test_what_was_interrupted_ends_with_the_same_bits(tmp_path: Path) -> None:
+    strategy = replace(TRAIN, epochs=2, checkpoint_steps=5, rows=RowWise(at_least=50))
+    method = replace(HOLDING, dropout=0.1, train=strategy)
+    folders = [tmp_path / name for name in ("whole", "again", "cut")]
+    for folder in folders:
+        folder.mkdir()
+    whole, again = (trained(method, Tastes(), folder) for folder in folders[:2])
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    with pytest.raises(KeyboardInterrupt):
+        trained(method, Tastes(), folders[2], left=33)
+    cut = trained(method, Tastes(), folders[2])
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_tables_by_rows_are_trained_as_dense_ones_with_the_same_optimizer(tmp_path: Path) -> None:
+    dense = replace(TRAIN, optimizer="adagrad", epochs=2, lr=0.1)
+    by_rows = replace(dense, rows=RowWise(optimizer="adagrad", at_least=50))
+    (tmp_path / "rows").mkdir()
+    one = trained(replace(HOLDING, train=dense), Tastes(), tmp_path)
+    other = trained(replace(HOLDING, train=by_rows), Tastes(), tmp_path / "rows")
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_graph(tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("towers_worker.py")
+    command = (sys.executable, "-W", "error", str(worker), str(tmp_path))
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    job = Job(
+        name="towers",
+        command=command,
+        environment=environment,
+        resources=Resources(processes=2),
+    )
+    assert Local().start(job) == 0
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert one == two, "both made the same graph"
+    table = {"index": np.arange(FIRST_USER, USERS - 5)[:, None]}
+    found = Graph.load(tmp_path / "0.onnx").run(Batch(table))
+    assert likes((found["items"], None), table["index"][:, 0] % 2).mean() > 0.9
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def of(**options: Any) -> Callable[[], Any]:
+    return lambda: TwoTower(target="item", **options)
+
+
+def by(**options: Any) -> Callable[[], Any]:
+    return lambda: of(train=replace(TRAIN, **options))()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (of(dim=0), r"TwoTower\.dim: found 0"),
+        (of(hidden=(8, 0)), r"TwoTower\.hidden: found \(8, 0\)"),
+        (of(hidden=[8]), r"TwoTower\.hidden: found \[8\]"),
+        (of(pooling="max"), "unknown pooling 'max'"),
+        (of(dropout=1.0), r"TwoTower\.dropout: found 1\.0"),
+        (of(unknown=-0.1), r"TwoTower\.unknown: found -0\.1"),
+        (of(train="single"), r"TwoTower\.train: found 'str'"),
+        (by(loss=BinaryCrossEntropy("item")), r"TwoTower\.train\.loss.*SampledSoftmax"),
+        (by(privacy=Private(clip_norm=1, delta=1e-5, epsilon=1)), r"TwoTower\.train\.privacy"),
+        (by(prune=Prune()), r"TwoTower\.train\.prune"),
+        (by(quantize=QuantizationAware()), r"TwoTower\.train\.quantize"),
+        (by(compile=True), r"TwoTower\.train\.compile"),
+    ],
+)
+def test_options_out_of_range_are_refused_where_they_are_declared(make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_several_processes_may_train_it_where_its_strategy_takes_several() -> None:
+    assert not METHOD.distributed
+    assert replace(METHOD, train=AllReduce(loss=SampledSoftmax())).distributed
+
+
+def test_a_history_holds_the_items_own_type(tmp_path: Path) -> None:
+    method = replace(METHOD, history="stars")
+    with pytest.raises(ValueError, match="stars"):
+        method.fit(None, Tastes(), Run(directory=tmp_path))  # type: ignore[arg-type]
