@@ -70,14 +70,20 @@ def optimized(graph: "Graph", level: str) -> "Graph":
 
 
 def restore_ends(model: "onnx.ModelProto", original: "onnx.ModelProto") -> None:
-    """Give a rewritten model the very inputs and outputs of the original one.
+    """Give a rewritten model the very inputs, outputs and data of the original one.
 
     An optimizer may drop an input that nothing reads, or forget the name of a free dimension;
-    both belong to what callers were promised.
+    both belong to what callers were promised. So do initializers that are inputs as well, which a
+    server feeds with what it learnt, and those that no node reads: data that travels with a graph.
     """
-    initial = {tensor.name for tensor in original.graph.initializer}
+    live = {value.name for value in original.graph.input}
+    read = {name for graph in _nested(original) for node in graph.node for name in node.input}
+    here = {tensor.name for tensor in model.graph.initializer}
+    for tensor in original.graph.initializer:
+        if tensor.name not in here and (tensor.name in live or tensor.name not in read):
+            model.graph.initializer.append(tensor)
     del model.graph.input[:]
-    model.graph.input.extend(v for v in original.graph.input if v.name not in initial)
+    model.graph.input.extend(original.graph.input)
     del model.graph.output[:]
     model.graph.output.extend(original.graph.output)
 
@@ -85,12 +91,18 @@ def restore_ends(model: "onnx.ModelProto", original: "onnx.ModelProto") -> None:
 def drop_unused_domains(model: "onnx.ModelProto") -> None:
     """Import no more operator sets than the nodes use; ONNX Runtime writes all that it knows."""
     used = {""}
-    graphs = [model.graph]
-    for graph in graphs:  # grows by the graphs inside of nodes
-        for node in graph.node:
-            used.add("" if node.domain == "ai.onnx" else node.domain)
-            graphs.extend(a.g for a in node.attribute if a.HasField("g"))
-            graphs.extend(inner for a in node.attribute for inner in a.graphs)
+    for graph in _nested(model):
+        used.update("" if node.domain == "ai.onnx" else node.domain for node in graph.node)
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+
+
+def _nested(model: "onnx.ModelProto") -> "list[onnx.GraphProto]":
+    """A model's graph and all that are inside of nodes."""
+    graphs = [model.graph]
+    for graph in graphs:  # grows by the graphs inside of nodes
+        for node in graph.node:
+            graphs.extend(a.g for a in node.attribute if a.HasField("g"))
+            graphs.extend(inner for a in node.attribute for inner in a.graphs)
+    return graphs

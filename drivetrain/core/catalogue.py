@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from drivetrain.core.need import need
+from drivetrain.core.initializers import initializers
 from drivetrain.core.schema import MISSING_INT
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ ITEMS = "catalogue/items"
 places up and is no item. A graph that is joined behind another has it under a longer name."""
 COUNTS = "catalogue/counts"
 """The initializer that holds how often each was had in training, int64 ``[n]``."""
+_LIVE = "learner/catalogue"
+"""Holds the items instead where some may come new; then these are those of the training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,14 +34,9 @@ class Catalogue:
     @classmethod
     def of(cls, graph: "Graph") -> "Catalogue | None":
         """The catalogue that lies in a graph, or None where there is none."""
-        onnx = need("onnx", "train")
-        found: dict[str, Array] = {}
-        for tensor in graph.proto.graph.initializer:
-            for name in (ITEMS, COUNTS):
-                if tensor.name == name or tensor.name.endswith(f"/{name}"):
-                    found[name] = onnx.numpy_helper.to_array(tensor)
-        if len(found) < 2:
+        found = initializers(graph.model, (ITEMS, COUNTS, _LIVE)).arrays
+        items, counts = found.get(ITEMS, found.get(_LIVE)), found.get(COUNTS)
+        if items is None or counts is None:
             return None
-        items, counts = found[ITEMS], found[COUNTS]
         there = items != (MISSING_INT if items.dtype.kind == "i" else "")
         return cls(items[there], counts[there])

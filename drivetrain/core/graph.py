@@ -91,6 +91,12 @@ class Graph:
         return _schema([v for v in graph.input if v.name not in initial])
 
     @cached_property
+    def live(self) -> frozenset[str]:
+        """The initializers that are inputs as well: a run may be fed others for them."""
+        graph = self.proto.graph
+        return frozenset({v.name for v in graph.input} & {t.name for t in graph.initializer})
+
+    @cached_property
     def outputs(self) -> Schema:
         """The graph's outputs, without the dimension of the rows."""
         return _schema(self.proto.graph.output)
@@ -119,6 +125,7 @@ class Graph:
             if name not in self.outputs:
                 raise unknown("output", name, self.outputs.names, "keep")
         twice = {*keep, *shared, *self.inputs.names} & set(after.outputs.names)
+        twice |= self.live & after.live
         if twice:
             raise ValueError(
                 f"a joined graph has each tensor once; found twice: {', '.join(sorted(twice))}; "

@@ -1,10 +1,11 @@
 """A strategy that recommends by factors of users and items: alternating least squares."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.metric import Metric, Progress
+from drivetrain.core.online import Online
 from drivetrain.core.seams import Examples, Run
 from drivetrain.train.recall.method import Recall
 
@@ -31,6 +32,8 @@ class ALS(Recall):
         iterations: of both sides.
         steps: of conjugate gradients, each time.
         seed: of the first factors.
+        online: whether a server goes on to learn from the events that it observes, and how. Each
+            pair counts once there, so ``weight`` cannot be had as well.
     """
 
     factors: int = 64
@@ -39,6 +42,7 @@ class ALS(Recall):
     iterations: int = 15
     steps: int = 3
     seed: int = 0
+    online: Online | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +51,13 @@ class ALS(Recall):
         for name in ("alpha", "l2"):
             if not getattr(self, name) > 0:
                 raise wrong(f"ALS.{name}", getattr(self, name), "a number above 0")
+        if self.online is not None and self.weight is not None:
+            raise wrong("ALS.weight", self.weight, "None where online is declared")
+
+    def serving(self, source: Examples, found: "Interactions") -> "Serving":
+        """How the scores become an answer: with room for items that come new."""
+        served = super().serving(source, found)
+        return served if self.online is None else replace(served, room=self.online.capacity)
 
     def scorer(
         self, source: Examples, found: "Interactions", run: Run, served: "Serving"
@@ -61,16 +72,22 @@ class ALS(Recall):
         known = found.had.lengths > 0
         # A further number for each: what is not known scores every item by how often it was had.
         asking = np.concatenate([users.factors * known[:, None], ~known[:, None]], axis=1)
+        asking = asking.astype(np.float32)
         counts = found.counts.astype(np.float32)[:, None]
         answering = np.concatenate([items.factors, counts], axis=1)
+        if self.online is not None:
+            from drivetrain.train.recall.live import live, score
+
+            told = live(self, self.online, source, found, served, asking, answering)
+            return Scorer(score=score, live=told)
         nothing = np.zeros((served.spare(found), self.factors + 1), np.float32)
         columns = np.concatenate([answering, nothing]).T
 
-        def score(n: Nodes, asked: Asked) -> str:
-            who = n.op("Gather", n.held(asking.astype(np.float32)), asked.user)
+        def scored(n: Nodes, asked: Asked) -> str:
+            who = n.op("Gather", n.held(asking), asked.user)
             return n.op("MatMul", who, n.held(columns))
 
-        return Scorer(score=score)
+        return Scorer(score=scored)
 
     def factorized(self, had: Any, run: Run) -> "tuple[Factors, Factors]":
         """The factors of users and items that :class:`Sparse` rows give."""

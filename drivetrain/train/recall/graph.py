@@ -1,16 +1,17 @@
 """The served graph of a recall method: who asks to the best items, exactly, in bounded memory."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from drivetrain.core.batch import Array
 from drivetrain.core.catalogue import COUNTS, ITEMS
 from drivetrain.core.graph import Graph
+from drivetrain.core.learner import CATALOGUE, HAD, KNOWN, LIVE, STARTS, USER
 from drivetrain.core.schema import MISSING_INT, Field
 from drivetrain.train.recall.interactions import Interactions, Sparse
-from drivetrain.train.recall.nodes import Nodes
+from drivetrain.train.recall.nodes import Body, Nodes
 
 SCORES = 1 << 23
 """Scores that are held at once: rows go through in parts of so many."""
@@ -41,6 +42,30 @@ class Asked:
     rows: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Several:
+    """Methods whose scores are added up.
+
+    Attributes:
+        names: of the methods.
+        weights: float64 ``[methods]``: how much each one's scores count.
+        parts: adds the nodes of every method's scores, float32 ``[part, items + spare]`` each,
+            standardized so that they can be compared with one another.
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    parts: Callable[[Nodes, Asked], Sequence[str]]
+
+    def sum(self, n: Nodes, parts: Sequence[str]) -> str:
+        """The parts by their weights."""
+        each = [
+            n.op("Mul", part, n.held(np.array(weight, np.float32)))
+            for part, weight in zip(parts, self.weights, strict=True)
+        ]
+        return n.op("Sum", *each)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
     """How a fitted method scores all items, and what its nodes need.
@@ -51,12 +76,18 @@ class Scorer:
         weighted: whether the weights of a profile matter; where they do not, all are 1.
         rows: further tensors of the features that it reads row by row, such as ``dense``. Each
             part's slices come as ``Asked.rows``; rows that fill a part up hold zeros.
+        live: of a method that goes on to learn, the initializers that
+            :mod:`drivetrain.core.learner` names, all but those that say what users had. The live
+            row of who asks comes as ``Asked.rows["learner/user"]``, the others by their names.
+        several: what the score is the sum of, where candidates tell their parts.
     """
 
     score: Score
     part: int = 256
     weighted: bool = False
     rows: tuple[Field, ...] = ()
+    live: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    several: Several | None = None
 
 
 @dataclass(frozen=True)
@@ -66,12 +97,18 @@ class Candidates:
     Attributes:
         places: int64 ``[rows, k]``, positions in the catalogue.
         scores: float32 ``[rows, k]``; minus infinity where no item is left for a place.
+        unknown: bool ``[rows, 1]``: of whom nothing is known, so that they are answered with what
+            was had most often.
         items: adds the nodes from places to the items themselves.
+        parts: float32 ``[rows, k, methods]``: of a scorer of several methods the standardized
+            score of each, 0 where no item is left for a place; else the empty string.
     """
 
     places: str
     scores: str
+    unknown: str
     items: Callable[[str], str]
+    parts: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +122,7 @@ class Serving:
         out: what is left out of each user's answer, as ``Interactions.had``; None leaves nothing
             out, nor what is in the history.
         history: the raw column ``[n]`` of a row's last items, which are then the profile.
+        room: places behind the items for those that come new while it is served.
     """
 
     index: Field
@@ -92,10 +130,12 @@ class Serving:
     k: int
     out: Sparse | None
     history: Field | None = None
+    room: int = 0
 
     def spare(self, found: Interactions) -> int:
-        """Columns of scores behind the items: one at least, where what pads a list points to."""
-        return max(1, self.k - len(found.catalogue))
+        """Columns of scores behind the items: the room for new ones, and one more at least, where
+        what pads a list points to."""
+        return self.room + max(1, self.k - len(found.catalogue) - self.room)
 
     def graph(self, found: Interactions, scorer: Scorer) -> Graph:
         """What is asked to ``items`` ``[rows, k]`` and ``scores`` ``[rows, k]``.
@@ -131,14 +171,33 @@ class Serving:
             scorer: the method.
         """
         writer = _Writer(self, found, scorer, nodes)
-        places, scores = writer.answer()
-        held = np.concatenate([found.catalogue, writer.nothing])
-        counts = np.concatenate([found.counts, np.zeros(len(writer.nothing), np.int64)])
+        places, scores, unknown, *parts = writer.answer()
+        counts = np.concatenate([found.counts, np.zeros(self.spare(found), np.int64)])
         nodes.held(counts, COUNTS)
-        catalogue = nodes.held(held, ITEMS)
-        none = nodes.held(np.array(len(found.catalogue), np.int64))
-        places = nodes.op("Where", nodes.op("IsInf", scores), none, places)
-        return Candidates(places, scores, lambda chosen: nodes.op("Gather", catalogue, chosen))
+        none = nodes.held(np.array(writer.beyond, np.int64))
+        gone = nodes.op("IsInf", scores)
+        places = nodes.op("Where", gone, none, places)
+        zero, last = nodes.held(np.array(0, np.float32)), nodes.ints(2)
+        parts = [nodes.op("Where", nodes.op("Unsqueeze", gone, last), zero, p) for p in parts]
+        return Candidates(
+            places,
+            scores,
+            unknown,
+            lambda chosen: nodes.op("Gather", writer.catalogue, chosen),
+            *parts,
+        )
+
+    def scored(self, found: Interactions, scorer: Scorer) -> Graph:
+        """What is asked to ``parts``, float32 ``[rows, methods, items]``: those of all items.
+
+        Args:
+            found: the training rows.
+            scorer: of several methods.
+        """
+        nodes = Nodes()
+        (parts,) = _Writer(self, found, scorer, nodes).parts()
+        shape = (None, len(found.catalogue))
+        return nodes.build(self.inputs(scorer), [(Field("parts", "float32", shape), parts)])
 
     def inputs(self, scorer: Scorer) -> list[Field]:
         """What the nodes read: each tensor once."""
@@ -156,15 +215,46 @@ class _Writer:
         self._found = found
         self._nodes = nodes
         self._items = len(found.catalogue)
-        text = found.catalogue.dtype == object
-        spare = serving.spare(found)
-        self.nothing = np.full(spare, "" if text else MISSING_INT, found.catalogue.dtype)
-        self._had = _Lists(nodes, found.had, weighted=scorer.weighted)
+        self._places = self._items + serving.spare(found)
+        self.beyond = self._items + serving.room
+        names = (STARTS, KNOWN) if scorer.live else ("", "")
+        self._had = _Lists(nodes, found.had, weighted=scorer.weighted, names=names)
         out = serving.out
         self._out = self._had if out is found.had else None if out is None else _Lists(nodes, out)
+        for name, array in scorer.live.items():
+            nodes.live(name, array) if name in LIVE else nodes.held(array, name)
+        text = found.catalogue.dtype == object
+        nothing = np.full(self._places - self._items, "" if text else MISSING_INT)
+        nothing = nothing.astype(found.catalogue.dtype)
+        self.catalogue, self._free = CATALOGUE, ""
+        if CATALOGUE in scorer.live:
+            missing = nodes.op("Equal", CATALOGUE, nodes.held(nothing[:1]))
+            self._free = nodes.op("Unsqueeze", missing, nodes.ints(0))
+        else:
+            self.catalogue = nodes.held(np.concatenate([found.catalogue, nothing]), ITEMS)
 
-    def answer(self) -> tuple[str, str]:
-        """Places in the catalogue, int64 ``[rows, k]``, and their scores."""
+    def answer(self) -> list[str]:
+        """Places in the catalogue, int64 ``[rows, k]``, their scores, whether nothing is known of
+        who asks, and the parts of the scores where they have several."""
+        several = self._scorer.several
+        kinds = ("int64", "float32", "bool", *["float32"] * bool(several))
+        return self._over(lambda n, *slices: [*zip(self._best(n, *slices), kinds, strict=True)])
+
+    def parts(self) -> list[str]:
+        """The parts of the scores of all items, ``[rows, methods, items]``."""
+        several = self._scorer.several
+        assert several is not None
+
+        def body(n: Nodes, *slices: str) -> list[tuple[str, str]]:
+            asked, _, _ = self._asked(n, *slices)
+            each = [n.op("Unsqueeze", p, n.ints(1)) for p in several.parts(n, asked)]
+            whole = n.op("Concat", *each, axis=1)
+            return [(n.op("Slice", whole, n.ints(0), n.ints(self._items), n.ints(2)), "float32")]
+
+        return self._over(body)
+
+    def _over(self, body: Body) -> list[str]:
+        """What the body gives for each part of the rows, put together again."""
         n, serving = self._nodes, self._serving
         one = n.ints(1)
         rows = n.op("Shape", serving.index.name, start=0, end=1)
@@ -177,17 +267,31 @@ class _Writer:
         cut = _Cut(n, parts, part, more)
         inputs = [(cut.slices(user, ()), "int64")]
         if serving.history is not None:
-            beyond = n.held(np.array(self._items, np.int64))
-            inputs.append((cut.slices(self._recent(serving.history), (None,), beyond), "int64"))
-        inputs += [(cut.slices(f.name, f.shape), f.dtype) for f in self._scorer.rows]
+            none = n.held(np.array(self._items, np.int64))
+            inputs.append((cut.slices(self._recent(serving.history), (None,), none), "int64"))
+        for each in self._rows():
+            tensor = self._of_rows(each.name, rows) if each.name in LIVE else each.name
+            inputs.append((cut.slices(tensor, each.shape), each.dtype))
 
-        def body(inner: Nodes, *slices: str) -> list[tuple[str, str]]:
-            return [*zip(self._part(inner, *slices), ("int64", "float32"), strict=True)]
+        whole: list[str] = []
+        for each in n.scan(inputs, body):
+            inner = n.op("Concat", n.ints(-1), n.op("Shape", each, start=2), axis=0)
+            flat = n.op("Reshape", each, inner)
+            whole.append(n.op("Slice", flat, n.ints(0), rows, n.ints(0)))
+        return whole
 
-        both = n.scan(inputs, body)
-        flat = [n.op("Reshape", each, n.ints(-1, serving.k)) for each in both]
-        places, scores = (n.op("Slice", each, n.ints(0), rows, n.ints(0)) for each in flat)
-        return places, scores
+    def _rows(self) -> list[Field]:
+        """What comes row by row, beside the user and the history."""
+        live = self._scorer.live
+        user = [Field(USER, "float32", live[USER].shape[1:])] if USER in live else []
+        had = [Field(HAD, "int64", live[HAD].shape[1:])] if HAD in live else []
+        return [*self._scorer.rows, *user, *had]
+
+    def _of_rows(self, name: str, rows: str) -> str:
+        """A live tensor with a row for each that is asked, where it may have one for all."""
+        n = self._nodes
+        width = self._scorer.live[name].shape[1]
+        return n.op("Expand", name, n.op("Concat", rows, n.ints(width), axis=0))
 
     def _recent(self, history: Field) -> str:
         """Places of the rows' last items, int64 ``[rows, n]``; the others point beyond."""
@@ -201,29 +305,78 @@ class _Writer:
             default_int64=self._items,
         )
 
-    def _part(self, n: Nodes, user: str, *slices: str) -> tuple[str, str]:
+    def _asked(self, n: Nodes, user: str, *slices: str) -> tuple[Asked, str, str]:
+        """What a part is scored from; what its users had; the history's places, where it is one."""
         recent, *others = slices if self._serving.history else ("", *slices)
-        names = (field.name for field in self._scorer.rows)
-        rows = dict(zip(names, others, strict=True))
+        rows = dict(zip((field.name for field in self._rows()), others, strict=True))
         had, weights, length = self._had.of(n, user)
-        asked = Asked(user, had, weights, n.op("Equal", length, n.ints(0)), True, rows)
-        if recent:
-            inside = n.op("Less", recent, n.ints(self._items))
-            some = n.op("ReduceMax", n.op("Cast", inside, to=7), n.ints(1), keepdims=1)
-            asked = Asked(user, recent, "", n.op("Equal", some, n.ints(0)), False, rows)
-        scores = self._scorer.score(n, asked)
-        spare = np.arange(self._items, self._items + len(self.nothing))[None]
-        each = n.op("Concat", n.op("Shape", user), n.ints(1), axis=0)
-        never = [n.op("Expand", n.held(spare), each)]
-        if self._out is not None:
-            never.append(had if self._out is self._had else self._out.of(n, user)[0])
-            if recent:
-                never.append(recent)
-        where = n.op("Concat", *never, axis=1)
-        lowest = n.op("Expand", n.held(np.array(-np.inf, np.float32)), n.op("Shape", where))
-        scores = n.op("ScatterElements", scores, where, lowest, axis=1)
+        new = n.op("Equal", length, n.ints(0))
+        if not recent:
+            return Asked(user, had, weights, new, True, rows), had, ""
+        inside = n.op("Less", recent, n.ints(self._items))
+        some = n.op("ReduceMax", n.op("Cast", inside, to=7), n.ints(1), keepdims=1)
+        return Asked(user, recent, "", n.op("Equal", some, n.ints(0)), False, rows), had, recent
+
+    def _best(self, n: Nodes, *slices: str) -> list[str]:
+        asked, had, recent = self._asked(n, *slices)
+        several, parts = self._scorer.several, list[str]()
+        if several is not None:
+            parts = [*several.parts(n, asked)]
+            scores = several.sum(n, parts)
+        else:
+            scores = self._scorer.score(n, asked)
+        lowest = n.held(np.array(-np.inf, np.float32))
+        if self._free:
+            scores = n.op("Where", self._free, lowest, scores)
+        if never := self._never(n, asked.user, had, recent, asked.rows.get(HAD, "")):
+            where = n.op("Concat", *never, axis=1)
+            lowest = n.op("Expand", lowest, n.op("Shape", where))
+            scores = n.op("ScatterElements", scores, where, lowest, axis=1)
         best, places = n.ops("TopK", scores, n.ints(self._serving.k), outputs=2, axis=1)
-        return places, best
+        found = [places, best, self._unknown(n, asked)]
+        if several is not None:
+            each = [n.op("GatherElements", part, places, axis=1) for part in parts]
+            each = [n.op("Unsqueeze", part, n.ints(2)) for part in each]
+            found.append(n.op("Concat", *each, axis=2))
+        return found
+
+    def _unknown(self, n: Nodes, asked: Asked) -> str:
+        """Of whom nothing is known, neither by training nor a history nor since, ``[part, 1]``."""
+        lengths = n.op("Gather", n.held(self._found.had.lengths == 0), asked.user)
+        unknown = n.op("And", n.op("Unsqueeze", lengths, n.ints(1)), asked.new)
+        if USER in asked.rows:
+            first = n.op("Slice", asked.rows[USER], n.ints(0), n.ints(1), n.ints(1))
+            unknown = n.op("And", unknown, n.op("IsNaN", first))
+        return unknown
+
+    def _never(self, n: Nodes, user: str, had: str, recent: str, since: str) -> list[str]:
+        """Places that are not answered, int64 ``[part, some]`` each.
+
+        Args:
+            n: takes the nodes.
+            user: who asks.
+            had: their training rows.
+            recent: what they had last.
+            since: what they had since the training.
+        """
+        never: list[str] = []
+        if not self._free:
+            spare = np.arange(self._items, self._places)[None]
+            each = n.op("Concat", n.op("Shape", user), n.ints(1), axis=0)
+            never = [n.op("Expand", n.held(spare), each)]
+        if self._out is not None:
+            out = had if self._out is self._had else self._out.of(n, user)[0]
+            never += [self._padded(n, out)]
+            never += [self._padded(n, recent)] if recent else []
+            never += [since] if since else []
+        return never
+
+    def _padded(self, n: Nodes, had: str) -> str:
+        """Lists of places whose padding points beyond the items that come new as well."""
+        if self.beyond == self._items:
+            return had
+        inside = n.op("Less", had, n.ints(self._items))
+        return n.op("Where", inside, had, n.held(np.array(self.beyond, np.int64)))
 
 
 @dataclass(frozen=True)
@@ -251,13 +404,22 @@ class _Lists:
         nodes: of the graph.
         matrix: the rows.
         weighted: whether their weights are in it too.
+        names: of the initializers, where a learner reads them.
     """
 
-    def __init__(self, nodes: Nodes, matrix: Sparse, *, weighted: bool = False) -> None:
+    def __init__(
+        self,
+        nodes: Nodes,
+        matrix: Sparse,
+        *,
+        weighted: bool = False,
+        names: tuple[str, str] = ("", ""),
+    ) -> None:
         # The entry behind the last one stands for nothing had.
         columns = np.append(matrix.columns, np.int32(matrix.wide))
         weights = np.append(matrix.weights, np.float32(0))
-        self._starts, self._columns = nodes.held(matrix.starts), nodes.held(columns)
+        self._starts = nodes.held(matrix.starts, names[0])
+        self._columns = nodes.held(columns, names[1])
         self._weights = nodes.held(weights) if weighted else ""
         self._behind = nodes.held(np.array(len(matrix.columns), np.int64))
         self._zero, self._one = (nodes.held(np.array(x, np.int64)) for x in (0, 1))

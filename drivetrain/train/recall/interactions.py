@@ -92,7 +92,7 @@ class Interactions:
         rows = [np.repeat(np.arange(self.had.rows), self.had.lengths)]
         columns = [self.had.columns]
         for split in splits:
-            for user, batch in _aligned(source, column, split):
+            for user, batch in aligned(source, column, split):
                 places = [numbers.get(value, -1) for value in batch[item].tolist()]
                 place = np.array(places, np.int32)
                 known = (place >= 0) & (user >= FIRST_USER)
@@ -131,7 +131,7 @@ def read(
     def passes(visit: Callable[[Array, Array, Array | None], None]) -> None:
         nonlocal done
         done = 0
-        for user, batch in _aligned(source, column, "train"):
+        for user, batch in aligned(source, column, "train"):
             number = None if weight is None else _weights(batch, weight)
             visit(user, vocabulary.codes(batch), number)
             done += len(user)
@@ -172,7 +172,7 @@ def read(
     return Interactions(vocabulary.items[order], counts[order], _sorted(renamed))
 
 
-def _aligned(source: Examples, column: int, split: Split) -> Iterator[tuple[Array, Batch]]:
+def aligned(source: Examples, column: int, split: Split) -> Iterator[tuple[Array, Batch]]:
     """The users' positions and the raw rows that they belong to: both come in one order."""
     raw = source.events.batches(split)
     held: Batch | None = None

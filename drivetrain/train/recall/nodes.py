@@ -34,6 +34,7 @@ class Nodes:
         self._nodes: list[onnx.NodeProto] = []
         if parent is None:
             self._constants: dict[str, onnx.TensorProto] = {}
+            self._live: list[onnx.ValueInfoProto] = []
             self._count = 0
 
     def _name(self, kind: str) -> str:
@@ -45,6 +46,18 @@ class Nodes:
         name = name or self._name("held")
         values = np.asarray(values, order="C")
         self._root._constants[name] = self._onnx.numpy_helper.from_array(values, name)
+        return name
+
+    def live(self, name: str, values: "Array") -> str:
+        """An initializer that a run may be fed others for, with another number of rows.
+
+        ONNX lets an initializer be an input as well; what a run is not fed is as it was written.
+        """
+        self.held(values, name)
+        number = self._root._constants[name].data_type
+        shape = [f"{name}/rows", *values.shape[1:]]
+        value = self._onnx.helper.make_tensor_value_info(name, number, shape)
+        self._root._live.append(value)
         return name
 
     def ints(self, *values: int) -> str:
@@ -146,7 +159,7 @@ class Nodes:
         graph = helper.make_graph(
             [*self._nodes, *ends],
             "recall",
-            [_value(helper, field) for field in inputs],
+            [*(_value(helper, field) for field in inputs), *self._live],
             [_value(helper, field) for field, _ in outputs],
             list(self._constants.values()),
         )

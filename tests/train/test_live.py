@@ -1,0 +1,258 @@
+"""The graph of a factorization that goes on to learn: what is fed is answered from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drivetrain.compress.optimize import optimized
+from drivetrain.compress.quantize import Quantize
+from drivetrain.core.batch import Batch
+from drivetrain.core.catalogue import Catalogue
+from drivetrain.core.graph import Graph
+from drivetrain.core.learner import CATALOGUE, HAD, ITEMS, USER, Learner
+from drivetrain.core.online import Online
+from drivetrain.core.schema import MISSING_INT, FeatureField, FeatureSchema, Field, Schema
+from drivetrain.core.seams import Run
+from drivetrain.train.als import ALS
+from drivetrain.train.recall.nodes import Nodes
+
+USERS, OF, ROWS = 30, 25, 300
+
+
+@dataclass
+class Log:
+    """A made log in memory. Positions 0 and 1 of the users' index are missing and rare."""
+
+    text: bool = False
+
+    features = FeatureSchema(
+        (FeatureField(name="who", kind="index", cardinality=USERS + 2, columns=("name",)),)
+    )
+    targets = Schema(())
+
+    @property
+    def events(self) -> "Log":
+        return self
+
+    @property
+    def schema(self) -> Schema:
+        kind: Any = "string" if self.text else "int64"
+        return Schema((Field("name", kind), Field("item", kind)))
+
+    def rows(self, split: Any) -> int:
+        return ROWS
+
+    def batches(self, split: Any, *args: Any, size: int = 70, **kwargs: Any) -> Iterator[Batch]:
+        random = np.random.default_rng(0)
+        who = random.integers(0, USERS, ROWS)
+        item = (random.random(ROWS) ** 2 * OF).astype(np.int64)
+        for first in range(0, ROWS, 70):
+            part = slice(first, first + 70)
+            yield Batch(
+                {
+                    "index": who[part, None] + 2,
+                    "name": self.named("u", who[part]),
+                    "item": self.named("i", item[part]),
+                }
+            )
+
+    def named(self, kind: str, numbers: Any) -> np.ndarray:
+        if self.text:
+            return np.array([f"{kind}{n}" for n in numbers], object)
+        return np.asarray(numbers) * 10 + 1
+
+
+METHOD = ALS(
+    target="item", k=6, factors=5, iterations=4, l2=1.0, online=Online(capacity=4, recent=5)
+)
+
+
+def fitted(log: Log, method: ALS, folder: Path) -> Graph:
+    return method.fit(None, log, Run(directory=folder))
+
+
+def asked(graph: Graph, positions: Any, **fed: Any) -> tuple[np.ndarray, np.ndarray]:
+    index = np.asarray(positions, np.int64)[:, None]
+    items, scores = graph.session(1).raw({"index": index, **fed}, ["items", "scores"])
+    return items, scores
+
+
+@pytest.fixture(params=[False, True], ids=["int64", "text"])
+def log(request: Any) -> Log:
+    return Log(text=request.param)
+
+
+@pytest.fixture
+def graph(log: Log, tmp_path: Path) -> Graph:
+    return fitted(log, METHOD, tmp_path)
+
+
+def test_a_graph_that_is_fed_nothing_answers_as_one_that_does_not_learn(
+    graph: Graph, log: Log, tmp_path: Path
+) -> None:
+    plain = fitted(log, replace(METHOD, online=None), tmp_path)
+    positions = [0, 1, *range(2, USERS + 2)]
+    items, scores = asked(graph, positions)
+    due, score = asked(plain, positions)
+    assert items.tolist() == due.tolist()
+    np.testing.assert_allclose(scores, score, rtol=1e-5, atol=1e-6)
+    assert graph.inputs == plain.inputs
+    assert graph.live == {USER, HAD, ITEMS, CATALOGUE}
+    catalogue, other = Catalogue.of(graph), Catalogue.of(plain)
+    assert catalogue is not None
+    assert other is not None
+    assert catalogue.items.tolist() == other.items.tolist()
+    assert catalogue.counts.tolist() == other.counts.tolist()
+
+
+def test_a_learner_that_was_told_nothing_gives_what_the_graph_holds(graph: Graph, log: Log) -> None:
+    learner = Learner.of(graph.model)
+    assert learner is not None
+    assert learner.columns == ("name", "item")
+    names = log.named("u", np.arange(USERS))
+    fed = {**learner.rows(names), **learner.tensors()}
+    for one, other in zip(
+        asked(graph, range(2, USERS + 2), **fed), asked(graph, range(2, USERS + 2)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_new_users_and_new_items_are_answered_as_soon_as_they_were_told(
+    graph: Graph, log: Log
+) -> None:
+    learner = Learner.of(graph.model)
+    assert learner is not None
+    catalogue = Catalogue.of(graph)
+    assert catalogue is not None
+    user, new = log.named("u", [USERS + 5])[0], log.named("i", [OF + 3])[0]
+    fans = log.named("u", range(8))
+    for who in [user, *fans]:
+        for item in [catalogue.items[3], new]:
+            learner.tell((who, item))
+    users = np.array([user, *fans, log.named("u", [USERS + 6])[0]], object if log.text else None)
+    fed = {**learner.rows(users), **learner.tensors()}
+    positions = [1, *range(2, 10), 1]
+    items, scores = asked(graph, positions, **fed)
+    vectors, trained = learner.read(users), asked(graph, positions)
+    there = learner.tensors()[CATALOGUE].tolist()
+    for row, (who, listed) in enumerate(zip(users, items.tolist(), strict=True)):
+        missing = "" if log.text else MISSING_INT
+        assert listed.count(missing) == 0
+        if who != users[-1]:
+            assert not {new, catalogue.items[3]} & {*listed}, "they were had"
+            places = [there.index(item) for item in listed]
+            due = learner.tensors()[ITEMS][places] @ vectors[row]
+            np.testing.assert_allclose(scores[row], due, rtol=1e-5, atol=1e-6)
+    assert np.isnan(vectors[-1]).all()
+    # Who is not known is answered with what was had most, events included.
+    counts = learner.tensors()[ITEMS][:, -1]
+    assert scores[-1].tolist() == sorted(counts, reverse=True)[: METHOD.k]
+    assert trained[1][-1].tolist() != scores[-1].tolist()
+
+
+def test_new_items_are_recommended_to_all_and_free_places_to_nobody(
+    log: Log, tmp_path: Path
+) -> None:
+    graph = fitted(log, replace(METHOD, k=40), tmp_path)
+    learner = Learner.of(graph.model)
+    assert learner is not None
+    missing = "" if log.text else MISSING_INT
+    before, _ = asked(graph, [3, 1])
+    new = log.named("i", [OF + 3, OF + 4])
+    for user in log.named("u", range(4, 8)):
+        for item in new:
+            learner.tell((user, item))
+    users = log.named("u", [1, USERS + 7])
+    items, scores = asked(graph, [3, 1], **learner.rows(users), **learner.tensors())
+    for listed, score, old in zip(items.tolist(), scores, before.tolist(), strict=True):
+        there = [item for item in listed if item != missing]
+        assert sorted(there) == sorted([item for item in old if item != missing] + new.tolist())
+        assert np.isfinite(score[: len(there)]).all()
+        assert np.isnan(score[len(there) :]).all()
+
+
+def test_what_was_had_stays_where_it_is_to_be_kept(log: Log, tmp_path: Path) -> None:
+    graph = fitted(log, replace(METHOD, k=25, seen="keep"), tmp_path)
+    learner, catalogue = Learner.of(graph.model), Catalogue.of(graph)
+    assert learner is not None
+    assert catalogue is not None
+    user = log.named("u", [USERS + 1])
+    learner.tell((user[0], catalogue.items[0]))
+    items, _ = asked(graph, [1], **learner.rows(user), **learner.tensors())
+    assert items[0, 0] == catalogue.items[0]
+
+
+def test_rows_are_answered_by_their_own_live_rows_however_many_there_are(
+    graph: Graph, log: Log
+) -> None:
+    learner = Learner.of(graph.model)
+    assert learner is not None
+    numbers = np.arange(600)
+    users = log.named("u", numbers)
+    random = np.random.default_rng(1)
+    for user in users[:300]:
+        for item in log.named("i", random.integers(0, OF, 3)):
+            learner.tell((user, item))
+    positions = np.where(numbers < USERS, numbers + 2, 1)
+    whole = asked(graph, positions, **learner.rows(users), **learner.tensors())
+    for row in (0, 29, 30, 255, 256, 299, 300, 599):
+        some = slice(row, row + 1)
+        alone = asked(graph, positions[some], **learner.rows(users[some]), **learner.tensors())
+        assert whole[0][some].tolist() == alone[0].tolist()
+        np.testing.assert_allclose(whole[1][some], alone[1], rtol=1e-5, atol=1e-6)
+
+
+def product(inputs: int) -> Graph:
+    """``x`` to ``index``, through a product that can be quantized."""
+    nodes = Nodes()
+    made = nodes.op("MatMul", "x", nodes.held(np.eye(inputs, 1, dtype=np.float32)))
+    return nodes.build(
+        [Field("x", "float32", (inputs,))],
+        [(Field("index", "int64", (1,)), nodes.op("Cast", nodes.op("Round", made), to=7))],
+    )
+
+
+@pytest.mark.parametrize("how", ["joined", "behind", "basic", "extended", "int8"])
+def test_live_tensors_stay_live_and_the_learner_is_found(graph: Graph, log: Log, how: str) -> None:
+    last = Nodes()
+    negative = last.op("Neg", "scores")
+    behind = last.build(
+        [Field("scores", "float32", (6,))], [(Field("loss", "float32", (6,)), negative)]
+    )
+    made = product(3).join(graph)
+    if how == "behind":
+        made = made.join(behind, keep=("items",))
+    if how in ("basic", "extended"):
+        made = optimized(made, how)
+    if how == "int8":
+        rows = Batch({"x": np.random.default_rng(0).random((64, 3), np.float32) * 20})
+        made = Quantize("int8")(made, lambda: [rows])
+    learner = Learner.of(made.model)
+    assert learner is not None
+    assert made.live == graph.live
+    assert made.session(1).live == set(learner.names.values())
+    assert made.inputs.names == ("x",)
+    user = log.named("u", [USERS + 1])
+    catalogue = Catalogue.of(made)
+    assert catalogue is not None
+    learner.tell((user[0], catalogue.items[2]))
+    fed = {**learner.rows(user), **learner.tensors()}
+    (items,) = made.session(1).raw({"x": np.array([[1, 0, 0]], np.float32), **fed}, ["items"])
+    due, _ = asked(graph, [1], **fed)
+    assert items.tolist() == due.tolist()
+    assert items.tolist() != asked(graph, [1])[0].tolist()
+
+
+def test_live_tensors_of_one_name_do_not_join(graph: Graph) -> None:
+    nodes = Nodes()
+    taken = nodes.live(ITEMS, np.zeros((1, 6), np.float32))
+    other = nodes.build(
+        [Field("scores", "float32", (6,))],
+        [(Field("loss", "float32", (6,)), nodes.op("Add", "scores", taken))],
+    )
+    with pytest.raises(ValueError, match=f"found twice: {ITEMS};"):
+        graph.join(other)
