@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from drivetrain.train import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from drivetrain.train import BinaryCrossEntropy, CrossEntropy, Listwise, MeanSquaredError
 
 Y = torch.tensor([0, 1, 1, 0, 1])
 
@@ -80,3 +80,25 @@ def test_mean_squared_error_with_members() -> None:
 def test_smoothing_is_a_share(loss: type[BinaryCrossEntropy]) -> None:
     with pytest.raises(ValueError, match="smoothing: found 1"):
         loss("y", smoothing=1)
+
+
+def test_a_list_learns_only_how_its_candidates_compare() -> None:
+    scores = torch.tensor([[2.0, 0.0, -1.0], [1.0, 1.0, 5.0]], requires_grad=True)
+    wanted = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    loss = Listwise("had")
+    value = loss(scores, {"had": wanted})
+    value.backward()
+    share = scores.detach().softmax(1)
+    due = -(share[0, 0].log() + share[0, 2].log()) / 2 / 2
+    torch.testing.assert_close(value.detach(), due)
+    assert scores.grad is not None
+    torch.testing.assert_close(scores.grad[0], (share[0] - torch.tensor([0.5, 0, 0.5])) / 2)
+    assert not scores.grad[1].any(), "nothing was wanted of it"
+    moved = loss(scores + 3, {"had": wanted})
+    torch.testing.assert_close(moved, value)
+    members = torch.stack([scores, scores + torch.tensor([1.0, 0, 0])], 1)
+    both = loss(members, {"had": wanted})
+    torch.testing.assert_close(both, (value + loss(members[:, 1], {"had": wanted})) / 2)
+    assert loss.predictions(members)["had"].shape == (2, 3)
+    with pytest.raises(ValueError, match="row 1 of a batch"):
+        loss.check({"had": np.array([[0.0, 1.0], [0.5, -1.0]])})

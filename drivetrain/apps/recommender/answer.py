@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from drivetrain.apps.recommender.candidates import Recalled
-from drivetrain.apps.recommender.listing import Listed, fields, listed
+from drivetrain.apps.recommender.listing import fields, listed
 from drivetrain.apps.recommender.ranker import chosen_of
 from drivetrain.apps.recommender.rerank import Rerank
 from drivetrain.core.batch import Array
@@ -77,7 +77,7 @@ class Answer:
         outputs = [
             (Field("items", "string" if text else "int64", (self.k,)), best.items(places)),
             (Field("scores", "float32", (self.k,)), n.op("Where", gone, nan, chosen.scores)),
-            (Field("reasons", "string", (self.k,)), self._reasons(n, best, chosen, gone)),
+            (Field("reasons", "string", (self.k,)), self._reasons(n, gone)),
             (
                 Field("propensities", "float32", (self.k,)),
                 n.op("Where", gone, nan, chosen.propensities),
@@ -106,10 +106,14 @@ class Answer:
             "GreaterOrEqual", n.held(np.arange(self.k)[None]), n.op("Unsqueeze", wanted, n.ints(1))
         )
 
-    def _reasons(self, n: Nodes, best: Candidates, chosen: Listed, gone: str) -> str:
+    def _reasons(self, n: Nodes, gone: str) -> str:
+        """What speaks for each item, string ``[rows, k]``."""
         names = n.held(np.array([*self.reasons, POPULAR, ""], object))
-        nothing = n.held(np.array(len(self.reasons) + 1, np.int64))
-        first = n.op("Expand", n.held(np.zeros((1, 1), np.int64)), n.op("Shape", chosen.candidates))
+        method, popular, nothing = (
+            n.held(np.array(place, np.int64))
+            for place in (0, len(self.reasons), len(self.reasons) + 1)
+        )
+        first = n.op("Where", self.recalled.stranger(n), popular, method)
         return n.op("Gather", names, n.op("Where", gone, nothing, first))
 
     def _inputs(self) -> list[Field]:

@@ -85,7 +85,20 @@ class Recalled:
             fields.append(Field(HISTORY, "int64", self.history.shape))
         return n.build(self.inputs, [(field, told[field.name]) for field in fields])
 
+    def stranger(self, n: Nodes) -> str:
+        """Whether recall knows nothing of who asks, bool ``[rows, 1]``: it answers what is popular.
+
+        With a history it is the history that must have something in it.
+        """
+        served = self.serving
+        if served.history is not None:
+            last = n.op("ReduceMax", self._recent(n, served.history), n.ints(1), keepdims=1)
+            return n.op("Equal", last, n.held(np.array(0, np.int64)))
+        user = n.op("Gather", served.index.name, n.ints(served.column), axis=1)
+        return n.op("Gather", n.held(self.found.had.lengths == 0), user)
+
     def _recent(self, n: Nodes, history: Field) -> str:
+        """Places of the rows' last items from 1 on, int64 ``[rows, n]``; 0 for none."""
         text = history.dtype == "string"
         items = len(self.found.catalogue)
         return n.op(
