@@ -36,7 +36,7 @@ class Answer:
         attributes: of the items, for filters.
         vectors: of the items ``[items, d]``, for diversity.
         limit: the raw column of how many items are wanted.
-        reasons: the names of recall's methods.
+        method: the name of recall, where it is not several methods.
     """
 
     recalled: Recalled
@@ -49,7 +49,7 @@ class Answer:
     attributes: Mapping[str, Array]
     vectors: Array | None
     limit: str | None
-    reasons: tuple[str, ...]
+    method: str
 
     def graph(self) -> Graph:
         """The features' tensors and raw columns to what is answered."""
@@ -72,12 +72,16 @@ class Answer:
         if self.limit is not None:
             gone = n.op("Or", gone, self._beyond(n))
         nan = n.held(np.array(np.nan, np.float32))
-        nothing = n.held(np.array(len(self.recalled.found.catalogue), np.int64))
+        beyond = len(self.recalled.found.catalogue) + self.recalled.serving.room
+        nothing = n.held(np.array(beyond, np.int64))
         places = n.op("Where", gone, nothing, chosen.places)
         outputs = [
             (Field("items", "string" if text else "int64", (self.k,)), best.items(places)),
             (Field("scores", "float32", (self.k,)), n.op("Where", gone, nan, chosen.scores)),
-            (Field("reasons", "string", (self.k,)), self._reasons(n, gone)),
+            (
+                Field("reasons", "string", (self.k,)),
+                self._reasons(n, best, chosen.candidates, gone),
+            ),
             (
                 Field("propensities", "float32", (self.k,)),
                 n.op("Where", gone, nan, chosen.propensities),
@@ -106,15 +110,27 @@ class Answer:
             "GreaterOrEqual", n.held(np.arange(self.k)[None]), n.op("Unsqueeze", wanted, n.ints(1))
         )
 
-    def _reasons(self, n: Nodes, gone: str) -> str:
-        """What speaks for each item, string ``[rows, k]``."""
-        names = n.held(np.array([*self.reasons, POPULAR, ""], object))
+    def _reasons(self, n: Nodes, best: Candidates, chosen: str, gone: str) -> str:
+        """What speaks for each item, string ``[rows, k]``.
+
+        Args:
+            n: takes the nodes.
+            best: the candidates.
+            chosen: int64 ``[rows, k]``: which of them were.
+            gone: bool ``[rows, k]``: where there is no item.
+        """
+        several = self.recalled.scorer.several
+        reasons = (self.method,) if several is None else several.names
+        names = n.held(np.array([*reasons, POPULAR, ""], object))
         method, popular, nothing = (
-            n.held(np.array(place, np.int64))
-            for place in (0, len(self.reasons), len(self.reasons) + 1)
+            n.held(np.array(place, np.int64)) for place in (0, len(reasons), len(reasons) + 1)
         )
-        first = n.op("Where", self.recalled.stranger(n), popular, method)
-        return n.op("Gather", names, n.op("Where", gone, nothing, first))
+        if several is not None:
+            weighed = n.op("Mul", best.parts, n.held(np.array(several.weights, np.float32)))
+            method = n.op("ArgMax", weighed, axis=2, keepdims=0)
+            method = n.op("GatherElements", method, chosen, axis=1)
+        method = n.op("Where", best.unknown, popular, method)
+        return n.op("Gather", names, n.op("Where", gone, nothing, method))
 
     def _inputs(self) -> list[Field]:
         found = {field.name: field for field in self.recalled.inputs}

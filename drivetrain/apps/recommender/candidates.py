@@ -11,8 +11,8 @@ from drivetrain.train.recall.graph import Candidates, Scorer, Serving
 from drivetrain.train.recall.interactions import Interactions
 from drivetrain.train.recall.nodes import Nodes
 
-RECALL_WIDTH = 3
-"""Numbers of a candidate, before those of each method: its score among its list's, how often it was
+ALWAYS = 3
+"""Numbers of a candidate before those of each method: its score among its list's, how often it was
 had, and its place in the list."""
 
 
@@ -43,7 +43,8 @@ class Recalled:
     @property
     def width(self) -> int:
         """Numbers of a candidate."""
-        return RECALL_WIDTH
+        several = self.scorer.several
+        return ALWAYS + (0 if several is None else len(several.names))
 
     def best(self, n: Nodes) -> Candidates:
         """Adds the nodes that find candidates."""
@@ -68,7 +69,13 @@ class Recalled:
             n.op("Mul", n.held(order[None]), there),
         ]
         apart = [n.op("Unsqueeze", tensor, n.ints(2)) for tensor in each]
-        found = {PLACES: best.places, RECALL: n.op("Concat", *apart, axis=2)}
+        apart += [best.parts] if best.parts else []
+        items = n.held(np.array(len(self.found.catalogue), np.int64))
+        found = {
+            # Those that came new while it was served are known by no attribute, like none.
+            PLACES: n.op("Min", best.places, items),
+            RECALL: n.op("Concat", *apart, axis=2),
+        }
         if self.history is not None:
             found[HISTORY] = self._recent(n, self.history)
         return found
@@ -84,18 +91,6 @@ class Recalled:
         if self.history is not None:
             fields.append(Field(HISTORY, "int64", self.history.shape))
         return n.build(self.inputs, [(field, told[field.name]) for field in fields])
-
-    def stranger(self, n: Nodes) -> str:
-        """Whether recall knows nothing of who asks, bool ``[rows, 1]``: it answers what is popular.
-
-        With a history it is the history that must have something in it.
-        """
-        served = self.serving
-        if served.history is not None:
-            last = n.op("ReduceMax", self._recent(n, served.history), n.ints(1), keepdims=1)
-            return n.op("Equal", last, n.held(np.array(0, np.int64)))
-        user = n.op("Gather", served.index.name, n.ints(served.column), axis=1)
-        return n.op("Gather", n.held(self.found.had.lengths == 0), user)
 
     def _recent(self, n: Nodes, history: Field) -> str:
         """Places of the rows' last items from 1 on, int64 ``[rows, n]``; 0 for none."""

@@ -16,7 +16,7 @@ from drivetrain.core.batch import Array, Batch
 from drivetrain.core.graph import Session
 from drivetrain.core.schema import FeatureSchema, Field, Schema
 from drivetrain.core.seams import Examples, Shard, Split
-from drivetrain.train.recall.interactions import FIRST_USER, ROWS, Interactions, Sparse
+from drivetrain.train.recall.interactions import FIRST_USER, Interactions, Sparse, aligned, alongside
 
 HAD = "had"
 """The target: 1 for a candidate that the user then had, 0 for another."""
@@ -161,7 +161,7 @@ class Lists:
         if users > self.most:
             each = share_of(np.arange(asked.had.rows), np.zeros(asked.had.rows), self.seed + 1)
             waits &= each < self.most / users
-        for tensors, raw in aligned(self.examples, asked.split):
+        for tensors, raw in alongside(self.examples, asked.split):
             user = tensors["index"][:, self.column]
             wanted = waits[user] & (user >= FIRST_USER)
             if asked.part is not None:
@@ -175,34 +175,11 @@ class Lists:
                 yield tensors.take(rows), raw.take(rows), user[rows]
 
 
-def aligned(source: Examples, split: Split) -> Iterator[tuple[Batch, Batch]]:
-    """The tensors of examples and the raw rows that they were made of: both come in one order.
-
-    Raises:
-        ValueError: there are fewer rows than examples.
-    """
-    raw = source.events.batches(split)
-    held: Batch | None = None
-    at = 0
-    for batch in source.batches(split, size=ROWS):
-        taken = 0
-        while taken < len(batch):
-            if held is None or at == len(held):
-                held, at = next(raw, None), 0
-                if held is None:
-                    raise ValueError("events end before their examples: they changed meanwhile.")
-            some = min(len(batch) - taken, len(held) - at)
-            if some:
-                yield batch.slice(taken, taken + some), held.slice(at, at + some)
-            taken, at = taken + some, at + some
-
-
 def had_in(source: Examples, split: Split, item: str, column: int, found: Interactions) -> Sparse:
     """What known users had of the catalogue in a split: 8 bytes for each pair are held."""
     numbers = {value: at for at, value in enumerate(found.catalogue.tolist())}
     pairs = [np.empty(0, np.int64)]
-    for tensors, raw in aligned(source, split):
-        user = tensors["index"][:, column]
+    for user, raw in aligned(source, column, split):
         place = np.array([numbers.get(value, -1) for value in raw[item].tolist()], np.int64)
         known = (place >= 0) & (user >= FIRST_USER)
         pairs.append(user[known] * found.had.wide + place[known])

@@ -146,7 +146,7 @@ class Recommender:
             self._attributes(recalled.found),
             likeness(recalled.found) if diverse else None,
             self.limit,
-            (type(self.recall).__name__.lower(),),
+            type(self.recall).__name__,
         )
 
     def _attributes(self, found: "Interactions") -> "dict[str, Array]":

@@ -56,6 +56,11 @@ class Sparse:
         rows = np.repeat(np.arange(self.rows, dtype=np.int32), self.lengths)
         return Sparse(starts, rows[order], self.weights[order], self.rows)
 
+    @property
+    def plain(self) -> "Sparse":
+        """The same entries, each with the weight 1."""
+        return Sparse(self.starts, self.columns, np.ones_like(self.weights), self.wide)
+
     def spans(self, entries: int) -> Iterator[tuple[int, int]]:
         """Ranges of rows ``(first, last)`` of about so many entries each, at least a row."""
         first = 0
@@ -173,21 +178,30 @@ def read(
 
 
 def aligned(source: Examples, column: int, split: Split) -> Iterator[tuple[Array, Batch]]:
-    """The users' positions and the raw rows that they belong to: both come in one order."""
-    raw = source.events.batches(split)
+    """The users' positions and the raw rows that they belong to."""
+    for tensors, raw in alongside(source, split):
+        yield tensors["index"][:, column], raw
+
+
+def alongside(source: Examples, split: Split) -> Iterator[tuple[Batch, Batch]]:
+    """The tensors of examples and the raw rows that they were made of: both come in one order.
+
+    Raises:
+        ValueError: there are fewer rows than examples.
+    """
+    events = source.events.batches(split)
     held: Batch | None = None
     at = 0
-    for batch in source.batches(split, size=ROWS):
-        user = batch["index"][:, column]
+    for tensors in source.batches(split, size=ROWS):
         taken = 0
-        while taken < len(user):
+        while taken < len(tensors):
             if held is None or at == len(held):
-                held, at = next(raw, None), 0
+                held, at = next(events, None), 0
                 if held is None:
                     raise ValueError("events end before their examples: they changed meanwhile.")
-            some = min(len(user) - taken, len(held) - at)
+            some = min(len(tensors) - taken, len(held) - at)
             if some:
-                yield user[taken : taken + some], held.slice(at, at + some)
+                yield tensors.slice(taken, taken + some), held.slice(at, at + some)
             taken, at = taken + some, at + some
 
 

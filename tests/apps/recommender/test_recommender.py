@@ -110,8 +110,8 @@ def test_what_is_answered_has_scores_reasons_and_propensities(folder: Path, site
     assert [sum(name != "" for name in row) for row in found["items"].tolist()] == [5, 2, 0, 5]
     for name in ("scores", "propensities"):
         assert (np.isnan(found[name]) == (found["items"] == "")).all()
-    assert found["reasons"][0].tolist() == ["ease"] * 5
-    assert found["reasons"][1].tolist() == ["ease"] * 2 + [""] * 3
+    assert found["reasons"][0].tolist() == ["EASE"] * 5
+    assert found["reasons"][1].tolist() == ["EASE"] * 2 + [""] * 3
     assert found["reasons"][3].tolist() == ["popular"] * 5
     assert (np.diff(found["scores"][0]) <= 0).all()
     assert (found["propensities"][0] == 1).all()
