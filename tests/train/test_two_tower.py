@@ -241,7 +241,7 @@ def test_shards_share_each_batch_and_a_later_start_goes_on(tmp_path: Path) -> No
     found = pairs(Tastes(train=103), tmp_path)
     order = Order(seed=-3, epoch=2)
 
-    def read(**options: Any) -> list[list[float]]:
+    def read(**options: Any) -> list[list[Any]]:
         batches = found.batches("train", size=20, **{"order": order, **options})
         return [[*zip(b["index"][:, 0], b[ITEM][:, 0], strict=True)] for b in batches]
 

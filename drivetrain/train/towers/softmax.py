@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-NUMBERS = 1 << 18
-"""Logits that are held at once: a megabyte, which stays near the processor."""
+NUMBERS = 1 << 17
+"""Logits that are held at once: half a megabyte, which stays near the processor."""
 
 
 class Sampled(NamedTuple):
