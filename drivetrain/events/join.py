@@ -1,6 +1,6 @@
 """The steps that bring in columns of another table: by key, and as of a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,6 +39,10 @@ class Lookup(Step):
     def _left_out(self) -> frozenset[str]:
         """Columns of ``other`` that are added only when named."""
         return frozenset(right for _, right in self._keys())
+
+    def reads(self, added: Iterable[str]) -> list[str]:
+        """The columns of ``other`` that are looked at where these of it are added."""
+        return list(dict.fromkeys([*sorted(self._left_out()), *added]))
 
     def added(self, schema: Schema, other: Schema) -> dict[str, Field]:
         """The fields that the step adds by their names in ``other``, under their new names.

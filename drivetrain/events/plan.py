@@ -62,6 +62,15 @@ class Whole(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Staged(Step):
+    """A step that brings what does it."""
+
+    def stage(self, tally: Tally) -> Stage:
+        """What does it, and counts the rows that it leaves out."""
+        raise AssertionError(type(self))
+
+
 @dataclass(frozen=True)
 class Query:
     """Steps that are one SQL query over the chunk."""
@@ -325,6 +334,10 @@ class _Compiler:
             self._asof(step, before, live)
         elif isinstance(step, WithWindows):
             self._windows(step, before, live)
+        elif isinstance(step, Staged):
+            self.flush()
+            self.plan.tallies.append(tally := Tally(step.label))
+            self.plan.stages.append(step.stage(tally))
         else:
             assert isinstance(step, DropDuplicates), type(step)
             self._distinct(step, before)

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,10 +24,11 @@ from drivetrain.events.join import AsOfJoin, Join
 from drivetrain.events.plan import AsOf, one, outline
 from drivetrain.events.reading.arrow import arrow_schema
 from drivetrain.events.spark.functions import register
+from drivetrain.events.spark.held import Held, few, opened
 from drivetrain.events.spark.pieces import PLACE, spine
-from drivetrain.events.spark.rows import columns, local_directory, over, struct
+from drivetrain.events.spark.rows import local_directory, over, struct
 from drivetrain.events.split import SPLIT
-from drivetrain.events.table import Assign, DropDuplicates, RowStep, Step, Table
+from drivetrain.events.table import Assign, DropDuplicates, RowStep, Table
 from drivetrain.events.windowed.backfill import Windowed
 from drivetrain.events.windows import WithWindows
 
@@ -88,101 +87,88 @@ def _sql(expression: str) -> Any:
     return need("pyspark.sql.functions", "spark").expr(expression)
 
 
-@dataclass
-class Room:
-    """Where a table is computed, and what is held until it is.
+def frame(spark: Any, table: Table, names: Sequence[str], held: ExitStack) -> Frame:
+    """A table's rows, not yet computed.
 
-    Attributes:
+    Args:
         spark: the session.
-        directory: a directory of this run, which the driver and all executors see.
-        held: frees what is held.
+        table: whose lookups are ``Held``.
+        names: the columns that are wanted.
+        held: frees what is held until the rows are computed.
+
+    Raises:
+        ValueError: a step does not fit the columns, or a key occurs twice in a joined table.
+        OSError: a file is absent or may not be read.
     """
-
-    spark: Any
-    directory: Path
-    held: ExitStack
-    numbers: Iterator[int] = field(default_factory=count)
-
-    def __post_init__(self) -> None:
-        register(self.spark)
-
-    def frame(self, table: Table, names: Sequence[str], *, split: bool = True) -> Frame:
-        """A table's rows, not yet computed; what they are joined with is.
-
-        Raises:
-            ValueError: a step does not fit the columns, or a key occurs twice in a joined table.
-            OSError: a file is absent or may not be read.
-        """
-        laid = outline(table, names, split=split)
-        rows, pieces = spine(self.spark, laid.spine, laid.reads)
-        frame = Frame(rows=rows, schema=laid.reads, pieces=pieces)
-        frame.count(None)
-        for step, before, live in laid.steps:
-            self._add(frame, step, before, live)
-        frame.schema = laid.gives
-        return frame
-
-    def _add(self, frame: Frame, step: Step, before: Schema, live: Sequence[str]) -> None:
+    register(spark)
+    split = any(isinstance(step, Assign) for step in table.chain()[1])
+    laid = outline(table, names, split=split)
+    rows, pieces = spine(spark, laid.spine, laid.reads)
+    found = Frame(rows=rows, schema=laid.reads, pieces=pieces)
+    found.count(None)
+    for step, before, live in laid.steps:
         if isinstance(step, RowStep):
-            _project(frame, step, before, live)
+            _project(found, step, before, live)
         elif isinstance(step, Join):
-            self._join(frame, step, before, live)
+            _join(found, step, before, live, spark, held)
         elif isinstance(step, AsOfJoin):
-            self._asof(frame, step, before, live)
+            _asof(found, step, before, live)
         elif isinstance(step, WithWindows):
-            _windows(frame, step, before, live)
+            _windows(found, step, before, live)
         else:
             assert isinstance(step, DropDuplicates), type(step)
-            _distinct(frame, step, before)
+            _distinct(found, step, before)
         after = {f.name: f for f in step.output(before)}
-        frame.schema = Schema(tuple(after[name] for name in live if name in after))
+        found.schema = Schema(tuple(after[name] for name in live if name in after))
+    found.schema = laid.gives
+    return found
 
-    # -- joins -----------------------------------------------------------------------------------
 
-    def _join(self, frame: Frame, step: Join, before: Schema, live: Sequence[str]) -> None:
-        other = step.other.schema
-        added = {n: f.name for n, f in step.added(before, other).items() if f.name in live}
-        keys = [right for _, right in step.on]
-        names = list(dict.fromkeys([*keys, *added]))
-        held = self.frame(step.other, names, split=False).rows
-        held = held.filter(" AND ".join(f"{quote(key)} IS NOT NULL" for key in keys))
-        held = held.select(*(_column(held, name) for name in names)).persist()
-        self.held.callback(held.unpersist)
-        rows = _each_once(held, step, keys)
-        sides = [f"{quote(key)} AS __key_{i}__" for i, key in enumerate(keys)]
-        sides += [f"{quote(name)} AS {quote(new)}" for name, new in added.items()]
-        right = held.selectExpr(*sides)
-        if rows <= FEW:
-            right = need("pyspark.sql.functions", "spark").broadcast(right)
-        else:
-            frame.ordered = False
-        match = " AND ".join(f"{quote(left)} = __key_{i}__" for i, (left, _) in enumerate(step.on))
-        joined = frame.rows.join(right, _sql(match), step.how)
-        frame.rows = joined.selectExpr(*map(quote, live), ROW)
-        if step.how == "inner":
-            frame.count(step.label)
+# -- joins -----------------------------------------------------------------------------------------
 
-    def _asof(self, frame: Frame, step: AsOfJoin, before: Schema, live: Sequence[str]) -> None:
-        other = step.other.schema
-        added = {n: f.name for n, f in step.added(before, other).items() if f.name in live}
-        keys, time = [right for _, right in step.by], step.on_time[1]
-        names = list(dict.fromkeys([*keys, time, *added]))
-        directory = self.directory / f"held-{next(self.numbers)}"
-        directory.mkdir()
-        schema = other.select(names)
-        files = _laid(self.frame(step.other, names, split=False).in_order(), schema, directory)
-        search = Search(
-            files, schema, tuple(keys), time, step.strict, step.tolerance_us, tuple(added.items())
-        )
-        own = [name for name in live if name not in added.values()]
-        fields = [frame.schema.field(name) for name in own if name != SPLIT]
-        fields += [
-            Field(new, other.field(n).dtype, other.field(n).shape) for n, new in added.items()
-        ]
-        by, at = [identifier(left) for left, _ in step.by], identifier(step.on_time[0])
-        find = partial(search.over, by, at, [identifier(name) for name in own])
-        further = [SPLIT, ROW] if SPLIT in own else [ROW]
-        frame.rows = over(frame.rows, find, struct(fields, *further))
+
+def _join(
+    frame: Frame, step: Join, before: Schema, live: Sequence[str], spark: Any, held: ExitStack
+) -> None:
+    other = step.other.schema
+    added = {n: f.name for n, f in step.added(before, other).items() if f.name in live}
+    keys = [right for _, right in step.on]
+    names = list(dict.fromkeys([*keys, *added]))
+    assert isinstance(step.other, Held)
+    rows, _ = spine(spark, step.other, other.select(names))
+    rows = rows.filter(" AND ".join(f"{quote(key)} IS NOT NULL" for key in keys))
+    rows = rows.select(*(_column(rows, name) for name in names)).persist()
+    held.callback(rows.unpersist)
+    _each_once(rows, step, keys)
+    sides = [f"{quote(key)} AS __key_{i}__" for i, key in enumerate(keys)]
+    sides += [f"{quote(name)} AS {quote(new)}" for name, new in added.items()]
+    right = rows.selectExpr(*sides)
+    if few(step.other):
+        right = need("pyspark.sql.functions", "spark").broadcast(right)
+    else:
+        frame.ordered = False
+    match = " AND ".join(f"{quote(left)} = __key_{i}__" for i, (left, _) in enumerate(step.on))
+    joined = frame.rows.join(right, _sql(match), step.how)
+    frame.rows = joined.selectExpr(*map(quote, live), ROW)
+    if step.how == "inner":
+        frame.count(step.label)
+
+
+def _asof(frame: Frame, step: AsOfJoin, before: Schema, live: Sequence[str]) -> None:
+    other = step.other.schema
+    added = {n: f.name for n, f in step.added(before, other).items() if f.name in live}
+    keys, time = [right for _, right in step.by], step.on_time[1]
+    schema = other.select(list(dict.fromkeys([*keys, time, *added])))
+    assert isinstance(step.other, Held)
+    files, tolerance = step.other.files, step.tolerance_us
+    search = Search(files, schema, tuple(keys), time, step.strict, tolerance, tuple(added.items()))
+    own = [name for name in live if name not in added.values()]
+    fields = [frame.schema.field(name) for name in own if name != SPLIT]
+    fields += [Field(new, other.field(n).dtype, other.field(n).shape) for n, new in added.items()]
+    by, at = [identifier(left) for left, _ in step.by], identifier(step.on_time[0])
+    find = partial(search.over, by, at, [identifier(name) for name in own])
+    further = [SPLIT, ROW] if SPLIT in own else [ROW]
+    frame.rows = over(frame.rows, find, struct(fields, *further))
 
 
 def _column(frame: Any, name: str) -> Any:
@@ -209,14 +195,13 @@ def _distinct(frame: Frame, step: DropDuplicates, before: Schema) -> None:
     frame.count(step.label)
 
 
-def _each_once(held: Any, step: Join, keys: Sequence[str]) -> int:
-    """How many rows are looked up in, none of which may have the key of another."""
+def _each_once(held: Any, step: Join, keys: Sequence[str]) -> None:
+    """Hold that no row that is looked up in has the key of another."""
     by = [_column(held, key) for key in keys]
     twice = held.groupBy(*by).count().filter('"count" > 1').orderBy(*by).limit(1).collect()
     if twice:
         *values, times = twice[0]
         raise step.twice(values, times)
-    return int(held.count())
 
 
 # -- over Arrow ------------------------------------------------------------------------------------
@@ -254,28 +239,6 @@ def _walked(
         yield from Windowed(running, windows, reads, keep, label).over(tables)
 
 
-def _laid(rows: Any, schema: Schema, directory: Path) -> tuple[str, ...]:
-    """The rows of a frame in Arrow files that executors write; the files in order."""
-    types = need("pyspark.sql.types", "spark")
-    report = types.StructType([types.StructField("file", types.StringType())])
-    found = over(rows, partial(_write, schema, directory), report).collect()
-    return tuple(sorted(row[0] for row in found))
-
-
-def _write(schema: Schema, directory: Path, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    task = need("pyspark", "spark").TaskContext.get()
-    path = directory / f"{task.partitionId():06d}-{task.taskAttemptId()}.arrow"
-    with ExitStack() as stack:
-        writer: Any = None
-        for table in tables:
-            table = columns(table, schema)
-            if writer is None:
-                writer = stack.enter_context(pa.ipc.new_file(str(path), table.schema))
-            writer.write_table(table)
-    if writer is not None:
-        yield pa.table({"file": [str(path)]})
-
-
 @dataclass(frozen=True)
 class Search:
     """An as-of join whose lookup table lies in files.
@@ -307,8 +270,9 @@ class Search:
 @lru_cache(maxsize=4)
 def _looked_up(search: Search) -> tuple[LastBefore, pa.Table]:
     """The search and the columns it finds; made once by each of Spark's Python workers."""
+    read = search.schema.names
     parts = [arrow_schema(search.schema).empty_table()]
-    parts += [pa.ipc.open_file(pa.memory_map(file)).read_all() for file in search.files]
+    parts += [opened(file).select(read) for file in search.files]
     held = pa.concat_tables(parts).combine_chunks()
     found = LastBefore(
         [one(held[key]) for key in search.keys],

@@ -26,7 +26,7 @@ from drivetrain.core.spark import told
 from drivetrain.events.duckdb import ROW
 from drivetrain.events.prepared import Prepared, pin, record, report, sources_of
 from drivetrain.events.shelf import ColumnDigest, Shelf, divide
-from drivetrain.events.spark.frames import Room
+from drivetrain.events.spark.room import Room
 from drivetrain.events.spark.rows import columns, over
 from drivetrain.events.split import SPLIT
 from drivetrain.events.table import Table
@@ -64,28 +64,20 @@ def prepare_on(
     schema = table.schema.select(names, "prepare")
     with ExitStack() as stack:
         target = stack.enter_context(durable.directory(directory))
-        room = stack.enter_context(durable.scratch(target, ".held-"))
+        room = Room(spark, stack.enter_context(durable.scratch(target, ".held-")), stack)
         tasks = stack.enter_context(durable.scratch(target, TASKS))
         stack.enter_context(told())
-        frame = Room(spark, room, stack).frame(table, names)
-        lay = partial(_lay, schema, tasks)
-        reports = [json.loads(row[0]) for row in over(frame.in_order(), lay, _text()).collect()]
-        read, dropped = frame.tallies()
-        contents = _named(sorted(reports, key=lambda part: part["first"]), target, schema)
+        laid = room.lay(table, names, partial(_lay, schema, tasks))
+        contents = _named(laid.wrote, target, schema)
         for split, found in _digests(spark, contents, target, schema).items():
             contents[split]["columns"] = found
-        report(contents, dropped, read, emit)
-        record(target, schema, contents, dropped, sources)
+        report(contents, laid.dropped, laid.read, emit)
+        record(target, schema, contents, laid.dropped, sources)
     return Prepared.open(directory)
 
 
-def _text() -> Any:
-    types = need("pyspark.sql.types", "spark")
-    return types.StructType([types.StructField("report", types.StringType())])
-
-
-def _lay(schema: Schema, tasks: Path, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Write the rows of one partition; what lies where, as text."""
+def _lay(schema: Schema, tasks: Path, tables: Iterator[pa.Table]) -> Iterator[dict[str, Any]]:
+    """Write the rows of one partition; what lies where."""
     task = need("pyspark", "spark").TaskContext.get()
     directory = tasks / f"{task.partitionId():06d}-{task.taskAttemptId()}"
     directory.mkdir()
@@ -101,8 +93,7 @@ def _lay(schema: Schema, tasks: Path, tables: Iterator[pa.Table]) -> Iterator[pa
             divide(table[SPLIT], columns(table, schema), shelf)
         contents = shelf.close()
     if first >= 0:
-        report = {"first": first, "last": last, "in": directory.name, "contents": contents}
-        yield pa.table({"report": [json.dumps(report)]})
+        yield {"first": first, "last": last, "in": directory.name, "contents": contents}
 
 
 def _named(
@@ -124,6 +115,11 @@ def _named(
         rows = sum(part["contents"][split]["rows"] for part in parts)
         contents[split] = {"rows": rows, "files": files} if files else empty[split]
     return contents
+
+
+def _text() -> Any:
+    types = need("pyspark.sql.types", "spark")
+    return types.StructType([types.StructField("report", types.StringType())])
 
 
 def _digests(

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from drivetrain.core.schema import Schema
 from drivetrain.events.duckdb import ROW
 from drivetrain.events.files import Files, Parquet
-from drivetrain.events.reading.read import File, files_of, read_file
+from drivetrain.events.reading.read import File, chunks_of, files_of, read_file
+from drivetrain.events.spark.held import Held, read_held
 from drivetrain.events.spark.rows import named, over, struct
 from drivetrain.events.table import Leaf
 
@@ -36,9 +37,9 @@ class Groups:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one task reads: row groups, whole files of other formats, or all that a leaf has."""
+    """What one task reads: row groups, whole files, held ones, or all that a leaf has (None)."""
 
-    parts: Sequence[Groups | File] | None
+    parts: Sequence[Groups | File | str] | None
 
 
 def pieces_of(leaf: Leaf) -> list[Piece]:
@@ -48,13 +49,15 @@ def pieces_of(leaf: Leaf) -> list[Piece]:
         OSError: a file is absent or may not be read.
         ValueError: a Parquet file is damaged.
     """
+    if isinstance(leaf, Held):
+        return [Piece([file]) for file in leaf.files] or [Piece([])]
     if not isinstance(leaf, Files):
         return [Piece(None)]
     files = files_of(leaf)
     if not isinstance(leaf, Parquet):
         return [Piece([file]) for file in files]
     found: list[Piece] = []
-    parts: list[Groups | File] = []
+    parts: list[Groups | File | str] = []
     held = 0
     for file in files:
         with file.open() as opened:
@@ -90,20 +93,39 @@ def _read(
     for table in numbers:
         for number in table.column(0).to_pylist():
             start = number << PLACE
-            for chunk in _chunks(leaf, pieces[number], schema):
+            for chunk in chunks(leaf, pieces[number], schema, CHUNK_ROWS):
                 stop = start + len(chunk)
                 yield named(chunk, pa.array(np.arange(start, stop, dtype=np.int64)))
                 start = stop
 
 
-def _chunks(leaf: Leaf, piece: Piece, schema: Schema) -> Iterator[pa.Table]:
+def chunks(leaf: Leaf, piece: Piece, schema: Schema, rows: int) -> Iterator[pa.Table]:
+    """The rows of a piece, in order.
+
+    Args:
+        leaf: that it is a piece of.
+        piece: one of :func:`pieces_of`.
+        schema: which columns, and their types.
+        rows: at most so many rows a table.
+
+    Raises:
+        OSError, ValueError: as ``Leaf.chunks``.
+    """
     if piece.parts is None:
-        yield from leaf.chunks(schema, CHUNK_ROWS)
-        return
-    assert isinstance(leaf, Files)
-    for part in piece.parts:
+        return leaf.chunks(schema, rows)
+    return chunks_of(_tables(leaf, piece.parts, schema, rows), rows)
+
+
+def _tables(
+    leaf: Leaf, parts: Sequence[Groups | File | str], schema: Schema, rows: int
+) -> Iterator[pa.Table]:
+    for part in parts:
+        if isinstance(part, str):
+            yield from read_held(part, schema, rows)
+            continue
+        assert isinstance(leaf, Files)
         if isinstance(part, File):
-            yield from read_file(part, leaf, schema, CHUNK_ROWS)
+            yield from read_file(part, leaf, schema, rows)
         else:
             groups = range(part.first, part.last + 1)
-            yield from read_file(part.file, leaf, schema, CHUNK_ROWS, groups)
+            yield from read_file(part.file, leaf, schema, rows, groups)
