@@ -146,6 +146,27 @@ class Exact:
                 places[one], scores[one] = found[0][0], found[1][0]
 
 
+def recall_of(index: Retrieval, exact: Retrieval, queries: Array, k: int) -> float:
+    """The share of what an exact search finds that an index finds, over all queries.
+
+    Args:
+        index: what is measured.
+        exact: goes through all of the same items.
+        queries: float32 ``[queries, width]``, such as a sample of those that were asked.
+        k: of each, the best.
+
+    Raises:
+        ValueError: there are no queries that find anything.
+    """
+    due = exact.search(queries, k)[0]
+    found = index.search(queries, k)[0]
+    there = due >= 0
+    if not there.any():
+        raise wrong("queries", queries.shape, "at least one that finds an item")
+    hits = (due[:, :, None] == found[:, None, :]).any(axis=2) & there
+    return float(hits.sum() / there.sum())
+
+
 def _by_numpy(items: Array, queries: Array, k: int) -> tuple[Array, Array]:
     with np.errstate(invalid="ignore"):
         scores = queries @ items.T
