@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from drivetrain.core.batch import Array
 from drivetrain.core.bundle import Manifest
@@ -12,6 +12,7 @@ from drivetrain.core.describe import canonical
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Field, Schema
 from drivetrain.core.window import FORGOTTEN, Track, Windows, microseconds_of
+from drivetrain.serve.execution.live import Learning
 
 
 class AwayError(Exception):
@@ -52,6 +53,11 @@ class Kept:
         """What it is of."""
         (track,) = self.windows.tracks
         return track
+
+    @property
+    def known(self) -> str:
+        """The column of when a row became known."""
+        return self.track.known
 
     @cached_property
     def digest(self) -> str:
@@ -145,14 +151,18 @@ class Filling:
         return cls(Schema(tuple(given)), behind, tuple(kept))
 
 
-def observed_by(kept: Sequence[Kept]) -> Schema:
-    """The columns that some tracks observe.
+Fed: TypeAlias = Kept | Learning
+"""What rows are observed for: a track, or what learns in a graph."""
+
+
+def observed_by(fed: Sequence[Fed]) -> Schema:
+    """The columns that some tracks and learners observe.
 
     Raises:
         ValueError: they hold one column for different things.
     """
     columns: dict[str, Field] = {}
-    for each in kept:
+    for each in fed:
         for field in each.schema.select(each.columns):
             known = columns.setdefault(field.name, field)
             if known != field:

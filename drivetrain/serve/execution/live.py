@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _SPEC = "learner/spec"
 
+NONE: Mapping[str, "Learning"] = {}
+"""Nothing that learns."""
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -90,14 +93,31 @@ class Learning:
         """What a row must have to be observed."""
         return (self.user.name, self.item.name)
 
-    def learner(self) -> "Learner":
-        """As training left it; held once, so that the graph's bytes may go.
+    @property
+    def known(self) -> None:
+        """The column of when a row became known: none, events count in the order they come."""
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.item.name} of {self.user.name}"
+
+    def learner(self, state: bytes = b"") -> "Learner":
+        """As training left it, or as it was.
+
+        Args:
+            state: what its ``dump`` gave; empty for none.
 
         Raises:
-            ValueError: not all of it is in the graph.
+            ValueError: not all of it is in the graph, or the state is another's or damaged.
         """
         from drivetrain.core.learner import Learner
 
+        if state:
+            return Learner.load(state, self._graph)
         found = Learner.of(self._graph)
-        assert found is not None, "its declaration was found"
+        assert found is not None, "its declaration was found, and it is asked before forget()"
         return found
+
+    def forget(self) -> None:
+        """Let go of the graph's bytes: its learner is made."""
+        self._graph = b""

@@ -18,7 +18,7 @@ from drivetrain.core.placement import OPENVINO
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.serve.execution.bound import Bound
 from drivetrain.serve.execution.columns import Columns, Values
-from drivetrain.serve.execution.filling import Filling, Lookup
+from drivetrain.serve.execution.filling import Fed, Filling, Lookup
 from drivetrain.serve.execution.live import Learning, Live
 from drivetrain.serve.execution.loading import Loader
 
@@ -192,6 +192,12 @@ class Model:
     def whole(self) -> Schema:
         """The columns of a row as the graph sees it, windows behind what the request brought."""
         return self.inputs if self.filling is None else self.filling.whole
+
+    @property
+    def fed(self) -> tuple[Fed, ...]:
+        """What observations are kept for."""
+        kept = () if self.filling is None else self.filling.kept
+        return kept if self.learning is None else (*kept, self.learning)
 
     def run(
         self, requests: Sequence[Sequence[Values]], live: Mapping[str, Array] = NOTHING

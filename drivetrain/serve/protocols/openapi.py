@@ -138,10 +138,9 @@ def document(
     for model in models:
         paths.update(_paths(model))
         schemas.update(_schemas(model))
-        if model.filling is not None:
-            kept = model.filling.kept
-            values = {field.name: _value(field) for field in observed_by(kept)}
-            observed = (model.name, values, [each.columns for each in kept])
+        if fed := model.fed:
+            values = {field.name: _value(field) for field in observed_by(fed)}
+            observed = (model.name, values, [each.columns for each in fed])
             paths.update(openapi_observing.observing(*observed))
             schemas.update(openapi_observing.schemas(*observed))
     paths.update(reading())

@@ -14,7 +14,7 @@ _ERRORS: Mapping[int, str] = {
 
 
 def observing(name: str, values: Mapping[str, Json], needs: Sequence[Sequence[str]]) -> Json:
-    """The paths by which an alias with windows is told what was observed.
+    """The paths by which an alias with windows or a learner is told what was observed.
 
     Args:
         name: the alias.
@@ -31,7 +31,7 @@ def observing(name: str, values: Mapping[str, Json], needs: Sequence[Sequence[st
     body = {"oneOf": [row, {"$ref": f"{reference}Observations"}]}
     post = {
         "operationId": f"{name}.observe",
-        "summary": "Tell what was observed, for the windows of later rows",
+        "summary": "Tell what was observed, for the windows of later rows and for what learns",
         "tags": [name],
         "requestBody": {
             "required": True,
@@ -92,6 +92,10 @@ def schemas(name: str, values: Mapping[str, Json], needs: Sequence[Sequence[str]
                 "keys": _COUNT,
                 "bytes": _COUNT,
                 "watermark": {"type": ["integer", "null"]},
+                "learner": {
+                    "type": ["object", "null"],
+                    "additionalProperties": {"type": "number"},
+                },
                 "durable": {"type": "boolean"},
             },
         },

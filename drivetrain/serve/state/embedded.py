@@ -3,16 +3,21 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-from drivetrain.serve.execution.filling import AwayError, Filling, Kept, Lookup, observed_by
+from drivetrain.core.schema import Schema
+from drivetrain.serve.execution.filling import AwayError, Fed, Filling, Kept, Lookup, observed_by
+from drivetrain.serve.execution.live import NONE, Learning, Live
+from drivetrain.serve.state.awake import Learnt
 from drivetrain.serve.state.journal import Journal
 from drivetrain.serve.state.kept import Outcome, State, Told
-from drivetrain.serve.state.memory import Counts, Memory, Reading
+from drivetrain.serve.state.memory import NOBODY, Counts, Memory, Reading
 from drivetrain.serve.state.posts import Limits, Post, Reader
 from drivetrain.serve.state.queue import Queue, Waits
 from drivetrain.serve.state.replay import entries_of, replay
@@ -25,6 +30,26 @@ _GROUP_BYTES = 4 << 20
 """Of the posts that share a flush."""
 _LOG_BYTES = 64 << 20
 """Of the log until a snapshot takes its place; a snapshot that is longer waits for as much."""
+
+
+_LOG_EVENTS = 50_000
+"""That learners were told of until a snapshot takes the place of the log: each is learnt anew at a
+start, which takes some tenths of a millisecond."""
+_SLICE_SECONDS = 0.002
+"""Of learning, until others have a turn."""
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What is fed from now on.
+
+    Attributes:
+        kept: tracks.
+        learners: digests.
+    """
+
+    kept: Sequence[Kept]
+    learners: Sequence[str]
 
 
 class Embedded(State):
@@ -49,8 +74,10 @@ class Embedded(State):
         self.memory = Memory()
         self._most_bytes = most_bytes
         self._metrics = metrics
-        self._changed: Sequence[Kept] | None = None
-        self._writing: Sequence[Kept] | None = None
+        self._changed: _Change | None = None
+        self._writing: _Change | None = None
+        self._events = 0
+        self._slice_ends = 0.0
         self._waiting = Queue(_GROUP_BYTES)
         self._task: asyncio.Task[None] | None = None
         self._snapshot_bytes = 0
@@ -82,10 +109,12 @@ class Embedded(State):
         replay(self.memory, journal.frames())
         journal.begin()
 
-    # -- which tracks --------------------------------------------------------------------------
+    # -- which tracks and learners -------------------------------------------------------------
 
-    def keep(self, kept: Sequence[Kept], limits: Limits) -> None:
-        fed = list(kept)
+    def keep(
+        self, kept: Sequence[Kept], limits: Limits, learning: Mapping[str, Learning] = NONE
+    ) -> None:
+        fed: list[Fed] = [*kept, *learning.values()]
         columns = observed_by(fed)
         for each in self.memory.fed_with(kept).values():
             if each in fed:
@@ -99,16 +128,29 @@ class Embedded(State):
         for each in self.memory.make(kept):
             self._metrics.windows_begun.of(self.name).value += 1
             log.warning("%s: the windows over %s begin empty", self.name, each)
-        if self.memory.wants(kept) and self._writing is None:
+        change, learners = _Change(kept, tuple(learning)), self.memory.learners
+        learners.make(change.learners)
+        if learning:
+            self._metrics.show_learner(self.name, learners.figure)
+        same = self.memory.wants(kept) and learners.wants(change.learners)
+        if same and self._writing is None:
             self._changed = None
-        elif self._journal is None:
+        elif self._journal is None and not (learning or learners.held):
             self.memory.keep(kept)
         else:
-            self._changed = kept
+            self._changed = change
             self._wake()
 
     def lookup(self, filling: Filling) -> Lookup:
         return Reading(filling, self.memory.tracks, self.lookup_seconds)
+
+    def prepare(self, learning: Learning) -> str:
+        return self.memory.learners.prepare(learning)
+
+    def live(self, digest: str, learning: Learning, given: Schema) -> Live:
+        awake = self.memory.learners.held[digest].awake
+        assert awake is not None, "it was kept, and so made"
+        return Learnt(awake, given.names.index(learning.user.name))
 
     # -- what is observed ----------------------------------------------------------------------
 
@@ -117,8 +159,8 @@ class Embedded(State):
         if why:
             self.count(None, post.rows)
             told(AwayError(why))
-        elif self._journal is None:
-            told(self._outcome(post, durable=False))
+        elif self._journal is None and not self.memory.learners.held:
+            told(self._outcome(post))
         else:
             self._waiting.add(post, told)
             self._wake()
@@ -138,19 +180,41 @@ class Embedded(State):
             return f"{self._waiting.bytes} bytes of observations wait for the disk."
         return ""
 
-    def _outcome(self, post: Post, durable: bool) -> Outcome | Exception:
-        """Add a post to memory, and say what became of it."""
+    def _outcome(self, post: Post, learnt: Counts = NOBODY) -> Outcome | Exception:
+        """Add a post to memory, what was learnt of it too, and say what became of it."""
+        durable = self._journal is not None
         if self.memory.knows(post):
             outcome = Outcome(ignored=post.rows, durable=durable)
             self.count(outcome)
             return outcome
         found = self._add(post)
+        self.memory.learners.show()
         if isinstance(found, Exception):
             self.count(None, post.rows)
             return found
-        outcome = Outcome(found.observed, found.late, found.missing, 0, durable)
+        outcome = Outcome(
+            found.observed + learnt.observed,
+            found.late + learnt.late,
+            found.missing + learnt.missing,
+            durable=durable,
+        )
         self.count(outcome)
         return outcome
+
+    async def _learn(self, post: Post) -> Counts:
+        """Tell learners of a post, which nobody sees yet; others have their turns meanwhile."""
+        found = Counts()
+        if self.memory.knows(post):
+            return found
+        for kept, late, missing in self.memory.learners.tell(post.pieces):
+            found.observed += kept
+            found.late += late
+            found.missing += missing
+            self._events += 1
+            if perf_counter() > self._slice_ends:
+                await asyncio.sleep(0)
+                self._slice_ends = perf_counter() + _SLICE_SECONDS
+        return found
 
     def _add(self, post: Post) -> Counts | Exception:
         try:
@@ -188,11 +252,16 @@ class Embedded(State):
             if post.source is not None:
                 positions[post.source] = post.offset
             new.append(post)
-        assert self._journal is not None
+        learners, states, entries = self.memory.learners, dict[str, bytes](), None
         self._writing = changed
         try:
-            content = entries_of(changed, new)
-            if content:
+            if changed is not None and (changed.learners or learners.wanted):
+                entries = learners.entries(changed.learners)
+                leaving = learners.leaving(changed.learners)
+                states = {digest: await self._away(dump) for digest, dump in leaving.items()}
+            kept = None if changed is None else changed.kept
+            content = b"" if self._journal is None else entries_of(kept, entries, new)
+            if content and self._journal is not None:
                 await self._away(self._journal.append, content)
         except Exception as error:  # whatever it is, who waits is answered
             self._refuse(group, error)
@@ -200,13 +269,15 @@ class Embedded(State):
         finally:
             self._writing = None
         if changed is not None:
-            self.memory.keep(changed)
+            self.memory.keep(changed.kept)
+            if entries is not None:
+                learners.keep(entries, states)
             if self._changed is changed:
                 self._changed = None
             elif self._changed is not None:
-                self.memory.make(self._changed)  # they went with what is older, as in a replay
+                self.memory.make(self._changed.kept)  # they went with what is older, as in a replay
         for post, told in group:
-            told(self._outcome(post, durable=True))
+            told(self._outcome(post, await self._learn(post)))
         return True
 
     def _refuse(self, group: list[Waits], error: Exception) -> None:
@@ -214,7 +285,7 @@ class Embedded(State):
         why = f"observations cannot be written: {getattr(error, 'strerror', None) or error}."
         for post, told in group:
             if self.memory.knows(post):
-                told(self._outcome(post, durable=True))
+                told(self._outcome(post))
             else:
                 self.count(None, post.rows)
                 told(AwayError(why))
@@ -222,8 +293,10 @@ class Embedded(State):
     async def _shorten(self) -> None:
         """Put a snapshot in the place of a log that has grown long."""
         journal = self._journal
-        assert journal is not None
-        if journal.size < max(_LOG_BYTES, self._snapshot_bytes):
+        if journal is None:
+            return
+        long = journal.size >= max(_LOG_BYTES, self._snapshot_bytes)
+        if not long and self._events < _LOG_EVENTS:
             return
         if self._keeping is not None and not self._keeping.done():
             return
@@ -232,19 +305,23 @@ class Embedded(State):
         except OSError as error:
             log.error("%s: no new log could be begun: %s", self.name, error)
             return
-        self._keeping = self._away(self._compact, journal, number)
+        learners = await self._away(self.memory.learners.plain())  # nobody learns meanwhile
+        self._events = 0
+        self._keeping = self._away(self._compact, journal, number, learners)
 
-    def _compact(self, journal: Journal, number: int) -> None:
+    def _compact(self, journal: Journal, number: int, learners: Mapping[str, Any]) -> None:
         """Make the snapshot of all before a log, on a thread, out of what lies there: a dump of
-        the tracks that are read would hold their readers up."""
+        the tracks that are read would hold their readers up. Learners are given as they were then:
+        to learn all anew would take long."""
         try:
             memory = Memory()
             content = journal.snapshot()
             if content is not None:
                 memory.load(content)
-            replay(memory, takewhile(lambda _: not self._ended, journal.closed(number)))
+            frames = takewhile(lambda _: not self._ended, journal.closed(number))
+            replay(memory, frames, learners=False)
             if not self._ended:
-                content = memory.dump()
+                content = memory.dump(learners)
                 journal.keep(number, content)
                 self._snapshot_bytes = len(content)
         except Exception:  # what lies there is as good, and longer
@@ -265,6 +342,7 @@ class Embedded(State):
             "keys": memory.keys,
             "bytes": memory.size,
             "watermark": memory.watermark,
+            "learner": memory.learners.figures,
             "durable": self._journal is not None,
         }
 

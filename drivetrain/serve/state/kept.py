@@ -1,11 +1,14 @@
 """What keeps the observations of an alias, wherever it keeps them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from drivetrain.core.errors import wrong
+from drivetrain.core.schema import Schema
 from drivetrain.serve.execution.filling import Filling, Kept, Lookup
+from drivetrain.serve.execution.live import NONE, Learning, Live
 from drivetrain.serve.state.posts import Limits, Post, Reader
 from drivetrain.serve.telemetry.metrics import Metrics
 
@@ -51,12 +54,15 @@ class State(ABC):
         }
 
     @abstractmethod
-    def keep(self, kept: Sequence[Kept], limits: Limits) -> None:
+    def keep(
+        self, kept: Sequence[Kept], limits: Limits, learning: Mapping[str, Learning] = NONE
+    ) -> None:
         """Keep these from now on, and those that were kept before these for a way back.
 
         Args:
             kept: what the versions that are served need.
             limits: of a post.
+            learning: what learns in these versions, by what :meth:`prepare` gave.
 
         Raises:
             ValueError: they hold one column for different things.
@@ -65,6 +71,24 @@ class State(ABC):
     @abstractmethod
     def lookup(self, filling: Filling) -> Lookup:
         """What gives the windows of a version's rows."""
+
+    def prepare(self, learning: Learning) -> str:
+        """Make what learns in a version that is being loaded; its digest. On any thread.
+
+        Raises:
+            ValueError: it is not whole, what was kept of it is damaged, or none can be kept here.
+        """
+        raise wrong(f"{self.name}", "a graph that learns", "[serve] state = a directory or ''")
+
+    def live(self, digest: str, learning: Learning, given: Schema) -> Live:
+        """What gives the live tensors of a version's runs, once :meth:`keep` was told.
+
+        Args:
+            digest: what :meth:`prepare` gave.
+            learning: what learns in it.
+            given: the columns that a request brings.
+        """
+        raise AssertionError("whoever cannot prepare it has refused it")
 
     @abstractmethod
     def observe(self, post: Post, told: Told) -> None:

@@ -12,14 +12,15 @@ import numpy as np
 from drivetrain.core.batch import Array, Batch
 from drivetrain.core.tracks import Tracks
 from drivetrain.serve.execution.filling import Filling, Kept
+from drivetrain.serve.state.learners import Learners
 from drivetrain.serve.state.posts import Post
 from drivetrain.serve.telemetry.metrics import Histogram
 
 log = logging.getLogger("drivetrain.serve")
 
-_FORMAT = 2
-_FORMATS = (1, 2)
-"""That are read; the first held the state of a track in one piece."""
+_FORMAT = 3
+_FORMATS = (1, 2, 3)
+"""That are read; the first held the state of a track in one piece, the second no learners."""
 _PIECE = 1 << 30
 """Bytes of a track's state at a time: MessagePack takes less than 4 GiB."""
 FEW = 16
@@ -43,18 +44,24 @@ class Counts:
     missing: int = 0
 
 
+NOBODY = Counts()
+"""Of a post that nobody learns of."""
+
+
 class Memory:
-    """Tracks by their digests, and how far what feeds them was read.
+    """Tracks by their digests, learners, and how far what feeds them was read.
 
     Used on one thread, but for :meth:`dump`, beside which only reads go on.
 
     Attributes:
         tracks: what is read.
+        learners: what learns.
         positions: of each source, behind the last row that was observed.
     """
 
     def __init__(self) -> None:
         self.tracks: dict[str, Tracks] = {}
+        self.learners = Learners()
         self.positions: dict[str, int] = {}
         self.kept: dict[str, Kept] = {}
         self._wanted: frozenset[str] = frozenset()
@@ -102,7 +109,7 @@ class Memory:
         return post.source is not None and post.offset <= self.positions.get(post.source, -1)
 
     def observe(self, post: Post) -> Counts:
-        """Add what was observed.
+        """Add what was observed to the tracks.
 
         Raises:
             Exception: the kernel refuses it, now and whenever it is added again.
@@ -153,8 +160,8 @@ class Memory:
 
     @property
     def size(self) -> int:
-        """Bytes of all tracks."""
-        return sum(tracks.bytes for tracks in self.tracks.values())
+        """Bytes of all tracks, and of what learners have learnt."""
+        return sum(tracks.bytes for tracks in self.tracks.values()) + self.learners.size
 
     @property
     def watermark(self) -> int | None:
@@ -165,9 +172,14 @@ class Memory:
 
     # -- what is written -----------------------------------------------------------------------
 
-    def dump(self) -> bytes:
-        """All of it; :meth:`load` reads it."""
+    def dump(self, learners: Mapping[str, Any] | None = None) -> bytes:
+        """All of it; :meth:`load` reads it.
+
+        Args:
+            learners: what :meth:`Learners.plain` gave; None for these as they are.
+        """
         found = {
+            "learning": self.learners.plain()() if learners is None else learners,
             "format": _FORMAT,
             "positions": self.positions,
             "wanted": sorted(self._wanted),
@@ -195,6 +207,8 @@ class Memory:
             state = each["state"] if isinstance(each["state"], bytes) else b"".join(each["state"])
             self.tracks[kept.digest] = Tracks.load(state, kept.windows, kept.schema)
         self._wanted = frozenset(found["wanted"])
+        if "learning" in found:
+            self.learners.fill(found["learning"])
 
 
 def _pieces(state: bytes) -> list[memoryview]:

@@ -15,7 +15,7 @@ from drivetrain.core.batch import Array, Batch, microseconds
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import Schema
 from drivetrain.serve.execution.columns import JSON_TYPE, to_array
-from drivetrain.serve.execution.filling import Kept
+from drivetrain.serve.execution.filling import Fed
 
 _MANY = re.compile(rb'"rows"\s*:\s*\[')
 _KEYS = ("rows", "source", "offset")
@@ -86,15 +86,15 @@ class Reader:
 
     Args:
         schema: the columns that are observed.
-        kept: what they are observed for: each row must have all columns of one of these.
+        fed: what they are observed for: each row must have all columns of one of these.
         limits: what a post may hold.
     """
 
-    def __init__(self, schema: Schema, kept: Sequence[Kept], limits: Limits) -> None:
+    def __init__(self, schema: Schema, fed: Sequence[Fed], limits: Limits) -> None:
         self.schema = schema
         self._limits = limits
-        self._known = tuple(dict.fromkeys(each.track.known for each in kept))
-        self._needs = [frozenset(each.columns) for each in kept]
+        self._known = tuple(dict.fromkeys(each.known for each in fed if each.known is not None))
+        self._needs = [frozenset(each.columns) for each in fed]
         self._fed: dict[tuple[int, ...], bool] = {}
         self._arrays = [to_array(field) for field in schema]
         self._moments = [n for n, field in enumerate(schema) if field.dtype == "timestamp"]
@@ -185,7 +185,7 @@ class Reader:
         return piece
 
     def _check_fed(self, unset: tuple[int, ...], row: int) -> None:
-        """See that rows which lack some columns have all of one track.
+        """See that rows which lack some columns have all of one track or learner.
 
         Raises:
             ValueError: they have not.

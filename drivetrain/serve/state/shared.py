@@ -10,6 +10,7 @@ from typing import Any
 
 from drivetrain.core.batch import Array, Batch
 from drivetrain.serve.execution.filling import AwayError, Filling, Kept, Lookup, observed_by
+from drivetrain.serve.execution.live import NONE, Learning
 from drivetrain.serve.state.kept import Outcome, State, Told
 from drivetrain.serve.state.posts import Limits, Post, Reader
 from drivetrain.serve.state.queue import Queue
@@ -70,7 +71,9 @@ class Shared(State):
         self._waiting = Queue(_GROUP_BYTES)
         self._task: asyncio.Task[None] | None = None
 
-    def keep(self, kept: Sequence[Kept], limits: Limits) -> None:
+    def keep(
+        self, kept: Sequence[Kept], limits: Limits, learning: Mapping[str, Learning] = NONE
+    ) -> None:
         if {each.digest for each in kept} == {each.digest for each in self._kept}:
             return
         self._before, self._kept = self._kept, tuple(kept)

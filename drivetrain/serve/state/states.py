@@ -5,6 +5,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 from drivetrain.core.errors import wrong
 from drivetrain.serve.execution.models import Model, Release
@@ -72,6 +73,7 @@ class States:
         self._limits = Limits(most_rows, keeping.ahead)
         self._lock = threading.Lock()
         self._states: dict[str, State] = {}
+        self._learners: WeakKeyDictionary[Model, str] = WeakKeyDictionary()
         self._asked: set[str] = set()
 
     def check(self, model: Model) -> None:
@@ -83,8 +85,15 @@ class States:
             ValueError: they cannot be; or another process uses the directory; or what lies there
                 is damaged.
         """
-        if model.filling is None:
+        if model.filling is None and model.learning is None:
             return
+        if model.learning is not None and (self._processes > 1 or self._keeping.redis):
+            found = "state in Redis" if self._keeping.redis else f"{self._processes} workers"
+            raise ValueError(
+                f"{model.name}: found a graph that learns while it is served and {found}, allowed: "
+                "what learns belongs to one process: [serve] workers = 1, and state = a directory "
+                "or ''."
+            )
         if self._processes > 1 and not self._keeping.redis:
             raise ValueError(
                 f"{model.name}: found windows and {self._processes} workers, allowed: embedded "
@@ -92,11 +101,14 @@ class States:
             )
         from drivetrain.core.tracks import Tracks
 
-        for kept in model.filling.kept:
+        for kept in () if model.filling is None else model.filling.kept:
             Tracks(kept.windows, kept.schema)
         with self._lock:
             if model.name not in self._states:
                 self._states[model.name] = self._opened(model.name)
+        if model.learning is not None:
+            self._learners[model] = self._states[model.name].prepare(model.learning)
+            model.learning.forget()
 
     def _opened(self, name: str) -> State:
         keeping = self._keeping
@@ -117,16 +129,21 @@ class States:
             ValueError: they observe one column as different things.
         """
         fillings = [(m, m.filling) for m in release.models if m.filling is not None]
-        if not fillings:
+        learning = [(m, m.learning) for m in release.models if m.learning is not None]
+        if not fillings and not learning:
             self._asked.discard(release.name)
             return
         state = self._states[release.name]
         kept = {each.digest: each for _, filling in fillings for each in filling.kept}
-        state.keep(tuple(kept.values()), self._limits)
+        learners = {self._learners[model]: each for model, each in learning}
+        state.keep(tuple(kept.values()), self._limits, learners)
         self._asked.add(release.name)
         for model, filling in fillings:
             if model.lookup is None:
                 model.lookup = state.lookup(filling)
+        for model, each in learning:
+            if model.live is None:
+                model.live = state.live(self._learners[model], each, model.inputs)
 
     def of(self, name: str) -> State | None:
         """What keeps the observations of an alias; None where it has no windows."""

@@ -13,6 +13,7 @@ import sys
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from drivetrain.serve.execution import statistics
@@ -42,6 +43,20 @@ DIFFERENCES = (
     *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
 )
 """Bounds of differences between two probabilities: none, rounding, a little, a lot."""
+
+_LEARNER = (
+    ("events", "Events that the version learnt of.", "learnt"),
+    ("new_users", "Users that training did not have.", "new_users"),
+    ("new_items", "Items that training did not have.", "new_items"),
+    ("refused", "Events whose new item found no place.", "refused"),
+    ("auc", "Progressive AUC of what was learnt, over the latest events.", "auc_online"),
+    ("frozen_auc", "The same of what training left.", "auc_frozen"),
+    ("rolled_back", "1 if training's vectors answer, for those learnt were worse.",
+     "rolled_back"),
+    ("bytes", "Memory of what was learnt.", "bytes"),
+)  # fmt: skip
+"""Of the learner of an alias' stable version: a new version begins anew. Name, text, and the
+learner's own name of it."""
 
 Numbers = Sequence[float]
 """What a series has counted: one number, or a histogram's counts and then its sum."""
@@ -314,6 +329,10 @@ class Metrics:
             for name, text in gauges
         ]
         self.window_keys, self.window_bytes, self.window_key_bytes, self.watermark_lag = windows
+        self._learner = {
+            figure: Family(f"drivetrain_learner_{name}", "gauge", text, ("model",), _nothing)
+            for name, text, figure in _LEARNER
+        }
         self.access_dropped = Family(
             "drivetrain_access_lines_dropped_total", "counter",
             "Lines that the access log did not take.", (), Counter,
@@ -354,6 +373,7 @@ class Metrics:
             *(self.feedback_rows, self.feedback_dropped, self.feedback_deleted),
             *(self.observations, self.windows_begun, self.windows_empty, self.lookup_seconds),
             *windows,
+            *self._learner.values(),
             *(self.access_dropped, self.trace_spans, self.trace_dropped),
             *(self.ready, memory, cpu),
         )
@@ -368,6 +388,16 @@ class Metrics:
         others = self.others()
         lines = (line for family in self._families for line in family.text(others))
         return ("\n".join(lines) + "\n").encode()
+
+    def show_learner(self, model: str, figure: Callable[[str], float]) -> None:
+        """Tell of what an alias learns while it is served.
+
+        Args:
+            model: the alias.
+            figure: gives a figure of its learner by name.
+        """
+        for name, family in self._learner.items():
+            family.set(Reading(partial(figure, name)), model)
 
     def serve(self, model: str, version: str) -> None:
         """A version of an alias is served from now on."""

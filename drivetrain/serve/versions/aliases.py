@@ -229,8 +229,8 @@ class Aliases:
         model = Model.load(name, artefact, self._loader)
         if self._states is not None:
             self._states.check(model)
-        elif model.filling is not None:
-            raise wrong(f"{name}, windows", "some", "none where no state is kept")
+        elif model.filling is not None or model.learning is not None:
+            raise wrong(f"{name}, windows or a learner", "some", "none where no state is kept")
         return model
 
     def _fresh(self, name: str, ask: Resolve) -> Release:
@@ -278,9 +278,9 @@ class Aliases:
         """``release``, less a canary and a shadow that observe a column as something else."""
         for role in ("canary", "shadow"):
             model = getattr(release, role)
-            found = [m.filling for m in (release.stable, release.canary, model) if m and m.filling]
+            found = [m for m in (release.stable, release.canary, model) if m is not None]
             try:
-                observed_by([kept for filling in found for kept in filling.kept])
+                observed_by([fed for each in found for fed in each.fed])
             except ValueError as error:
                 self._refuse(Release(release.stable), model.digest, error)
                 share = 0.0 if role == "canary" else release.share

@@ -32,6 +32,9 @@ NAMES = {
     *("drivetrain_window_rows_empty", "drivetrain_window_lookup_seconds"),
     *("drivetrain_window_keys", "drivetrain_window_bytes", "drivetrain_window_key_bytes"),
     "drivetrain_window_watermark_lag_seconds",
+    *("drivetrain_learner_events", "drivetrain_learner_new_users", "drivetrain_learner_new_items"),
+    *("drivetrain_learner_refused", "drivetrain_learner_auc", "drivetrain_learner_frozen_auc"),
+    *("drivetrain_learner_rolled_back", "drivetrain_learner_bytes"),
 }
 
 
