@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from drivetrain.train.ease import EASE
     from drivetrain.train.estimator import Estimator
     from drivetrain.train.flax import Flax
+    from drivetrain.train.fused import Fused
     from drivetrain.train.item_neighbours import ItemNeighbours
     from drivetrain.train.keras import Keras
     from drivetrain.train.loss import BinaryCrossEntropy, CrossEntropy, Listwise, MeanSquaredError
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from drivetrain.train.stopping import EarlyStopping
     from drivetrain.train.tensor_parallel import TensorParallel
     from drivetrain.train.two_tower import TwoTower
+    from drivetrain.watch.off_policy import OffPolicy
     from drivetrain.watch.probes import AUC, RMSE, Accuracy, Calibration, Drift, Latency, LogLoss
     from drivetrain.watch.ranking import Ranking
 
@@ -146,6 +148,7 @@ _HOME = {
     "train.ease": ("EASE",),
     "train.estimator": ("Estimator",),
     "train.flax": ("Flax",),
+    "train.fused": ("Fused",),
     "train.item_neighbours": ("ItemNeighbours",),
     "train.keras": ("Keras",),
     "train.loss": (
@@ -182,6 +185,7 @@ _HOME = {
         "Latency",
         "LogLoss",
     ),
+    "watch.off_policy": ("OffPolicy",),
     "watch.ranking": ("Ranking",),
 }
 _NAMES = {name: home for home, names in _HOME.items() for name in names}
@@ -217,6 +221,7 @@ __all__ = [
     "EarlyStopping",
     "Estimator",
     "Flax",
+    "Fused",
     "Graph",
     "Hash",
     "HashSplit",
@@ -236,6 +241,7 @@ __all__ = [
     "LogLoss",
     "MeanSquaredError",
     "Missing",
+    "OffPolicy",
     "Online",
     "Optimize",
     "ParameterServer",

@@ -8,6 +8,7 @@ from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Emit, Metric, Note
 from drivetrain.core.seams import Probe
 from drivetrain.watch.listener import stderr
+from drivetrain.watch.off_policy import OffPolicy
 from drivetrain.watch.ranking import Ranking
 
 if TYPE_CHECKING:
@@ -374,5 +375,15 @@ class Drift:
 
 PROBES: Mapping[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (AUC, LogLoss, Accuracy, Calibration, RMSE, Latency, Drift, Ranking)
+    for kind in (
+        AUC,
+        LogLoss,
+        Accuracy,
+        Calibration,
+        RMSE,
+        Latency,
+        Drift,
+        OffPolicy,
+        Ranking,
+    )
 }
