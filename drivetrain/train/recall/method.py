@@ -122,6 +122,7 @@ class Recall(ABC):
             weight=self.weight,
             emit=run.emit,
         )
+        found = self.widened(found)
         sizes = {
             "users": int((found.had.lengths > 0).sum()),
             "items": len(found.catalogue),
@@ -129,6 +130,10 @@ class Recall(ABC):
         }
         for name, size in sizes.items():
             run.emit(Metric(name=f"train/{name}", value=float(size)))
+        return found
+
+    def widened(self, found: "Interactions") -> "Interactions":
+        """The training rows with the items that the method knows beyond them: here none."""
         return found
 
     def serving(self, source: Examples, found: "Interactions") -> "Serving":
