@@ -107,7 +107,8 @@ class TwoTower(FromHistory):
         directory.mkdir(parents=True, exist_ok=True)
         pairs = paired(
             source,
-            found.catalogue,
+            found,
+            column=self.user_column(source.features),
             item=self.target,
             history=served.history if self.history is not None else None,
             weight=self.weight,

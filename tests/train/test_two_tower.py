@@ -30,6 +30,7 @@ from drivetrain.train import (
     RowWise,
     Single,
 )
+from drivetrain.train.recall.fusing import Trial
 from drivetrain.train.recall.interactions import FIRST_USER, Interactions, read
 from drivetrain.train.sampled_softmax import SampledSoftmax
 from drivetrain.train.towers import served
@@ -203,9 +204,11 @@ def test_it_tells_how_training_went(plain: Fitted) -> None:
 
 def pairs(tastes: Tastes, folder: Path, **changes: Any) -> Pairs:
     field = Field("recent", "string" if tastes.text else "int64", (RECENT,))
+    found = changes.pop("found", None) or had(tastes)
     options = {"item": "item", "history": field, "weight": "stars", **changes}
     emit: Any = lambda item: None  # noqa: E731
-    return paired(tastes, had(tastes).catalogue, directory=folder, emit=emit, **options)  # type: ignore[arg-type]
+    column = tastes.features.slice("who").start
+    return paired(tastes, found, column=column, directory=folder, emit=emit, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", [False, True], ids=["int64", "text"])
@@ -237,6 +240,21 @@ def test_rows_with_items_that_training_never_saw_are_not_validated_on(tmp_path: 
     assert batch[ITEM].min() == 1
 
 
+def test_pairs_that_are_held_out_for_a_trial_are_not_trained_on(tmp_path: Path) -> None:
+    tastes = Tastes()
+    whole = had(tastes)
+    trial = Trial.of(whole, 0.3, seed=0)
+    (batch,) = pairs(tastes, tmp_path, found=trial.kept).batches("train", size=tastes.train)
+    user, place = batch["index"][:, 0], batch[ITEM][:, 0] - 1
+    table = tastes.table("train")
+    strangers = (table["index"][:, 0] < FIRST_USER).sum()
+    assert (user < FIRST_USER).sum() == strangers > 0
+    known = {pair for pair in zip(user.tolist(), place.tolist(), strict=True) if pair[0] > 1}
+    assert len(known) == len(trial.kept.had.columns) < len(whole.had.columns)
+    rows = np.repeat(np.arange(trial.out.rows), trial.out.lengths)
+    assert not known & set(zip(rows.tolist(), trial.out.columns.tolist(), strict=True))
+
+
 def test_shards_share_each_batch_and_a_later_start_goes_on(tmp_path: Path) -> None:
     found = pairs(Tastes(train=103), tmp_path)
     order = Order(seed=-3, epoch=2)
@@ -255,7 +273,7 @@ def test_shards_share_each_batch_and_a_later_start_goes_on(tmp_path: Path) -> No
 
 
 def test_events_that_end_before_their_examples_are_an_error(tmp_path: Path) -> None:
-    tastes, catalogue = Tastes(), had(Tastes()).catalogue
+    tastes = Tastes()
 
     class Cut:
         schema = tastes.events.schema
@@ -266,9 +284,8 @@ def test_events_that_end_before_their_examples_are_an_error(tmp_path: Path) -> N
     class Changed(Tastes):
         events = Cut()  # type: ignore[assignment]
 
-    options: Any = {"item": "item", "history": None, "weight": None}
     with pytest.raises(ValueError, match="events end before their examples"):
-        paired(Changed(), catalogue, directory=tmp_path, emit=lambda item: None, **options)  # type: ignore[arg-type]
+        pairs(Changed(), tmp_path, found=had(tastes))
 
 
 # -- how it is trained -----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from drivetrain.core.batch import Array, Batch, Categorical
 from drivetrain.core.metric import Emit, Progress
 from drivetrain.core.schema import FeatureField, FeatureSchema, Field, Schema
 from drivetrain.core.seams import Examples, Order, Shard, Source, Split
-from drivetrain.train.recall.interactions import ROWS
+from drivetrain.train.recall.interactions import FIRST_USER, Interactions, alongside
 from drivetrain.train.sampled_softmax import WEIGHT
 
 ITEM, HISTORY = "pairs/item", "pairs/history"
@@ -51,7 +51,7 @@ class Pairs:
         return self._source.events
 
     def rows(self, split: Split) -> int:
-        """How many rows a split has: those with an item of the catalogue."""
+        """How many rows a split has: those of pairs to learn from, or to validate on."""
         return len(self._columns[split][ITEM])
 
     def counts(self, items: int) -> Array:
@@ -84,8 +84,9 @@ class Pairs:
 
 def paired(
     source: Examples,
-    catalogue: Array,
+    found: Interactions,
     *,
+    column: int,
     item: str,
     history: Field | None,
     weight: str | None,
@@ -96,70 +97,68 @@ def paired(
 
     Args:
         source: its examples give the features, its events the items in the same order.
-        catalogue: the items; rows with others are left out.
+        found: the pairs to train on, and the items; rows with others are left out.
+        column: the users' column of the tensor ``index``.
         item: the column of items.
         history: the column of a row's last items; None is none.
         weight: the column of weights, which then are 1 in the mean of the training rows.
         directory: on the disk that the rows are held on.
         emit: hears how far the reading has come.
     """
-    extra = [FeatureField(name=ITEM, kind="bag", cardinality=len(catalogue) + 1)]
-    if history is not None:
-        width = history.shape[0] or 1
-        extra.append(
-            FeatureField(name=HISTORY, kind="bag", width=width, cardinality=len(catalogue) + 1)
-        )
-    numbers = {value: at for at, value in enumerate(catalogue.tolist(), start=1)}
-    columns: dict[Split, dict[str, Array]] = {}
-    splits: tuple[Split, ...] = ("train", "validate")
-    for split in splits:
+    names = [ITEM] if history is None else [ITEM, HISTORY]
+    widths = [1, (history and history.shape[0]) or 1]
+    extra = tuple(
+        FeatureField(name=name, kind="bag", width=width, cardinality=len(found.catalogue) + 1)
+        for name, width in zip(names, widths, strict=False)
+    )
+    numbers = {value: at for at, value in enumerate(found.catalogue.tolist(), start=1)}
+    had = found.had
+    pairs = np.repeat(np.arange(had.rows), had.lengths) * had.wide + had.columns
+
+    def parts(split: Split, tensors: Batch, raw: Batch) -> dict[str, Array]:
+        place = _places(raw.column(item), numbers)
+        kept = place > 0
+        if split == "train":
+            # Whoever tries a method out gives it some of the pairs; rows of users that are not
+            # known are no pairs, and always there.
+            user = tensors["index"][:, column]
+            kept &= _among(pairs, user * had.wide + place - 1) | (user < FIRST_USER)
+        columns = {name: tensors[name] for name in source.features.tensors.names}
+        columns[ITEM] = place[:, None]
+        if history is not None:
+            columns[HISTORY] = _places(raw.column(history.name), numbers)
+        if weight is not None:
+            columns[WEIGHT] = raw[weight]
+        return {name: part[kept] for name, part in columns.items()}
+
+    def read(split: Split) -> dict[str, Array]:
+        held, done = dict[str, _Held](), 0
         with ExitStack() as stack:
-            held = dict[str, _Held]()
-            done = 0
-            for tensors, raw in aligned(source, split):
-                place = _places(raw.column(item), numbers)
-                parts = {name: tensors[name] for name in source.features.tensors.names}
-                parts[ITEM] = place[:, None]
-                if history is not None:
-                    parts[HISTORY] = _places(raw.column(history.name), numbers)
-                if weight is not None:
-                    parts[WEIGHT] = raw[weight]
-                for name, part in parts.items():
+            for tensors, raw in alongside(source, split):
+                for name, part in parts(split, tensors, raw).items():
                     if name not in held:
-                        held[name] = _Held(stack.enter_context(_file(directory)), part)
-                    held[name].append(part[place > 0])
-                done += len(place)
+                        file = stack.enter_context(tempfile.TemporaryFile(dir=directory))
+                        held[name] = _Held(file, part)
+                    held[name].append(part)
+                done += len(raw)
                 emit(Progress(stage="train: pairs", done=done, total=source.rows(split)))
-            columns[split] = {name: each.read() for name, each in held.items()}
-    if not columns["validate"]:
-        columns["validate"] = {name: each[:0] for name, each in columns["train"].items()}
+            return {name: each.read() for name, each in held.items()}
+
+    train = read("train")
+    validate = read("validate") or {name: each[:0] for name, each in train.items()}
     if weight is not None:
-        mean = float(columns["train"][WEIGHT].mean()) or 1.0
-        for part in columns.values():
-            part[WEIGHT] = part[WEIGHT] / np.float32(mean)
-    return Pairs(source, tuple(extra), weight is not None, columns)
+        mean = np.float32(float(train[WEIGHT].mean()) or 1.0)
+        for part in (train, validate):
+            part[WEIGHT] = part[WEIGHT] / mean
+    return Pairs(source, extra, weight is not None, {"train": train, "validate": validate})
 
 
-def aligned(source: Examples, split: Split) -> Iterator[tuple[Batch, Batch]]:
-    """Tensors and the raw rows that they belong to: both come in one order.
-
-    Raises:
-        ValueError: the events end before their examples.
-    """
-    raw = source.events.batches(split)
-    held: Batch | None = None
-    at = 0
-    for batch in source.batches(split, size=ROWS):
-        taken = 0
-        while taken < len(batch):
-            if held is None or at == len(held):
-                held, at = next(raw, None), 0
-                if held is None:
-                    raise ValueError("events end before their examples: they changed meanwhile.")
-            some = min(len(batch) - taken, len(held) - at)
-            if some:
-                yield batch.slice(taken, taken + some), held.slice(at, at + some)
-            taken, at = taken + some, at + some
+def _among(sorted_: Array, wanted: Array) -> Array:
+    """Which are there, bool of the shape of ``wanted``."""
+    if not len(sorted_):
+        return np.zeros(wanted.shape, bool)
+    at = np.searchsorted(sorted_, wanted)
+    return sorted_[np.minimum(at, len(sorted_) - 1)] == wanted
 
 
 def _places(column: Any, numbers: Mapping[Any, int]) -> Array:
@@ -169,10 +168,6 @@ def _places(column: Any, numbers: Mapping[Any, int]) -> Array:
         return np.array(known, np.int32)[column.codes]
     flat = [numbers.get(value, 0) for value in column.reshape(-1).tolist()]
     return np.array(flat, np.int32).reshape(column.shape)
-
-
-def _file(directory: Path) -> Any:
-    return tempfile.TemporaryFile(dir=directory)
 
 
 class _Held:
