@@ -1,8 +1,8 @@
 """What a ranker learns from: lists of candidates, and which of them the user then had.
 
-A recall method that has seen a pair scores it as nobody will who asks for something new. So some
-pairs are held out, recall learns from the others, and is asked for each user as of the first row
-that was held out. All is a function of the rows and a seed; one batch of them is held at a time.
+A recall method that has seen a pair scores it as nobody will who asks for something new. So the
+last rows of each user are held out, recall learns from those before, and is asked as of each row
+that was held out, with what was known at that moment. One batch of rows is held at a time.
 """
 
 from collections.abc import Iterator
@@ -16,74 +16,152 @@ from drivetrain.core.batch import Array, Batch
 from drivetrain.core.graph import Session
 from drivetrain.core.schema import FeatureSchema, Field, Schema
 from drivetrain.core.seams import Examples, Shard, Split
-from drivetrain.train.recall.interactions import FIRST_USER, Interactions, Sparse, aligned, alongside
+from drivetrain.train.recall.interactions import (
+    FIRST_USER,
+    Interactions,
+    Sparse,
+    aligned,
+    alongside,
+)
 
 HAD = "had"
 """The target: 1 for a candidate that the user then had, 0 for another."""
 TOGETHER = 512
 """Rows that recall is asked for at once."""
+VALIDATE = 0.1
+"""Of the users, where the system has no validation rows, whose lists validate."""
 
 
-def share_of(user: Array, place: Array, seed: int) -> Array:
-    """Where pairs lie between 0 and 1: float64 of a seeded hash (SplitMix64; Steele 2014)."""
-    with np.errstate(over="ignore"):
-        mixed = user.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        mixed += place.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03)
-        mixed += np.uint64(seed) + np.uint64(1)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
+def drawn(user: Array, seed: int) -> Array:
+    """Where users lie between 0 and 1: float64 of a seeded hash (SplitMix64; Steele 2014)."""
+    mixed = user.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
     return (mixed >> np.uint64(11)).astype(np.float64) / 2**53
 
 
-@dataclass(frozen=True)
-class Part:
-    """Which pairs are held out: those whose share lies in ``[low, high)``."""
+@dataclass(frozen=True, eq=False)
+class Log:
+    """The rows of a system, user by user.
 
-    low: float
-    high: float
-    seed: int
+    Attributes:
+        examples: of the system.
+        column: the users' column of the tensor ``index``.
+        item: the column of items.
+        catalogue: the items.
+    """
 
-    def holds(self, user: Array, place: Array) -> Array:
-        """Whether each pair is held out, bool ``[pairs]``."""
-        share = share_of(user, place, self.seed)
-        return (self.low <= share) & (share < self.high)
+    examples: Examples
+    column: int
+    item: str
+    catalogue: Array
 
-    def divided(self, found: Interactions) -> tuple[Interactions, Sparse]:
-        """The interactions without what is held out, and that."""
+    @cached_property
+    def _numbers(self) -> dict[object, int]:
+        return {value: at for at, value in enumerate(self.catalogue.tolist())}
+
+    def places(self, raw: Batch) -> Array:
+        """The place of each row's item, int64; -1 for one that is not in the catalogue."""
+        numbers = self._numbers
+        return np.array([numbers.get(value, -1) for value in raw[self.item].tolist()], np.int64)
+
+    def last(self, share: float, rows: int) -> "Last":
+        """The last rows of each user.
+
+        Args:
+            share: of their rows; at least one, where they have two.
+            rows: of the users' index.
+        """
+        lengths = np.zeros(rows, np.int64)
+        for user, _ in aligned(self.examples, self.column, "train"):
+            lengths += np.bincount(user, minlength=rows)
+        lengths[:FIRST_USER] = 0
+        return Last(lengths - np.minimum(np.ceil(share * lengths), lengths - 1).clip(0))
+
+    def had(self, split: Split, found: Interactions, last: "Last | None" = None) -> Sparse:
+        """What known users had in a split, or in their last training rows: 8 bytes for a pair."""
+        pairs = [np.empty(0, np.int64)]
+        follow = None if last is None else last.followed()
+        for user, raw in aligned(self.examples, self.column, split):
+            place = self.places(raw)
+            known = (place >= 0) & (user >= FIRST_USER)
+            if follow is not None:
+                known &= follow(user)
+            pairs.append(user[known] * found.had.wide + place[known])
+        return _sparse(np.unique(np.concatenate(pairs)), found.had)
+
+    def without(self, last: "Last", found: Interactions) -> Interactions:
+        """The interactions but for what users had in their last rows."""
         had = found.had
         user = np.repeat(np.arange(had.rows), had.lengths)
-        out = self.holds(user, had.columns)
-        held, kept = _chosen(had, user, out), _chosen(had, user, ~out)
-        counts = found.counts - np.bincount(held.columns, minlength=len(found.counts))
-        return replace(found, counts=counts, had=kept), held
+        pairs = user * had.wide + had.columns
+        late = self.had("train", found, last)
+        held = np.repeat(np.arange(had.rows), late.lengths) * had.wide + late.columns
+        out = np.isin(pairs, held, assume_unique=True)
+        kept = replace(_sparse(pairs[~out], had), weights=had.weights[~out])
+        counts = found.counts - np.bincount(had.columns[out], minlength=len(found.counts))
+        return replace(found, counts=counts, had=kept)
 
 
-def _chosen(had: Sparse, user: Array, which: Array) -> Sparse:
-    starts = np.zeros(had.rows + 1, np.int64)
-    np.cumsum(np.bincount(user[which], minlength=had.rows), out=starts[1:])
-    return Sparse(starts, had.columns[which], had.weights[which], had.wide)
+def _sparse(pairs: Array, like: Sparse) -> Sparse:
+    """Pairs ``user * wide + place``, ascending, as a matrix."""
+    user, place = np.divmod(pairs, like.wide)
+    starts = np.zeros(like.rows + 1, np.int64)
+    np.cumsum(np.bincount(user, minlength=like.rows), out=starts[1:])
+    return Sparse(starts, place.astype(np.int32), np.ones(len(place), np.float32), like.wide)
+
+
+@dataclass(frozen=True, eq=False)
+class Last:
+    """Where each user's last rows begin, int64 ``[users]``."""
+
+    begins: Array
+
+    def followed(self) -> "_Follow":
+        """Tells of rows, batch by batch from the first, whether they are among the last."""
+        return _Follow(self.begins, np.zeros(len(self.begins), np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class _Follow:
+    begins: Array
+    done: Array
+
+    def __call__(self, user: Array) -> Array:
+        order = np.argsort(user, kind="stable")
+        who = user[order]
+        first = np.flatnonzero(np.diff(who, prepend=-1))
+        times = np.diff(first, append=len(who))
+        number = np.empty(len(user), np.int64)
+        number[order] = np.arange(len(who)) - np.repeat(first, times) + self.done[who]
+        self.done[who[first]] += times
+        return (number >= self.begins[user]) & (user >= FIRST_USER)
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What is asked of one state of recall, and what was then had.
+    """What is asked of one state of recall.
 
     Attributes:
         split: of the rows as of which users are asked.
         recall: the features of who asks, and raw columns, to candidates.
-        part: only rows that are held out so; None takes each user's first row.
-        had: what the users then had.
+        users: bool ``[users]``: who is asked.
+        last: asks as of each of these rows, and what counts is the row's own item; None asks
+            each user as of the first row, and what counts is ``had``.
+        had: what users had in the split.
     """
 
     split: Split
     recall: Session
-    part: Part | None
-    had: Sparse
+    users: Array
+    last: Last | None = None
+    had: Sparse | None = None
 
     @cached_property
     def pairs(self) -> Array:
-        """What was had as ``user * items + place``, ascending."""
+        """What was had as ``user * items + place``, ascending; one at least."""
+        assert self.had is not None
         user = np.repeat(np.arange(self.had.rows), self.had.lengths)
         return user * self.had.wide + self.had.columns
 
@@ -93,27 +171,17 @@ class Lists:
     """Lists of candidates as a source; a row is one list.
 
     Attributes:
-        examples: whose rows users are asked as of.
-        item: the column of items.
-        column: the users' column of the tensor ``index``.
-        catalogue: the items.
-        chosen: the features of a list that come from the examples, and the columns of their
-            blocks that are theirs.
+        log: the rows as of which users are asked.
+        chosen: the tensors of a list that come from the examples, and the columns of their blocks
+            that are theirs; None for all.
         features: of a list.
         asked: what is asked, for each split.
-        most: lists of a split; of more users some are drawn.
-        seed: of that draw.
     """
 
-    examples: Examples
-    item: str
-    column: int
-    catalogue: Array
+    log: Log
     chosen: dict[str, list[int] | None]
     features: FeatureSchema
-    asked: dict[Split, list[Asked]]
-    most: int
-    seed: int
+    asked: dict[Split, Asked]
 
     @property
     def schema(self) -> Schema:
@@ -127,12 +195,14 @@ class Lists:
 
     def batches(self, split: Split, shard: Shard = Shard()) -> Iterator[Batch]:
         """The lists of a split that have something in them that was had."""
-        for asked in self.asked.get(split, []):
-            for number, (tensors, raw, user) in enumerate(self._rows(asked)):
-                if number % shard.count == shard.index:
-                    found = self._lists(asked, tensors, raw, user)
-                    if len(found):
-                        yield found
+        asked = self.asked.get(split)
+        if asked is None:
+            return
+        for number, (tensors, raw, user) in enumerate(self._rows(asked)):
+            if number % shard.count == shard.index:
+                found = self._lists(asked, tensors, raw, user)
+                if len(found):
+                    yield found
 
     def run(self, batch: Batch) -> Batch:
         """The tensors of a list: nothing is left to do."""
@@ -141,10 +211,13 @@ class Lists:
     def _lists(self, asked: Asked, tensors: Batch, raw: Batch, user: Array) -> Batch:
         given = tensors.with_columns({n: raw[n] for n, _ in asked.recall.inputs if n in raw})
         found = asked.recall.run(given)
-        pairs = user[:, None] * asked.had.wide + found[PLACES]
-        at = np.searchsorted(asked.pairs, pairs).clip(max=max(0, len(asked.pairs) - 1))
-        inside = found[PLACES] < asked.had.wide
-        had = (inside & (asked.pairs[at] == pairs)) if len(asked.pairs) else np.zeros_like(inside)
+        places = found[PLACES]
+        if asked.had is None:
+            had = places == self.log.places(raw)[:, None]
+        else:
+            pairs = user[:, None] * asked.had.wide + places
+            at = np.searchsorted(asked.pairs, pairs).clip(max=len(asked.pairs) - 1)
+            had = (asked.pairs[at] == pairs) & (places < asked.had.wide)
         columns = {name: tensors[name] for name in self.chosen}
         for name, chosen in self.chosen.items():
             if chosen is not None:
@@ -154,37 +227,17 @@ class Lists:
         return Batch(columns).take(np.flatnonzero(had.any(axis=1)))
 
     def _rows(self, asked: Asked) -> Iterator[tuple[Batch, Batch, Array]]:
-        """The rows as of which users are asked, each user once, at most ``TOGETHER`` at a time."""
-        users = int((asked.had.lengths > 0).sum())
-        numbers = {value: at for at, value in enumerate(self.catalogue.tolist())}
-        waits = asked.had.lengths > 0
-        if users > self.most:
-            each = share_of(np.arange(asked.had.rows), np.zeros(asked.had.rows), self.seed + 1)
-            waits &= each < self.most / users
-        for tensors, raw in alongside(self.examples, asked.split):
-            user = tensors["index"][:, self.column]
-            wanted = waits[user] & (user >= FIRST_USER)
-            if asked.part is not None:
-                place = np.array([numbers.get(v, -1) for v in raw[self.item].tolist()], np.int64)
-                wanted &= asked.part.holds(user, place) & (place >= 0)
-            at = np.flatnonzero(wanted)
-            at = at[np.sort(np.unique(user[at], return_index=True)[1])]
-            waits[user[at]] = False
+        """The rows as of which users are asked, at most ``TOGETHER`` at a time."""
+        waits = asked.users.copy()
+        follow = None if asked.last is None else asked.last.followed()
+        for tensors, raw in alongside(self.log.examples, asked.split):
+            user = tensors["index"][:, self.log.column]
+            if follow is not None:
+                at = np.flatnonzero(follow(user) & waits[user])
+            else:
+                at = np.flatnonzero(waits[user] & (user >= FIRST_USER))
+                at = at[np.sort(np.unique(user[at], return_index=True)[1])]
+                waits[user[at]] = False
             for first in range(0, len(at), TOGETHER):
                 rows = at[first : first + TOGETHER]
                 yield tensors.take(rows), raw.take(rows), user[rows]
-
-
-def had_in(source: Examples, split: Split, item: str, column: int, found: Interactions) -> Sparse:
-    """What known users had of the catalogue in a split: 8 bytes for each pair are held."""
-    numbers = {value: at for at, value in enumerate(found.catalogue.tolist())}
-    pairs = [np.empty(0, np.int64)]
-    for user, raw in aligned(source, column, split):
-        place = np.array([numbers.get(value, -1) for value in raw[item].tolist()], np.int64)
-        known = (place >= 0) & (user >= FIRST_USER)
-        pairs.append(user[known] * found.had.wide + place[known])
-    user, place = np.divmod(np.unique(np.concatenate(pairs)), found.had.wide)
-    starts = np.zeros(found.had.rows + 1, np.int64)
-    np.cumsum(np.bincount(user, minlength=found.had.rows), out=starts[1:])
-    ones = np.ones(len(place), np.float32)
-    return Sparse(starts, place.astype(np.int32), ones, found.had.wide)

@@ -16,7 +16,7 @@ from drivetrain.train.stopping import EarlyStopping
 if TYPE_CHECKING:
     from drivetrain.apps.recommender.candidates import Recalled
     from drivetrain.apps.recommender.items import Items
-    from drivetrain.apps.recommender.lists import Asked
+    from drivetrain.apps.recommender.lists import Asked, Log
     from drivetrain.core.graph import Graph
     from drivetrain.train.recall.graph import Scorer, Serving
     from drivetrain.train.recall.interactions import Interactions
@@ -36,8 +36,9 @@ LEARNT = Single(
 class Ranker:
     """Orders the candidates of a list by a model that sees each with who asks.
 
-    It learns from lists of candidates that recall finds without the pairs that were held out, and
-    which of them those pairs name. A model sees the system's features of who asks, those of the
+    Each user's last training rows are held out, and recall is fitted on those before. It is asked
+    as of each row that was held out, and the ranker learns which candidate the row has, from what
+    was known at that moment. A model sees the system's features of who asks, those of the
     item, the item itself (``item``), what recall says (``recall``) and, with ``history``, the
     bag of the last items (``history``), which shares positions with ``item``:
     ``Attention(history="history", item="item")`` weighs them by the candidate.
@@ -50,10 +51,9 @@ class Ranker:
         train: any strategy of torch modules; its loss sees ``had`` ``[candidates]``.
         features: the system's features to rank by; None takes all but the users' own index.
         history: a raw column ``[n]`` of the items that a row's user had last.
-        held_out: the share of pairs that a fold holds out.
-        folds: how often other pairs are held out, each time at the cost of fitting recall.
-        lists: at most, of each fold and of validation; of more users some are drawn.
-        seed: of what is held out, of those draws and of the model's initial weights.
+        held_out: the share of each user's rows, the last ones, that the ranker learns from.
+        lists: about so many at most; of more users some are drawn.
+        seed: of those draws and of the model's initial weights.
     """
 
     model: ModelFactory
@@ -61,17 +61,14 @@ class Ranker:
     features: tuple[str, ...] | None = None
     history: str | None = None
     held_out: float = 0.1
-    folds: int = 1
-    lists: int = 100_000
+    lists: int = 200_000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("folds", "lists"):
-            if getattr(self, name) < 1:
-                raise wrong(f"Ranker.{name}", getattr(self, name), "1 or more")
-        if not 0 < self.held_out < 1 or self.held_out * (self.folds + 1) > 1:
-            allowed = f"a share above 0, of which {self.folds} folds and one more are at most all"
-            raise wrong("Ranker.held_out", self.held_out, allowed)
+        if self.lists < 1:
+            raise wrong("Ranker.lists", self.lists, "1 or more")
+        if not 0 < self.held_out < 1:
+            raise wrong("Ranker.held_out", self.held_out, "a share above 0 and below 1")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -112,7 +109,7 @@ class Ranker:
             item: the column of items.
             run: of this training.
         """
-        from drivetrain.apps.recommender.lists import HAD, Lists
+        from drivetrain.apps.recommender.lists import HAD, Lists, Log
         from drivetrain.apps.recommender.ranking import Ranking, Shape
         from drivetrain.features.examples import Examples as Kept
         from drivetrain.train.trained import MODEL, exported
@@ -121,17 +118,9 @@ class Ranker:
         width = 0 if recalled.history is None else recalled.history.shape[0] or 0
         shape = Shape(asked, served.k, recalled.width, width)
         model = Ranking(self.model, shape, items, self.seed)
-        lists = Lists(
-            source,
-            item,
-            served.column,
-            recalled.found.catalogue,
-            chosen_of(source.features, asked),
-            model.features,
-            self._asked(recalled, fit, source, item, run),
-            self.lists,
-            self.seed,
-        )
+        log = Log(source, served.column, item, recalled.found.catalogue)
+        asked_of = self._asked(recalled, fit, log, run)
+        lists = Lists(log, chosen_of(source.features, asked), model.features, asked_of)
         directory = run.directory / "ranking"
         lent = replace(run, directory=directory, emit=under("ranking", run.emit))
         examples = Kept(lists, lists, lists.targets, directory / "lists", lent.emit)
@@ -146,31 +135,33 @@ class Ranker:
         run.emit(Note(stage="train", text=text))
         return None
 
-    def _asked(
-        self, recalled: "Recalled", fit: Fit, source: Examples, item: str, run: Run
-    ) -> "dict[Split, list[Asked]]":
+    def _asked(self, recalled: "Recalled", fit: Fit, log: "Log", run: Run) -> "dict[Split, Asked]":
         """What is asked for each split of lists."""
-        from drivetrain.apps.recommender.lists import Asked, Part, had_in
+        import numpy as np
 
-        def of(number: int) -> "Asked":
-            low = number * self.held_out
-            part = Part(low, low + self.held_out, self.seed)
-            found, held = part.divided(recalled.found)
-            served = _without(recalled.serving, found)
-            lent = replace(
-                run,
-                directory=run.directory / f"fold-{number}",
-                emit=under(f"fold-{number}", run.emit),
-            )
-            inner = replace(recalled, serving=served, found=found, scorer=fit(found, lent, served))
-            return Asked("train", inner.graph().session(), part, held)
+        from drivetrain.apps.recommender.lists import VALIDATE, Asked, drawn
 
-        train = [of(number) for number in range(self.folds)]
-        had = had_in(source, "validate", item, recalled.serving.column, recalled.found)
-        if not len(had.columns):  # pairs that no fold has must do
-            return {"train": train, "validate": [of(self.folds)]}
-        asked = replace(recalled, serving=_without(recalled.serving, recalled.found))
-        return {"train": train, "validate": [Asked("validate", asked.graph().session(), None, had)]}
+        found = recalled.found
+        last = log.last(self.held_out, found.had.rows)
+        lent = replace(run, directory=run.directory / "before", emit=under("before", run.emit))
+        lent.directory.mkdir(exist_ok=True)
+        kept = log.without(last, found)
+        served = _without(recalled.serving, kept)
+        inner = replace(recalled, serving=served, found=kept, scorer=fit(kept, lent, served))
+        early = inner.graph().session()
+        users = drawn(np.arange(found.had.rows), self.seed)
+        held = int((found.had.lengths * self.held_out).sum())
+        train = Asked("train", early, users < self.lists / max(1, held), last)
+        had = log.had("validate", found)
+        if not len(had.columns):  # users of whom the ranker is told nothing must do
+            validate = replace(train, users=train.users & (users < VALIDATE * train.users.mean()))
+            return {
+                "train": replace(train, users=train.users & ~validate.users),
+                "validate": validate,
+            }
+        now = replace(recalled, serving=_without(recalled.serving, found)).graph().session()
+        asked = users * (had.lengths > 0).sum() < self.lists
+        return {"train": train, "validate": Asked("validate", now, asked, had=had)}
 
 
 def _without(served: "Serving", found: "Interactions") -> "Serving":

@@ -9,6 +9,7 @@ from drivetrain.apps.recommender.ranker import Ranker
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import FeatureSchema
 from drivetrain.core.seams import Examples, Feature, Run, Source
+from drivetrain.train.fused import Fused
 from drivetrain.train.recall.method import Recall
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class Recommender:
         found = method.interactions(source, run)
         served = method.serving(source, found)
         scorer = method.scorer(source, found, run, served)
+        if isinstance(method, Fused) and scorer.several is not None:  # weights are learnt once
+            method = replace(method, weights=scorer.several.weights)
         history = None
         if self.ranking is not None and self.ranking.history is not None:
             history = source.events.schema.field(self.ranking.history, "Ranker.history")
@@ -146,7 +149,7 @@ class Recommender:
             self._attributes(recalled.found),
             likeness(recalled.found) if diverse else None,
             self.limit,
-            type(self.recall).__name__,
+            type(self.recall).__name__.lower(),
         )
 
     def _attributes(self, found: "Interactions") -> "dict[str, Array]":

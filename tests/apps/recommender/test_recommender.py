@@ -1,6 +1,6 @@
 """A whole recommender: what is held out, what a ranker learns, what is answered and to whom."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import drivetrain as dt
 from drivetrain.apps.recommender import Diverse, Explore, Ranker, Recommender
 from drivetrain.apps.recommender.answer import likeness
 from drivetrain.apps.recommender.items import Items, held
-from drivetrain.apps.recommender.lists import Part, share_of
+from drivetrain.apps.recommender.lists import Log, drawn
 from drivetrain.core.batch import Batch
 from drivetrain.core.metric import Metric
 from drivetrain.core.schema import MISSING_INT
@@ -89,7 +89,7 @@ def test_a_ranker_that_learns_what_recall_cannot_know_puts_it_first(
     folder: Path, site: dt.Site
 ) -> None:
     plain, before = ran(declared(folder), site)
-    ranker = Ranker(model=MLP(hidden=(16,), dim=2), train=QUICK, folds=3, held_out=0.25)
+    ranker = Ranker(model=MLP(hidden=(16,), dim=2), train=QUICK, held_out=0.4)
     bundle, after = ran(declared(folder, ranking=ranker), site)
     assert after["train/ranking/ndcg"] > after["train/recall/ndcg"]
     assert after["test/ndcg@5"] > before["test/ndcg@5"]
@@ -110,8 +110,8 @@ def test_what_is_answered_has_scores_reasons_and_propensities(folder: Path, site
     assert [sum(name != "" for name in row) for row in found["items"].tolist()] == [5, 2, 0, 5]
     for name in ("scores", "propensities"):
         assert (np.isnan(found[name]) == (found["items"] == "")).all()
-    assert found["reasons"][0].tolist() == ["EASE"] * 5
-    assert found["reasons"][1].tolist() == ["EASE"] * 2 + [""] * 3
+    assert found["reasons"][0].tolist() == ["ease"] * 5
+    assert found["reasons"][1].tolist() == ["ease"] * 2 + [""] * 3
     assert found["reasons"][3].tolist() == ["popular"] * 5
     assert (np.diff(found["scores"][0]) <= 0).all()
     assert (found["propensities"][0] == 1).all()
@@ -164,23 +164,45 @@ def test_a_run_with_everything_repeats_to_the_bit(folder: Path, site: dt.Site) -
     assert (found["propensities"][1] == 1).all(), "without a request nothing is drawn"
 
 
-def test_pairs_that_are_held_out_are_in_no_other_fold() -> None:
-    user, place = (side.ravel() for side in np.indices((50, 40)))
-    parts = [Part(low, low + 0.2, 3) for low in (0.0, 0.2, 0.4, 0.6)]
-    held = np.stack([part.holds(user, place) for part in parts])
-    assert held.sum(0).max() == 1
-    assert (np.abs(held.mean(1) - 0.2) < 0.03).all()
-    share = share_of(user, place, 0)
-    assert share.min() >= 0
-    assert share.max() < 1
-    assert len(np.unique(share)) == len(share)
-    starts = np.arange(51) * 40
-    had = Sparse(starts, place.astype(np.int32), np.ones(2000, np.float32), 40)
-    found = Interactions(np.arange(40), np.full(40, 53), had)
-    kept, out = parts[1].divided(found)
-    assert sorted([*pairs_of(kept.had), *pairs_of(out)]) == pairs_of(had)
-    assert (kept.counts == 53 - np.bincount(out.columns, minlength=40)).all()
-    assert pairs_of(out) == [(u, p) for u, p, h in zip(user, place, held[1], strict=True) if h]
+class Rows:
+    """Examples in memory: a user and an item each, in batches of three."""
+
+    def __init__(self, user: np.ndarray, item: np.ndarray) -> None:
+        self.user, self.item, self.events = user, item, self
+
+    def batches(self, split: str, size: int = 0) -> Iterator[Batch]:
+        for first in range(0, len(self.user), 3):
+            part = slice(first, first + 3)
+            yield Batch({"index": self.user[part, None], "item": self.item[part]})
+
+
+def test_the_last_rows_of_each_user_are_held_out_and_recall_has_those_before() -> None:
+    random = np.random.default_rng(0)
+    user, item = random.integers(1, 9, 200), random.integers(0, 30, 200)
+    user[:1] = 9  # who has a single row keeps it
+    log = Log(Rows(user, item), 0, "item", np.arange(30))  # type: ignore[arg-type]
+    last = log.last(0.25, 12)
+    follow = last.followed()
+    late = np.concatenate([follow(user[at : at + 7]) for at in range(0, 200, 7)])
+    for who in range(12):
+        due = int(np.ceil(0.25 * (user == who).sum())) if who not in (0, 1, 9) else 0
+        assert late[user == who].sum() == due
+        assert late[user == who].tolist() == sorted(late[user == who].tolist())
+    both = np.unique(np.stack([user, item], 1)[user > 1], axis=0)
+    starts = np.append(0, np.cumsum(np.bincount(both[:, 0], minlength=12)))
+    had = Sparse(starts, both[:, 1].astype(np.int32), np.ones(len(both), np.float32), 30)
+    counts = np.bincount(both[:, 1], minlength=30)
+    kept = log.without(last, Interactions(np.arange(30), counts, had))
+    held = {*zip(user[late].tolist(), item[late].tolist(), strict=True)}
+    assert pairs_of(kept.had) == [pair for pair in pairs_of(had) if pair not in held]
+    assert kept.counts.tolist() == np.bincount(kept.had.columns, minlength=30).tolist()
+    assert pairs_of(log.had("train", kept, last)) == sorted(held)
+
+
+def test_users_are_drawn_evenly_and_by_the_seed() -> None:
+    share = drawn(np.arange(10_000), 3)
+    assert (np.abs(np.histogram(share, 10, (0, 1))[0] - 1000) < 120).all()
+    assert not np.isclose(share, drawn(np.arange(10_000), 4)).any()
 
 
 def pairs_of(had: Sparse) -> list[tuple[int, int]]:
@@ -232,10 +254,10 @@ def test_a_declaration_that_cannot_be_is_refused(case: str, folder: Path) -> Non
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Ranker(model=MLP(), held_out=0.5, folds=2), "Ranker.held_out"),
-        (lambda: Ranker(model=MLP(), folds=0), "Ranker.folds"),
+        (lambda: Ranker(model=MLP(), held_out=1.0), "Ranker.held_out"),
+        (lambda: Ranker(model=MLP(), lists=0), "Ranker.lists"),
     ],
-    ids=["shares", "folds"],
+    ids=["shares", "lists"],
 )
 def test_a_ranker_that_cannot_be_is_refused(make: Callable[[], Ranker], text: str) -> None:
     with pytest.raises(ValueError, match=text):
@@ -244,5 +266,5 @@ def test_a_ranker_that_cannot_be_is_refused(make: Callable[[], Ranker], text: st
 
 def test_a_feature_that_is_not_there_is_named(folder: Path, site: dt.Site) -> None:
     ranker = Ranker(model=MLP(), features=("agee_scale",))
-    with pytest.raises(ValueError, match="Ranker.features"):
+    with pytest.raises(ValueError, match=r"Ranker\.features"):
         dt.run(declared(folder, ranking=ranker), site)
