@@ -16,7 +16,7 @@ places up and is no item. A graph that is joined behind another has it under a l
 COUNTS = "catalogue/counts"
 """The initializer that holds how often each was had in training, int64 ``[n]``."""
 _LIVE = "learner/catalogue"
-"""Holds the items instead where some may come new; then these are those of the training."""
+"""Holds the items instead where others may come new behind them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,4 +39,4 @@ class Catalogue:
         if items is None or counts is None:
             return None
         there = items != (MISSING_INT if items.dtype.kind == "i" else "")
-        return cls(items[there], counts[there])
+        return cls(items[there], counts[: len(items)][there])

@@ -27,7 +27,10 @@ ITEMS = "learner/items"
 """Live, float32 ``[places, factors + 1]``: items, ``capacity`` free places, spare ones. The last
 number is how often an item was had, which is its score for whoever is not known."""
 CATALOGUE = "learner/catalogue"
-"""Live, int64 or string ``[places]``: what stands at each place, missing where it is free."""
+"""int64 or string ``[items]``: what stands at each place that training filled."""
+NEW = "learner/new"
+"""Live, int64 or string ``[places - items]``: what stands at the others, missing where one is free.
+ONNX Runtime copies text in every run, so what stays lies in the graph."""
 USERS = "learner/users"
 """int64 or string ``[users]``: who each trained row is, missing where it is nobody."""
 USER_FACTORS = "learner/user_factors"
@@ -41,8 +44,8 @@ STARTS = "learner/known/starts"
 KNOWN = "learner/known/items"
 """int32: places of what users had in training, ascending for each, and one more behind all."""
 
-LIVE = (USER, HAD, ITEMS, CATALOGUE)
-TENSORS = (SPEC, *LIVE, USERS, USER_FACTORS, USER_COUNTS, ITEM_COUNTS, STARTS, KNOWN)
+LIVE = (USER, HAD, ITEMS, NEW)
+TENSORS = (SPEC, *LIVE, CATALOGUE, USERS, USER_FACTORS, USER_COUNTS, ITEM_COUNTS, STARTS, KNOWN)
 
 _FORMAT = b"drivetrain learner 1\n"
 
@@ -111,10 +114,10 @@ class Learner:
         rows = enumerate(held[USERS].tolist())
         self._user_rows = {user: row for row, user in rows if user not in ("", MISSING_INT)}
         self._user_slots: dict[Key, int] = {}
-        self._places = {item: at for at, item in enumerate(held[CATALOGUE][: self._items].tolist())}
+        self._places = {item: at for at, item in enumerate(held[CATALOGUE].tolist())}
         self._place_slots = np.full(self.beyond, -1, np.int32)
         self._slot_places: list[int] = []
-        self._live = {name: held[name].copy() for name in (ITEMS, CATALOGUE)}
+        self._live = {name: held[name].copy() for name in (ITEMS, NEW)}
         self._changed: set[int] = set()
 
     @classmethod
@@ -211,14 +214,16 @@ class Learner:
 
     def tensors(self) -> dict[str, Array]:
         """What every run takes, as it is now, by the names in the graph. They are not copied, and
-        change with the next event; the first dimension of each is that of places."""
+        change with the next event."""
         return {self.names[name]: array for name, array in self._live.items()}
 
-    def changed(self) -> Array:
-        """The places at which :meth:`tensors` changed since this was last asked, ascending."""
-        found = np.array(sorted(self._changed), np.int64)
+    def changed(self) -> dict[str, Array]:
+        """The rows of :meth:`tensors` that changed since this was last asked, int64, ascending."""
+        places = np.array(sorted(self._changed), np.int64)
         self._changed.clear()
-        return found
+        new = places[places >= self._items] - self._items
+        found = {self.names[ITEMS]: places, self.names[NEW]: new}
+        return {name: rows for name, rows in found.items() if len(rows)}
 
     # -- what is kept --------------------------------------------------------------------------
 
@@ -391,7 +396,7 @@ class Learner:
 
     def _new_place(self, item: Key) -> int:
         place = self._places[item] = len(self._places)
-        self._live[CATALOGUE][place] = item
+        self._live[NEW][place - self._items] = item
         self._changed.add(place)
         return place
 

@@ -13,7 +13,7 @@ from drivetrain.compress.quantize import Quantize
 from drivetrain.core.batch import Batch
 from drivetrain.core.catalogue import Catalogue
 from drivetrain.core.graph import Graph
-from drivetrain.core.learner import CATALOGUE, HAD, ITEMS, USER, Learner
+from drivetrain.core.learner import HAD, ITEMS, NEW, USER, Learner
 from drivetrain.core.online import Online
 from drivetrain.core.schema import MISSING_INT, FeatureField, FeatureSchema, Field, Schema
 from drivetrain.core.seams import Run
@@ -101,7 +101,7 @@ def test_a_graph_that_is_fed_nothing_answers_as_one_that_does_not_learn(
     assert items.tolist() == due.tolist()
     np.testing.assert_allclose(scores, score, rtol=1e-5, atol=1e-6)
     assert graph.inputs == plain.inputs
-    assert graph.live == {USER, HAD, ITEMS, CATALOGUE}
+    assert graph.live == {USER, HAD, ITEMS, NEW}
     catalogue, other = Catalogue.of(graph), Catalogue.of(plain)
     assert catalogue is not None
     assert other is not None
@@ -138,7 +138,7 @@ def test_new_users_and_new_items_are_answered_as_soon_as_they_were_told(
     positions = [1, *range(2, 10), 1]
     items, scores = asked(graph, positions, **fed)
     vectors, trained = learner.read(users), asked(graph, positions)
-    there = learner.tensors()[CATALOGUE].tolist()
+    there = [*catalogue.items.tolist(), *learner.tensors()[NEW].tolist()]
     for row, (who, listed) in enumerate(zip(users, items.tolist(), strict=True)):
         missing = "" if log.text else MISSING_INT
         assert listed.count(missing) == 0

@@ -53,9 +53,7 @@ class Awake:
     def show(self) -> None:
         """Let runs that begin from now on see all that it was told."""
         self._before.clear()
-        places = self.learner.changed()
-        if len(places):
-            self.published.publish(dict.fromkeys(self.learner.tensors(), places))
+        self.published.publish(self.learner.changed())
 
     def moment(self, users: Array) -> Moment:
         """What was shown last, for a run over such users."""

@@ -8,7 +8,7 @@ import numpy as np
 from drivetrain.core.batch import Array
 from drivetrain.core.catalogue import COUNTS, ITEMS
 from drivetrain.core.graph import Graph
-from drivetrain.core.learner import CATALOGUE, HAD, KNOWN, LIVE, STARTS, USER
+from drivetrain.core.learner import CATALOGUE, HAD, KNOWN, LIVE, NEW, STARTS, USER
 from drivetrain.core.schema import MISSING_INT, Field
 from drivetrain.train.recall.interactions import Interactions, Sparse
 from drivetrain.train.recall.nodes import Body, Nodes
@@ -183,7 +183,7 @@ class Serving:
             places,
             scores,
             unknown,
-            lambda chosen: nodes.op("Gather", writer.catalogue, chosen),
+            writer.items,
             *parts,
         )
 
@@ -226,12 +226,25 @@ class _Writer:
         text = found.catalogue.dtype == object
         nothing = np.full(self._places - self._items, "" if text else MISSING_INT)
         nothing = nothing.astype(found.catalogue.dtype)
-        self.catalogue, self._free = CATALOGUE, ""
-        if CATALOGUE in scorer.live:
-            missing = nodes.op("Equal", CATALOGUE, nodes.held(nothing[:1]))
-            self._free = nodes.op("Unsqueeze", missing, nodes.ints(0))
+        beyond = nodes.held(np.arange(self._items, self._places))
+        if NEW in scorer.live:  # the places that are taken point where nobody is answered from
+            free = nodes.op("Equal", NEW, nodes.held(nothing[:1]))
+            none = nodes.held(np.array(self.beyond, np.int64))
+            beyond = nodes.op("Where", free, beyond, none)
         else:
-            self.catalogue = nodes.held(np.concatenate([found.catalogue, nothing]), ITEMS)
+            nodes.held(np.concatenate([found.catalogue, nothing]), ITEMS)
+        self._free = nodes.op("Unsqueeze", beyond, nodes.ints(0))
+
+    def items(self, places: str) -> str:
+        """What stands at places."""
+        n = self._nodes
+        if NEW not in self._scorer.live:
+            return n.op("Gather", ITEMS, places)
+        first, zero = n.held(np.array(self._items, np.int64)), n.held(np.array(0, np.int64))
+        last = n.held(np.array(self._items - 1, np.int64))
+        trained = n.op("Gather", CATALOGUE, n.op("Min", places, last))
+        new = n.op("Gather", NEW, n.op("Max", n.op("Sub", places, first), zero))
+        return n.op("Where", n.op("Less", places, first), trained, new)
 
     def answer(self) -> list[str]:
         """Places in the catalogue, int64 ``[rows, k]``, their scores, whether nothing is known of
@@ -326,12 +339,10 @@ class _Writer:
         else:
             scores = self._scorer.score(n, asked)
         lowest = n.held(np.array(-np.inf, np.float32))
-        if self._free:
-            scores = n.op("Where", self._free, lowest, scores)
-        if never := self._never(n, asked.user, had, recent, asked.rows.get(HAD, "")):
-            where = n.op("Concat", *never, axis=1)
-            lowest = n.op("Expand", lowest, n.op("Shape", where))
-            scores = n.op("ScatterElements", scores, where, lowest, axis=1)
+        never = self._never(n, asked.user, had, recent, asked.rows.get(HAD, ""))
+        where = n.op("Concat", *never, axis=1)
+        lowest = n.op("Expand", lowest, n.op("Shape", where))
+        scores = n.op("ScatterElements", scores, where, lowest, axis=1)
         best, places = n.ops("TopK", scores, n.ints(self._serving.k), outputs=2, axis=1)
         found = [places, best, self._unknown(n, asked)]
         if several is not None:
@@ -359,11 +370,8 @@ class _Writer:
             recent: what they had last.
             since: what they had since the training.
         """
-        never: list[str] = []
-        if not self._free:
-            spare = np.arange(self._items, self._places)[None]
-            each = n.op("Concat", n.op("Shape", user), n.ints(1), axis=0)
-            never = [n.op("Expand", n.held(spare), each)]
+        each = n.op("Concat", n.op("Shape", user), n.ints(1), axis=0)
+        never = [n.op("Expand", self._free, each)]
         if self._out is not None:
             out = had if self._out is self._had else self._out.of(n, user)[0]
             never += [self._padded(n, out)]

@@ -11,6 +11,7 @@ from drivetrain.core.learner import (
     HAD,
     ITEM_COUNTS,
     ITEMS,
+    NEW,
     SPEC,
     USER,
     USER_COUNTS,
@@ -58,8 +59,7 @@ def live(
     places = len(found.catalogue) + served.spare(found)
     items = np.zeros((places, answering.shape[1]), np.float32)
     items[: len(answering)] = answering
-    catalogue = np.full(places, "" if text else MISSING_INT, found.catalogue.dtype)
-    catalogue[: len(found.catalogue)] = found.catalogue
+    nothing = "" if text else MISSING_INT
     spec = Spec(
         user=raw.name,
         item=method.target,
@@ -74,7 +74,8 @@ def live(
         USER: np.full((1, asking.shape[1]), np.nan, np.float32),
         HAD: np.full((1, online.recent), beyond, np.int64),
         ITEMS: items,
-        CATALOGUE: catalogue,
+        NEW: np.full(places - len(found.catalogue), nothing, found.catalogue.dtype),
+        CATALOGUE: found.catalogue,
         USERS: users_of(source, raw, served.column, found),
         USER_FACTORS: asking,
         USER_COUNTS: found.had.lengths.astype(np.int64),
