@@ -21,7 +21,7 @@ def part(module: str, *names: str, flags: tuple[str, ...] = ()) -> Extension:
 
 setup(
     ext_modules=[
-        part("drivetrain.core.native.search", "search"),
+        part("drivetrain.core.native.search", "search", "search_bytes"),
         part(
             "drivetrain.core.native.windows",
             *("module", "track", "run", "rows", "row", "hash", "table", "key", "ask", "tree"),

@@ -80,7 +80,7 @@ class Exact:
             return
         if self._candidates:
             self._rows = whole.copy()
-            self._held, self._scales = _in_bytes(whole)
+            self._bytes = _in_bytes(whole)
             return
         self._held = np.empty(-(-self.items // LANES) * LANES * self.width, np.float32)
         compiled.panels(whole, self.items, self.width, self._held)
@@ -111,7 +111,7 @@ class Exact:
             if self._candidates:
                 most = min(self.items, math.ceil(k * self._candidates))
                 compiled.rough(
-                    *(self._held, self._scales, *_in_groups(asked[part]), self._rows),
+                    *(*self._bytes, *_in_groups(asked[part]), self._rows),
                     *(asked[part], self.items, self.width, count, most, k),
                     *(scores[part], places[part]),
                 )
@@ -185,16 +185,26 @@ def _rounded(rows: Array) -> tuple[Array, Array]:
     return whole, scales
 
 
-def _in_bytes(rows: Array) -> tuple[Array, Array]:
-    """Items as bytes, 128 added: for each four dimensions 16 items side by side; their scales."""
+def _in_bytes(rows: Array) -> tuple[Array, Array, Array, Array]:
+    """Items as bytes in the order of their scales, which are then much the same in a panel.
+
+    Returns:
+        For each four dimensions 16 items of four bytes side by side, 128 added; the items' scales,
+        NaN where there is none; one over the largest of each 32; the items' places.
+    """
     whole, scales = _rounded(rows)
-    count = -(-len(rows) // LANES) * LANES
+    items, count = len(rows), -(-len(rows) // (2 * LANES)) * 2 * LANES
+    order = np.zeros(count, np.int32)
+    order[:items] = np.argsort(-scales, kind="stable")  # what is no number comes last
     all_ = np.zeros((count, whole.shape[1]), np.uint8)
-    all_[: len(rows)] = (whole.astype(np.int16) + 128).astype(np.uint8)
+    all_[:items] = (whole[order[:items]].astype(np.int16) + 128).astype(np.uint8)
     panels = all_.reshape(count // LANES, LANES, -1, 4).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(panels), np.append(
-        scales, np.zeros(count - len(rows), np.float32)
-    ).astype(np.float32)
+    sorted_ = np.full(count, np.nan, np.float32)
+    sorted_[:items] = scales[order[:items]]
+    most = np.fmax(np.fmax.reduce(sorted_.reshape(-1, 2 * LANES), axis=1), 0)
+    with np.errstate(divide="ignore", over="ignore"):
+        steps = np.minimum(1 / most, np.finfo(np.float32).max)
+    return np.ascontiguousarray(panels), sorted_, steps.astype(np.float32), order
 
 
 def _in_groups(queries: Array) -> tuple[Array, Array]:

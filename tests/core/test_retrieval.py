@@ -127,6 +127,58 @@ def test_as_many_candidates_as_items_are_exact() -> None:
     np.testing.assert_array_equal(scores, best)
 
 
+def recalled(places: np.ndarray, due: np.ndarray) -> float:
+    return float((due[:, :, None] == places[:, None, :]).any(axis=2).mean())
+
+
+@needs_bytes
+@pytest.mark.parametrize("items", [1, 15, 16, 17, 31, 32, 33, 65, 1000])
+def test_bytes_search_panels_of_any_number_of_items(items: int) -> None:
+    random = np.random.default_rng(items)
+    held, asked = (random.standard_normal((n, 24)).astype(np.float32) for n in (items, 37))
+    held[items // 2] *= 1000
+    k = min(items, 9)
+    places, scores = Exact(held, candidates=2).search(asked, k)
+    due, best = slow(held, asked, k)
+    assert recalled(places, due) > 0.99
+    np.testing.assert_allclose(np.sort(scores), np.sort(best), rtol=2e-2, atol=0.3)
+
+
+@needs_bytes
+def test_bytes_find_the_least_bad_where_all_products_are_below_nothing() -> None:
+    random = np.random.default_rng(0)
+    held = random.uniform(0.5, 2, (3000, 16)).astype(np.float32)
+    asked = -random.uniform(0.5, 2, (20, 16)).astype(np.float32)
+    assert recalled(Exact(held, candidates=3).search(asked, 10)[0], slow(held, asked, 10)[0]) > 0.99
+
+
+@needs_bytes
+def test_bytes_find_as_many_as_are_wanted_where_many_are_equal() -> None:
+    """More equal scores than there is room for: those of the lesser places, each once."""
+    held = np.ones((5000, 8), np.float32)
+    held[4000:] = 0
+    places, scores = Exact(held, candidates=1.5).search(np.ones((13, 8), np.float32), 40)
+    assert all(len(set(row)) == 40 and max(row) < 4000 for row in places.tolist())
+    assert (scores == 8).all()
+    zeros, none = Exact(held, candidates=1.5).search(np.zeros((2, 8), np.float32), 40)
+    assert all(len(set(row)) == 40 for row in zeros.tolist())
+    assert (none == 0).all()
+
+
+@needs_bytes
+def test_bytes_find_no_item_that_is_no_number_and_all_others_beside_it() -> None:
+    random = np.random.default_rng(0)
+    held = random.standard_normal((700, 12)).astype(np.float32)
+    bad = random.permutation(700)[:70]
+    held[bad, 3] = np.where(np.arange(70) % 2, np.nan, np.inf)
+    asked = random.standard_normal((30, 12)).astype(np.float32)
+    places, _ = Exact(held, candidates=4).search(asked, 10)
+    assert not np.isin(places, bad).any()
+    others = np.delete(np.arange(700), bad)
+    due, _ = slow(held[others], asked, 10)
+    assert recalled(places, others[due]) > 0.99
+
+
 def test_without_bytes_candidates_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     held, asked = (random.standard_normal((n, 8)).astype(np.float32) for n in (50, 3))

@@ -5,36 +5,9 @@
    rare, so that it is all multiplications. Where the processor multiplies bytes (AVX512 VNNI) the
    items may first be looked for in 8 bits, and what is found is scored again exactly. */
 
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000
-#include <Python.h>
-#include <stdint.h>
+#include "search.h"
 #include <stdlib.h>
 #include <string.h>
-#if defined(__x86_64__) && defined(__GNUC__)
-#define BYTES __attribute__((target("avx512f,avx512bw,avx512vnni")))
-#include <immintrin.h>
-#endif
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define WIDEST
-#endif
-#define INSIDE static inline __attribute__((always_inline))
-
-enum { LANES = 16, GROUP = 12, BLOCK_BYTES = 1 << 18, AHEAD = 8 };
-typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t m16 __attribute__((vector_size(64)));
-
-/* The candidates of a query: the k best so far and room for as many again, unordered but for the
-   bound, which is the least score that still counts. */
-typedef struct {
-    float bound;
-    Py_ssize_t count;
-    float *scores;
-    int32_t *places;
-} Best;
 
 /* Whether one candidate comes before another: the greater score, of equals the lesser place. */
 INSIDE int before(float score, int32_t place, float other, int32_t other_place) {
@@ -51,7 +24,7 @@ INSIDE void swap(Best *best, Py_ssize_t a, Py_ssize_t b) {
 }
 
 /* Let the k that come first come to the front (Hoare's selection), and raise the bound. */
-static void select_best(Best *best, Py_ssize_t k) {
+void select_best(Best *best, Py_ssize_t k) {
     Py_ssize_t low = 0, high = best->count - 1;
     while (low < high) {
         const Py_ssize_t middle = low + (high - low) / 2;
@@ -162,88 +135,6 @@ WIDEST static void search_all(const Search *s, Best *best, Py_ssize_t queries) {
                           (int32_t)(panel * LANES), best + q, some);
             }
         }
-    }
-}
-
-/* -- in 8 bits, and then again ------------------------------------------------------------------ */
-
-typedef struct {
-    const uint8_t *panels; /* for each four dimensions 16 items of four bytes, 128 added */
-    const float *scales;   /* what a step of each item is worth */
-    const int32_t *queries, *sums; /* four signed bytes each, in groups; 128 times a query's sum */
-    const float *rows;     /* the items themselves */
-    Py_ssize_t items, width, k, room;
-} Rough;
-
-#ifdef BYTES
-BYTES static void search_bytes(const Rough *s, Best *best, Py_ssize_t queries) {
-    const Py_ssize_t fours = (s->width + 3) / 4, panels = (s->items + LANES - 1) / LANES;
-    const Py_ssize_t size = fours * 64, block = BLOCK_BYTES / size + 1;
-    for (Py_ssize_t first = 0; first < panels; first += block) {
-        const Py_ssize_t last = panels - first < block ? panels : first + block;
-        for (Py_ssize_t from = 0; from < queries; from += GROUP) {
-            const Py_ssize_t some = queries - from < GROUP ? queries - from : GROUP;
-            const int32_t *group = s->queries + from * fours;
-            for (Py_ssize_t panel = first; panel < last; panel++) {
-                __m512i sum[GROUP];
-                for (int q = 0; q < GROUP; q++) {
-                    sum[q] = _mm512_set1_epi32(-s->sums[from + q]);
-                }
-                for (Py_ssize_t four = 0; four < fours; four++) {
-                    const __m512i items =
-                        _mm512_loadu_si512(s->panels + panel * size + four * 64);
-                    for (int q = 0; q < GROUP; q++) {
-                        sum[q] = _mm512_dpbusd_epi32(
-                            sum[q], items, _mm512_set1_epi32(group[four * GROUP + q]));
-                    }
-                }
-                const __m512 scales = _mm512_loadu_ps(s->scales + panel * LANES);
-                for (Py_ssize_t q = 0; q < some; q++) {
-                    Best *of = &best[from + q];
-                    const __m512 score = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[q]), scales);
-                    unsigned over = _mm512_cmp_ps_mask(score, _mm512_set1_ps(of->bound), 13);
-                    if (!over) {
-                        continue;
-                    }
-                    float values[LANES];
-                    _mm512_storeu_ps(values, score);
-                    for (; over; over &= over - 1) {
-                        const int lane = __builtin_ctz(over);
-                        if (panel * LANES + lane < s->items) {
-                            of->scores[of->count] = values[lane];
-                            of->places[of->count++] = (int32_t)(panel * LANES + lane);
-                        }
-                    }
-                    if (of->count > s->room - LANES) {
-                        select_best(of, s->k);
-                    }
-                }
-            }
-        }
-    }
-}
-#endif
-
-/* The rounded candidates of a query get their scores in float32. */
-WIDEST static void again(const Rough *s, const float *query, Best *best) {
-    const Py_ssize_t whole = s->width / LANES * LANES;
-    for (Py_ssize_t i = 0; i < best->count; i++) {
-        const Py_ssize_t next = i + AHEAD < best->count ? i + AHEAD : i;
-        const float *then = s->rows + best->places[next] * s->width;
-        const float *row = s->rows + best->places[i] * s->width;
-        v16 sums = {0};
-        for (Py_ssize_t d = 0; d < whole; d += LANES) {
-            __builtin_prefetch(then + d);
-            sums += *(const v16 *)(row + d) * *(const v16 *)(query + d);
-        }
-        float sum = 0;
-        for (int lane = 0; lane < LANES; lane++) {
-            sum += sums[lane];
-        }
-        for (Py_ssize_t d = whole; d < s->width; d++) {
-            sum += row[d] * query[d];
-        }
-        best->scores[i] = sum;
     }
 }
 
@@ -381,50 +272,47 @@ static PyObject *search(PyObject *module, PyObject *arguments) {
 
 static PyObject *rough(PyObject *module, PyObject *arguments) {
     (void)module;
-    PyObject *arrays[8], *answer = NULL;
-    const char *names[] = {"panels", "scales",  "query bytes", "query sums",
-                           "rows",   "queries", "scores",      "places"};
-    Py_buffer memory[8];
+    PyObject *arrays[10], *answer = NULL;
+    const char *names[] = {"panels", "scales", "steps",   "order",  "query bytes", "query sums",
+                           "rows",   "queries", "scores", "places"};
+    Py_buffer memory[10];
     Py_ssize_t items, width, queries, candidates, k;
-    if (!PyArg_ParseTuple(arguments, "OOOOOOnnnnnOO", &arrays[0], &arrays[1], &arrays[2],
-                          &arrays[3], &arrays[4], &arrays[5], &items, &width, &queries,
-                          &candidates, &k, &arrays[6], &arrays[7])) {
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOnnnnnOO", &arrays[0], &arrays[1], &arrays[2],
+                          &arrays[3], &arrays[4], &arrays[5], &arrays[6], &arrays[7], &items,
+                          &width, &queries, &candidates, &k, &arrays[8], &arrays[9])) {
         return NULL;
     }
-    if (items < 1 || items > INT32_MAX - LANES || width < 1 || queries < 0 || k < 1 ||
+    if (items < 1 || items > INT32_MAX - 2 * LANES || width < 1 || queries < 0 || k < 1 ||
         k > candidates || candidates > items) {
         PyErr_SetString(PyExc_ValueError,
                         "found sizes that are not, allowed: 1 <= k <= candidates <= items");
         return NULL;
     }
-    const Py_ssize_t all = (items + LANES - 1) / LANES * LANES, fours = (width + 3) / 4 * 4;
-    const Py_ssize_t groups = (queries + GROUP - 1) / GROUP * GROUP;
-    const Py_ssize_t bytes[] = {all * fours,       all * 4,         groups * fours,
-                                groups * 4,        items * width * 4, queries * width * 4,
-                                queries * k * 4,   queries * k * 4};
+    const Py_ssize_t pairs = (items + 2 * LANES - 1) / (2 * LANES), all = pairs * 2 * LANES;
+    const Py_ssize_t fours = (width + 3) / 4 * 4, groups = (queries + GROUP - 1) / GROUP * GROUP;
+    const Py_ssize_t bytes[] = {all * fours,       all * 4,           pairs * 4,
+                                all * 4,           groups * fours,    groups * 4,
+                                items * width * 4, queries * width * 4, queries * k * 4,
+                                queries * k * 4};
     int held = 0;
-    while (held < 8 && memory_of(arrays[held], &memory[held], names[held], bytes[held], held > 5)) {
+    while (held < 10 &&
+           memory_of(arrays[held], &memory[held], names[held], bytes[held], held > 7)) {
         held++;
     }
-    if (held == 8) {
-        const Rough s = {.panels = memory[0].buf, .scales = memory[1].buf,
-                         .queries = memory[2].buf, .sums = memory[3].buf, .rows = memory[4].buf,
-                         .items = items, .width = width, .k = candidates,
+    if (held == 10) {
+        const Rough s = {.panels = memory[0].buf, .scales = memory[1].buf, .steps = memory[2].buf,
+                         .order = memory[3].buf, .queries = memory[4].buf, .sums = memory[5].buf,
+                         .rows = memory[6].buf, .items = items, .width = width, .k = candidates,
                          .room = 2 * candidates + 4 * LANES};
         Best *best = room_for(queries, s.room);
         if (best != NULL) {
-            const float *exact = memory[5].buf;
-            float *scores = memory[6].buf;
-            int32_t *places = memory[7].buf;
+            const float *exact = memory[7].buf;
+            float *scores = memory[8].buf;
+            int32_t *places = memory[9].buf;
             Py_BEGIN_ALLOW_THREADS;
-#ifdef BYTES
             search_bytes(&s, best, queries);
-#endif
             for (Py_ssize_t q = 0; q < queries; q++) {
-                if (best[q].count > candidates) {
-                    select_best(&best[q], candidates);
-                }
-                again(&s, exact + q * width, &best[q]);
+                score_again(&s, exact + q * width, &best[q]);
                 answer_of(&best[q], k, scores + q * k, places + q * k);
             }
             Py_END_ALLOW_THREADS;
@@ -442,19 +330,14 @@ static PyObject *rough(PyObject *module, PyObject *arguments) {
 static PyObject *bytes(PyObject *module, PyObject *nothing) {
     (void)module;
     (void)nothing;
-#ifdef BYTES
-    return PyBool_FromLong(__builtin_cpu_supports("avx512vnni") &&
-                           __builtin_cpu_supports("avx512bw"));
-#else
-    return PyBool_FromLong(0);
-#endif
+    return PyBool_FromLong(multiplies_bytes());
 }
 
 static PyMethodDef methods[] = {
     {"bytes", bytes, METH_NOARGS, "bytes(): whether rough is there"},
     {"rough", rough, METH_VARARGS,
-     "rough(panels, scales, query bytes, query sums, rows, queries, items, width, queries, "
-     "candidates, k, scores, places)"},
+     "rough(panels, scales, steps, order, query bytes, query sums, rows, queries, items, width, "
+     "queries, candidates, k, scores, places)"},
     {"panels", panels, METH_VARARGS, "panels(items, count, width, into)"},
     {"search", search, METH_VARARGS,
      "search(panels, queries, items, width, queries, k, scores, places)"},

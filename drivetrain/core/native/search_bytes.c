@@ -1,0 +1,212 @@
+/* Search in 8 bits, where the processor multiplies bytes, and scores in float32 of what it finds.
+
+   Two panels of items and a group of queries stay in registers: 24 sums, two rows of items and one
+   number of a query. Items lie in the order of their scales, so that a whole number for each query
+   and pair of panels says whether anything there may count; only then are scores made. */
+
+#include "search.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define BYTES __attribute__((target("avx512f,avx512bw,avx512vnni,popcnt")))
+enum { PAIR = 2 * LANES, TRIES = 24 };
+
+/* Keep k candidates or some more, and raise the bound: halve the scores until few enough are left.
+   Equal scores may never be few enough; those are selected as places say. */
+BYTES static void keep(Best *best, Py_ssize_t k) {
+    const Py_ssize_t most = k + k / 4 + 8;
+    const Py_ssize_t whole = best->count / LANES * LANES;
+    const __mmask16 rest = (__mmask16)((1u << (best->count - whole)) - 1);
+    const __m512 least = _mm512_set1_ps(-__builtin_inff());
+    __m512 tops = least, bottoms = _mm512_set1_ps(__builtin_inff());
+    for (Py_ssize_t i = 0; i <= whole; i += LANES) {
+        const __mmask16 in = i < whole ? 0xffff : rest;
+        const __m512 scores = _mm512_mask_loadu_ps(least, in, best->scores + i);
+        tops = _mm512_max_ps(tops, scores);
+        bottoms = _mm512_mask_min_ps(bottoms, in, bottoms, scores);
+    }
+    float low = _mm512_reduce_min_ps(bottoms), high = _mm512_reduce_max_ps(tops);
+    Py_ssize_t left = best->count;
+    for (int tries = 0; left > most; tries++) {
+        const float middle = low + (high - low) * 0.5f;
+        if (tries == TRIES || !(middle > low)) {
+            select_best(best, k);
+            return;
+        }
+        const __m512 bound = _mm512_set1_ps(middle);
+        Py_ssize_t over = 0;
+        for (Py_ssize_t i = 0; i <= whole; i += LANES) {
+            const __mmask16 in = i < whole ? 0xffff : rest;
+            const __m512 scores = _mm512_mask_loadu_ps(least, in, best->scores + i);
+            over += __builtin_popcount(_mm512_cmp_ps_mask(scores, bound, _CMP_GE_OQ));
+        }
+        if (over >= k) {
+            low = middle;
+            left = over;
+        } else {
+            high = middle;
+        }
+    }
+    const __m512 bound = _mm512_set1_ps(low);
+    Py_ssize_t kept = 0;
+    for (Py_ssize_t i = 0; i <= whole; i += LANES) {
+        const __mmask16 in = i < whole ? 0xffff : rest;
+        const __m512 scores = _mm512_mask_loadu_ps(least, in, best->scores + i);
+        const __m512i places = _mm512_maskz_loadu_epi32(in, best->places + i);
+        const __mmask16 over = in & _mm512_cmp_ps_mask(scores, bound, _CMP_GE_OQ);
+        _mm512_storeu_ps(best->scores + kept, _mm512_maskz_compress_ps(over, scores));
+        _mm512_storeu_si512(best->places + kept, _mm512_maskz_compress_epi32(over, places));
+        kept += __builtin_popcount(over);
+    }
+    best->count = kept;
+    best->bound = low;
+}
+
+/* The sums of two panels for one query: what counts goes to the candidates. */
+BYTES __attribute__((noinline)) static void take(const Rough *s, Best *of, __m512i first,
+                                                 __m512i second, int32_t shift, Py_ssize_t panel) {
+    for (int half = 0; half < 2; half++) {
+        const __m512i sum = _mm512_sub_epi32(half ? second : first, _mm512_set1_epi32(shift));
+        const Py_ssize_t at = (panel + half) * LANES;
+        const __m512 scales = _mm512_loadu_ps(s->scales + at);
+        const __m512 score = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scales);
+        const __mmask16 over = _mm512_cmp_ps_mask(score, _mm512_set1_ps(of->bound), _CMP_GE_OQ);
+        const __m512i places = _mm512_loadu_si512(s->order + at);
+        _mm512_storeu_ps(of->scores + of->count, _mm512_maskz_compress_ps(over, score));
+        _mm512_storeu_si512(of->places + of->count, _mm512_maskz_compress_epi32(over, places));
+        of->count += __builtin_popcount(over);
+    }
+    if (of->count > s->room - PAIR) {
+        keep(of, s->k);
+    }
+}
+
+/* For each query the least sum in two panels that may count: any, as long as less than 0 does. */
+BYTES INSIDE __m512i least_sums(__m512 bounds, __m512i shifts, float step) {
+    const __m512 sums = _mm512_mul_ps(bounds, _mm512_set1_ps(step * 0.999999f));
+    const __m512 within = _mm512_min_ps(sums, _mm512_set1_ps(1 << 30));
+    const __mmask16 positive = _mm512_cmp_ps_mask(bounds, _mm512_setzero_ps(), _CMP_GT_OQ);
+    const __m512i whole = _mm512_cvtps_epi32(within);
+    const __m512i margin = _mm512_sub_epi32(whole, _mm512_set1_epi32(2));
+    const __m512i any = _mm512_set1_epi32(-(1 << 30));
+    return _mm512_add_epi32(_mm512_mask_blend_epi32(positive, any, margin), shifts);
+}
+
+/* Add four products of bytes to each sum. In words of the processor, for with 24 of them compilers
+   copy sums from register to register, and to memory. */
+BYTES INSIDE void add_products(__m512i *sum, __m512i items, __m512i query) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(items), "v"(query));
+}
+
+/* A group of queries: what each asks for, and what it found so far. */
+typedef struct {
+    const int32_t *numbers;
+    Best *best;
+    Py_ssize_t queries;
+    float bounds[LANES];
+    int32_t shifts[LANES];
+} Group;
+
+/* Two panels of items for a group of queries. */
+BYTES static void one_pair(const Rough *s, Py_ssize_t panel, Group *group) {
+    const Py_ssize_t fours = (s->width + 3) / 4;
+    const uint8_t *one = s->panels + panel * fours * 64, *two = one + fours * 64;
+    __m512i first[GROUP], second[GROUP];
+#pragma GCC unroll 12
+    for (int q = 0; q < GROUP; q++) {
+        first[q] = second[q] = _mm512_setzero_si512();
+    }
+    for (Py_ssize_t four = 0; four < fours; four++) {
+        const __m512i items = _mm512_loadu_si512(one + four * 64);
+        const __m512i more = _mm512_loadu_si512(two + four * 64);
+#pragma GCC unroll 12
+        for (int q = 0; q < GROUP; q++) {
+            const __m512i query = _mm512_set1_epi32(group->numbers[four * GROUP + q]);
+            add_products(&first[q], items, query);
+            add_products(&second[q], more, query);
+        }
+    }
+    int32_t least[LANES];
+    _mm512_storeu_si512(least, least_sums(_mm512_loadu_ps(group->bounds),
+                                          _mm512_loadu_si512(group->shifts),
+                                          s->steps[panel / 2]));
+    unsigned over = 0;
+#pragma GCC unroll 12
+    for (int q = 0; q < GROUP; q++) {
+        const __m512i larger = _mm512_max_epi32(first[q], second[q]);
+        const __mmask16 some = _mm512_cmpge_epi32_mask(larger, _mm512_set1_epi32(least[q]));
+        over |= (unsigned)(some != 0) << q;
+    }
+    over &= (1u << group->queries) - 1;
+    if (!over) {
+        return;
+    }
+#pragma GCC unroll 12
+    for (int q = 0; q < GROUP; q++) {
+        if (over >> q & 1) {
+            take(s, &group->best[q], first[q], second[q], group->shifts[q], panel);
+            group->bounds[q] = group->best[q].bound;
+        }
+    }
+}
+
+BYTES void search_bytes(const Rough *s, Best *best, Py_ssize_t queries) {
+    const Py_ssize_t fours = (s->width + 3) / 4, pairs = (s->items + PAIR - 1) / PAIR;
+    const Py_ssize_t block = BLOCK_BYTES / (fours * 128) + 1;
+    for (Py_ssize_t first = 0; first < pairs; first += block) {
+        const Py_ssize_t last = pairs - first < block ? pairs : first + block;
+        for (Py_ssize_t from = 0; from < queries; from += GROUP) {
+            const Py_ssize_t some = queries - from < GROUP ? queries - from : GROUP;
+            Group group = {
+                .numbers = s->queries + from * fours, .best = best + from, .queries = some};
+            for (Py_ssize_t q = 0; q < some; q++) {
+                group.bounds[q] = best[from + q].bound;
+                group.shifts[q] = s->sums[from + q];
+            }
+            for (Py_ssize_t pair = first; pair < last; pair++) {
+                one_pair(s, pair * 2, &group);
+            }
+        }
+    }
+    for (Py_ssize_t q = 0; q < queries; q++) {
+        if (best[q].count > s->k) {
+            keep(&best[q], s->k);
+        }
+    }
+}
+
+int multiplies_bytes(void) {
+    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("popcnt");
+}
+#else
+int multiplies_bytes(void) { return 0; }
+
+void search_bytes(const Rough *s, Best *best, Py_ssize_t queries) {
+    (void)s;
+    (void)best;
+    (void)queries;
+}
+#endif
+
+WIDEST void score_again(const Rough *s, const float *query, Best *best) {
+    const Py_ssize_t whole = s->width / LANES * LANES;
+    for (Py_ssize_t i = 0; i < best->count; i++) {
+        const Py_ssize_t next = i + AHEAD < best->count ? i + AHEAD : i;
+        const float *then = s->rows + best->places[next] * s->width;
+        const float *row = s->rows + best->places[i] * s->width;
+        v16 sums = {0};
+        for (Py_ssize_t d = 0; d < whole; d += LANES) {
+            __builtin_prefetch(then + d);
+            sums += *(const v16 *)(row + d) * *(const v16 *)(query + d);
+        }
+        float sum = 0;
+        for (int lane = 0; lane < LANES; lane++) {
+            sum += sums[lane];
+        }
+        for (Py_ssize_t d = whole; d < s->width; d++) {
+            sum += row[d] * query[d];
+        }
+        best->scores[i] = sum;
+    }
+}
