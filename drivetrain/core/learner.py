@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import inf
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -354,32 +355,33 @@ class Learner:
 
     def _compare(self, user: Key, place: int) -> None:
         """Hold both models against an event that neither of them has seen."""
-        others = drawn(self.spec.online.seed, self.learnt, len(self._places))
+        others = drawn(self.spec.online.seed, self.learnt, len(self._places)).astype(np.int64)
         known, slot = self._known(user), self._user_slots.get(user)
-        at = np.searchsorted(known, others)
-        free = np.append(known, -1)[at] != others
+        free = others != place
+        if len(known):
+            at = np.searchsorted(known, others)
+            free &= known[np.minimum(at, len(known) - 1)] != others
         if slot is not None:
             near = self._place_slots[others][:, None] == self._user_side.remembered(slot)
             free &= ~near.any(axis=1)
-        places = np.append(place, others[free & (others != place)][:COMPARED])
+        places = [place, *others[free].tolist()[:COMPARED]]
         if len(places) == 1:
             return
         row = self._user_rows.get(user, 0)
         trained = self._trained[USER_FACTORS][row]
-        frozen = self._trained[ITEMS][places] @ trained
-        frozen[places >= self._items] = -np.inf
+        before = (self._trained[ITEMS][places] @ trained).tolist()
+        frozen = [s if p < self._items else -inf for s, p in zip(before, places, strict=True)]
         learnt = self.ask(user)
         online = self._live[ITEMS][places] @ (trained if learnt is None else learnt)
-        self.standing.add(auc(online), auc(frozen))
+        self.standing.add(auc(online.tolist()), auc(frozen))
 
     def _learn(self, user: Key, place: int) -> None:
         slot, other = self._user_slots.get(user), int(self._place_slots[place])
         users, items = self._user_side, self._item_side
         if slot is None:
             row = self._user_rows.get(user)
-            old = None if row is None else self._trained[USER_FACTORS][row, :-1]
             total = 0 if row is None else int(self._trained[USER_COUNTS][row])
-            slot = self._user_slots[user] = users.touch(old, total, items)
+            slot = self._user_slots[user] = users.touch(row, total)
         if other < 0:
             other = self._place_slots[place] = self._touch_item(place)
         self.learnt += 1
@@ -403,9 +405,8 @@ class Learner:
     def _touch_item(self, place: int) -> int:
         self._slot_places.append(place)
         if place < self._items:
-            old, total = self._trained[ITEMS][place, :-1], int(self._trained[ITEM_COUNTS][place])
-            return self._item_side.touch(old, total, self._user_side)
-        slot = self._item_side.touch(None, 0, self._user_side)
+            return self._item_side.touch(place, int(self._trained[ITEM_COUNTS][place]))
+        slot = self._item_side.touch(None)
         # Where users and items are all new, nought is a solution that nothing leads away from.
         random = np.random.default_rng((self.spec.online.seed, place))
         some = cast(Array, random.normal(0, 0.1 / self._factors**0.5, self._factors))

@@ -1,6 +1,7 @@
 """One side of a factorization, a row of which is solved again whenever a partner comes."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -9,9 +10,11 @@ from drivetrain.core.batch import Array
 
 _ROOM = 256
 """Rows that there is room for at first."""
-_KEPT = ("vectors", "partners", "held", "total", "anchors")
+_KEPT = ("vectors", "trained_rows", "partners", "held", "total")
 _BLOCK = 1 << 14
 """Rows that are multiplied at once in float64."""
+
+_SIGNS = np.array([[1.0], [-1.0]])
 
 Bytes: TypeAlias = bytes
 """``Side.bytes`` is how many there are."""
@@ -37,49 +40,56 @@ class Objective:
 class Side:
     """The rows of one side that were touched, and the products of all of its rows.
 
-    A row ``x`` with ``n`` partners, of which it remembers ``m`` vectors ``p``, is the solution of
-    ``H x = a + (1 + alpha) sum of p`` with
-    ``H = (1 + alpha (n - m) / N) G + l2 I + alpha sum of p p'``: ``G`` and ``N`` are products and
-    number of the other side's rows, so partners that nobody remembers count as average ones. The
-    anchor ``a`` is nought for a row that remembers all, which makes ``x`` the exact least squares
-    solution. Else it is such that what is not remembered left the row where it was: a trained one
-    at its trained vector, and any row where it stood before it forgot its oldest partner. So the
-    update is one of recursive least squares.
+    A row ``x`` with ``n`` partners, of which it remembers ``m`` vectors ``p``, solves
+    ``(U + alpha sum of p p') x = U x0 + (1 + alpha) sum of p`` with
+    ``U = (1 + alpha (n - m) / N) G + l2 I``: ``G`` and ``N`` are the products and the number of the
+    other side's rows, so that partners nobody remembers count as average ones. The prior ``x0`` is
+    the row's trained vector, or nought for a row that is new: that one is then the exact least
+    squares solution. Once a row forgets, what it forgot left it where it is: it goes on from there
+    with the one partner that comes, the remembered ones being part of ``U``. Both are updates of
+    recursive least squares, each with ``G`` as it is now: a prior that was multiplied by an older
+    ``G`` would grow and shrink with the other side.
 
     Vectors are rounded to float32 before anything is made of them; all else is float64.
 
     Args:
         objective: what is minimised.
-        trained: float32 ``[rows, factors]``, the rows that training left; are not changed.
+        trained: float32 ``[trained rows, factors]``; not changed.
+        rows: how many rows are known, at most so many.
 
     Attributes:
         rows: how many rows this side has, touched or not.
         gram: float64 ``[factors, factors]``, the products of all of them.
-        slots: how many rows were touched.
-        vectors: float32 ``[slots, factors]`` and more.
-        partners: int32 ``[slots, recent]`` and more: slots of the other side, the oldest first.
-        held: int64 ``[slots]`` and more: how many partners are remembered.
-        total: int64 ``[slots]`` and more: how many partners there are.
-        anchors: float64 ``[slots, factors]`` and more.
+        slots: how many rows were touched. Of each there are:
+        vectors: float32 ``[slots, factors]``, and room for more, as below;
+        trained_rows: int64 ``[slots]``: its trained row, -1 where it is new;
+        partners: int32 ``[slots, recent]``: slots of the other side, the oldest first;
+        held: int64 ``[slots]``: how many partners are remembered;
+        total: int64 ``[slots]``: how many there are.
     """
 
     def __init__(self, objective: Objective, trained: Array, rows: int) -> None:
+        d, recent = objective.factors, objective.recent
         self.objective = objective
         self.rows = rows
-        self.gram = np.zeros((objective.factors, objective.factors))
+        self.gram = np.zeros((d, d))
         for first in range(0, len(trained), _BLOCK):
             block = trained[first : first + _BLOCK].astype(np.float64)
             self.gram += block.T @ block
         self.slots = 0
-        self._room(_ROOM)
+        self.vectors = np.zeros((_ROOM, d), np.float32)
+        self.trained_rows = np.zeros(_ROOM, np.int64)
+        self.partners = np.zeros((_ROOM, recent), np.int32)
+        self.held = np.zeros(_ROOM, np.int64)
+        self.total = np.zeros(_ROOM, np.int64)
+        self._trained = trained
+        self._diagonal = slice(0, d * d, d + 1)
 
     def _room(self, rows: int) -> None:
-        d, recent = self.objective.factors, self.objective.recent
-        self.vectors = np.zeros((rows, d), np.float32)
-        self.partners = np.zeros((rows, recent), np.int32)
-        self.held = np.zeros(rows, np.int64)
-        self.total = np.zeros(rows, np.int64)
-        self.anchors = np.zeros((rows, d))
+        for name in _KEPT:
+            array: Array = getattr(self, name)
+            # Large memory is moved by its pages, not copied: no event has to wait for that.
+            array.resize((rows, *array.shape[1:]), refcheck=False)
 
     def _arrays(self) -> dict[str, Array]:
         """What is kept of slots, by name, without the room for more."""
@@ -103,26 +113,22 @@ class Side:
             array[...] = np.frombuffer(found, array.dtype).reshape(array.shape)
         return data
 
-    def touch(self, vector: Array | None, total: int, other: "Side") -> int:
+    def touch(self, row: int | None, total: int = 0) -> int:
         """A slot for a row.
 
         Args:
-            vector: what training left of it; None: it is new.
+            row: its trained one; None: it is new.
             total: how many partners it had in training.
-            other: the other side.
         """
         if self.slots == len(self.held):
-            kept, slots = self._arrays(), self.slots
-            self._room(slots + slots // 2)
-            for name, values in kept.items():
-                getattr(self, name)[:slots] = values
+            self._room(self.slots + self.slots // 8 + _ROOM)
         slot = self.slots
         self.slots += 1
-        if vector is None:
+        self.trained_rows[slot], self.total[slot] = -1 if row is None else row, total
+        if row is None:
             self.rows += 1
-            return slot
-        self.vectors[slot], self.total[slot] = vector, total
-        self.anchors[slot] = self._unremembered(total, other) @ vector.astype(np.float64)
+        else:
+            self.vectors[slot] = self._trained[row]
         return slot
 
     def remembered(self, slot: int) -> Array:
@@ -142,36 +148,34 @@ class Side:
     def learn(self, slot: int, partner: int, other: "Side") -> None:
         """Add a partner and solve the row."""
         alpha = self.objective.alpha
-        full = self.held[slot] == self.objective.recent
+        forgets = self.held[slot] == self.objective.recent
         self.remember(slot, partner)
         near = other.vectors[self.remembered(slot)].astype(np.float64)
         system = self._unremembered(int(self.total[slot]) - len(near), other)
-        if full:
-            # What is forgotten leaves the row where it is: it was solved with it.
-            rest, last = near[:-1], near[-1]
-            system += alpha * (rest.T @ rest)
-            due = system @ self.vectors[slot].astype(np.float64)
-            self.anchors[slot] = due - (1 + alpha) * rest.sum(axis=0)
-            system += alpha * np.outer(last, last)
-            due += (1 + alpha) * last
+        if forgets:
+            prior, old, near = self.vectors[slot], near[:-1], near[-1:]
+            system += old.T @ (alpha * old)
         else:
-            system += alpha * (near.T @ near)
-            due = self.anchors[slot] + (1 + alpha) * near.sum(axis=0)
+            row = self.trained_rows[slot]
+            prior = self._trained[row] if row >= 0 else None
+        due = (1 + alpha) * near.sum(axis=0)
+        if prior is not None:
+            due += system @ prior.astype(np.float64)
+        system += near.T @ (alpha * near)
         found = cast(Array, np.linalg.solve(system, due))
         self.place(slot, found.astype(np.float32))
 
     def place(self, slot: int, vector: Array) -> None:
-        """Give a row another vector; one that is not finite is left."""
-        if not np.isfinite(vector).all():
+        """Give a row another vector; one whose products are not finite is left."""
+        if not isfinite(vector @ vector):
             return
-        pair = np.stack([vector, self.vectors[slot]]).astype(np.float64)
-        signed = pair.copy()
-        signed[1] *= -1
-        self.gram += pair.T @ signed
+        both = np.empty((2, len(vector)))
+        both[0], both[1] = vector, self.vectors[slot]
+        self.gram += both.T @ (both * _SIGNS)
         self.vectors[slot] = vector
 
     def _unremembered(self, partners: int, other: "Side") -> Array:
         """The system of a row with so many average partners."""
         system = (1 + self.objective.alpha * partners / max(1, other.rows)) * other.gram
-        system.flat[:: self.objective.factors + 1] += self.objective.l2
+        system.reshape(-1)[self._diagonal] += self.objective.l2
         return system

@@ -1,6 +1,7 @@
 """How a model that learns stands beside the one that does not: each event, before it is learnt."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -10,6 +11,8 @@ COMPARED = 8
 """Items that an event's item is compared with."""
 _DRAWN = 2 * COMPARED
 """Items that are drawn, for some of them were had."""
+_BLOCK = 256
+"""Events that are hashed at once."""
 
 
 @dataclass(kw_only=True)
@@ -47,19 +50,27 @@ class Standing:
 
 
 def drawn(seed: int, event: int, items: int) -> Array:
-    """Places below ``items`` by a hash of an event's number, int64 ``[16]``, maybe one twice.
+    """Places below ``items`` by a hash of an event's number, uint64 ``[16]``, maybe one twice."""
+    return _hashes(seed, event // _BLOCK)[event % _BLOCK] * np.uint64(items) >> np.uint64(32)
+
+
+@lru_cache(maxsize=4)
+def _hashes(seed: int, block: int) -> Array:
+    """32 bits for each draw of a block of events, uint64 ``[256, 16]``.
 
     (SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.)
     """
-    start = np.uint64((seed * 0xD1B54A32D192ED03 + event * _DRAWN) % 2**64)
-    z = (start + np.arange(1, _DRAWN + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+    first = (seed * 0xD1B54A32D192ED03 + block * _BLOCK * _DRAWN) % 2**64
+    z = np.arange(1, _BLOCK * _DRAWN + 1, dtype=np.uint64) + np.uint64(first)
+    z *= np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z ^= z >> np.uint64(31)
-    return ((z >> np.uint64(32)) * np.uint64(items) >> np.uint64(32)).astype(np.int64)
+    return (z >> np.uint64(32)).reshape(_BLOCK, _DRAWN)
 
 
-def auc(scores: Array) -> float:
+def auc(scores: list[float]) -> float:
     """The share of the others that the first score is above; an equal one counts half."""
-    above, same = scores[0] > scores[1:], scores[0] == scores[1:]
-    return float(above.mean() + 0.5 * same.mean())
+    first = scores[0]
+    above = sum(2 if first > other else first == other for other in scores[1:])
+    return above / (2 * len(scores) - 2)
