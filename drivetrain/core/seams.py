@@ -1,6 +1,6 @@
 """The seven protocols between the stages; whoever implements one enters the pipeline."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -214,6 +214,9 @@ class Strategy(Protocol):
     A strategy whose models are no torch modules also has ``build(factory, features, seed)``, which
     makes what ``fit`` is given, and answers a ``Graph``. It may further have
 
+    - ``predictions(outputs)``: named predictions, rows first, from what a module answers: part of
+      the served graph, where a classifier's logits become a probability. Without it the module's
+      outputs are served under their own names;
     - ``own_model``: True where the strategy is the model itself (ALS), so that a system declares
       none;
     - ``columns``: raw columns that its graph takes beside the features' tensors;
@@ -225,14 +228,6 @@ class Strategy(Protocol):
         """The fitted model (the one given, or another of the same inputs and outputs).
 
         A graph instead takes ``source.features.tensors`` and gives named predictions.
-        """
-        ...
-
-    def predictions(self, outputs: Any) -> Mapping[str, Any]:
-        """Named predictions, rows first, from what the model answers: part of the served graph.
-
-        A classifier's logits become a probability here. Optional: without it the model's
-        outputs are served under their own names.
         """
         ...
 
