@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from drivetrain.train.all_reduce import AllReduce
     from drivetrain.train.als import ALS
     from drivetrain.train.compression import FP16, Int8, PowerSGD, TopK
+    from drivetrain.train.content import Content
     from drivetrain.train.diloco import DiLoCo
     from drivetrain.train.distill import Distill
     from drivetrain.train.ease import EASE
@@ -143,6 +144,7 @@ _HOME = {
     "train.all_reduce": ("AllReduce",),
     "train.als": ("ALS",),
     "train.compression": ("FP16", "Int8", "PowerSGD", "TopK"),
+    "train.content": ("Content",),
     "train.diloco": ("DiLoCo",),
     "train.distill": ("Distill",),
     "train.ease": ("EASE",),
@@ -210,6 +212,7 @@ __all__ = [
     "Clip",
     "ColumnSplit",
     "Constant",
+    "Content",
     "Cosine",
     "Cross",
     "CrossEntropy",

@@ -17,7 +17,7 @@ from drivetrain.train.ease import EASE
 from drivetrain.train.fused import Fused
 from drivetrain.train.item_neighbours import ItemNeighbours
 from drivetrain.train.popularity import Popularity
-from drivetrain.train.recall.fusing import List, Trial, likeliest
+from drivetrain.train.recall.fusing import LIST, List, Trial, learnt, likeliest
 from drivetrain.train.recall.graph import Scorer, Serving
 from drivetrain.train.recall.interactions import Interactions, read
 from drivetrain.train.recall.method import Recall
@@ -177,6 +177,20 @@ def test_weights_are_the_likeliest_and_no_others(tmp_path: Path) -> None:
     due = minimize(cost, np.zeros(3), method="BFGS", options={"gtol": 1e-8})
     np.testing.assert_allclose(found, due.x, atol=1e-4)
     assert found[0] > found[1] > abs(found[2])
+
+
+def test_weights_are_learnt_from_the_items_that_would_be_shown(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    scores = random.standard_normal((LIST + 70, 2)).astype(np.float32)
+    pool = List(scores, np.array([3, 90]))
+    weights = np.array([2.0, 1.0])
+    best = pool.best(weights)
+    order = np.argsort(-(scores @ weights))[:LIST]
+    np.testing.assert_array_equal(best.scores, scores[np.sort(order)])
+    shown = {tuple(scores[place]) for place in (3, 90) if place in order}
+    assert {tuple(row) for row in best.scores[best.had]} == shown
+    assert learnt([replace(pool, had=np.array([], int))], 2).tolist() == [1, 1]
+    assert learnt([], 3).tolist() == [1, 1, 1]
 
 
 def test_pairs_held_out_are_a_seeded_part_and_nobody_loses_all() -> None:

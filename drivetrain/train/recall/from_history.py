@@ -55,6 +55,26 @@ def by_neighbours(found: Interactions, numbers: Array, values: Array, spare: int
     return score
 
 
+def by_vectors(found: Interactions, vectors: Array, spare: int) -> Score:
+    """The mean product with each item's vector: float32 ``[items, width]``."""
+    items, width = vectors.shape
+    held = np.concatenate([vectors, np.zeros((spare, width), np.float32)])
+
+    def score(n: Nodes, asked: Asked) -> str:
+        every = n.held(held)
+        profile, each = _profile(n, asked, items)
+        rows = n.op("Gather", every, profile)
+        whole = n.op("Cast", n.op("Shape", profile), to=1)
+        if each:
+            rows = n.op("Mul", rows, n.op("Unsqueeze", each, n.ints(1)))
+            whole = n.op("ReduceSum", each, n.ints(0), keepdims=1)
+        some = n.op("Max", whole, n.held(np.array(1e-12, np.float32)))
+        mean = n.op("Div", n.op("ReduceSum", rows, n.ints(0), keepdims=1), some)
+        return popular(n, found.counts, spare, asked, n.op("Gemm", mean, every, transB=1))
+
+    return score
+
+
 def _profile(n: Nodes, asked: Asked, items: int) -> tuple[str, str]:
     """The one row's items, each once, and their weights where they have any."""
     had = n.op("Reshape", asked.had, n.ints(-1))

@@ -12,9 +12,11 @@ from drivetrain.train.recall.graph import Asked, Scorer, Serving, Several
 from drivetrain.train.recall.interactions import FIRST_USER, Interactions, Sparse, alongside
 from drivetrain.train.recall.nodes import Nodes
 
-NUMBERS = 1 << 26
-"""Standardized scores that are held while weights are learnt: 256 MB. Of more users than fit some
-are drawn."""
+USERS = 4096
+"""Whom weights are learnt from; of more some are drawn."""
+POOL, LIST, ROUNDS = 200, 50, 3
+"""Items that are held of each method's best, those of them that weights are learnt from, and how
+often these are chosen anew."""
 _TOGETHER = 16
 """Users whose scores of all items are asked for at once."""
 _SALT = 0x0F05ED
@@ -110,21 +112,16 @@ class Trial:
         """
         items = len(self.kept.catalogue)
         known = np.flatnonzero(self.out.lengths)
-        most = max(1, NUMBERS // (items * len(names)))
-        if len(known) > most:
+        if len(known) > USERS:
             nothing = np.zeros(len(known), np.int64)
-            known = known[np.argsort(_drawn(known, nothing, seed + 1), kind="stable")[:most]]
-        if not len(known):
-            return np.full(len(names), 1 / len(names))
+            known = known[np.argsort(_drawn(known, nothing, seed + 1), kind="stable")[:USERS]]
         scorer = fused(names, scorers, [1.0] * len(names), items)
-        lists = [*self._lists(source, column, served, scorer, np.sort(known))]
-        return likeliest(lists)
+        return learnt([*self._lists(source, column, served, scorer, np.sort(known))], len(names))
 
     def _lists(
         self, source: Examples, column: int, served: Serving, scorer: Scorer, users: Array
     ) -> Iterator["List"]:
-        """For each user the standardized scores of what they have not, as of their first row that
-        is held out."""
+        """For each user the standardized scores of what they lacked, as of their first row."""
         graph: Graph = served.scored(self.kept, scorer)
         session = graph.session()
         waits = np.zeros(self.out.rows, bool)
@@ -142,9 +139,12 @@ class Trial:
                     for each in (self.kept.had, self.out))  # fmt: skip
         left = np.ones(parts.shape[1], bool)
         left[had] = False
+        scores = parts[:, left].T
+        best = np.argsort(-scores, axis=0, kind="stable")[:POOL]
+        pool = np.unique(best)
         wanted = np.zeros(parts.shape[1], bool)
         wanted[out] = True
-        return List(np.ascontiguousarray(parts[:, left].T), np.flatnonzero(wanted[left]))
+        return List(np.ascontiguousarray(scores[pool]), np.flatnonzero(wanted[left][pool]))
 
 
 def asked(
@@ -165,12 +165,33 @@ class List:
     """What one user could have had.
 
     Attributes:
-        scores: float32 ``[items left, methods]``, standardized.
+        scores: float32 ``[items, methods]``, standardized.
         had: places among them: what they then had.
     """
 
     scores: Array
     had: Array
+
+    def best(self, weights: Array) -> "List":
+        """The :data:`LIST` items that are first by their weighted sums."""
+        places = np.sort(np.argsort(-(self.scores @ weights), kind="stable")[:LIST])
+        return List(self.scores[places], np.flatnonzero(np.isin(places, self.had)))
+
+
+def learnt(pools: Sequence[List], methods: int) -> Array:
+    """The weights under which what users had comes before what else would be shown to them.
+
+    Of all items a softmax says how likely each is, but most of the likelihood is then about items
+    that nobody is ever shown. So it is taken over the best of a list, by equal weights first and
+    then by those found. Where nothing was had among them, all methods count alike.
+    """
+    weights = np.ones(methods)
+    for _ in range(ROUNDS):
+        lists = [best for pool in pools if len((best := pool.best(weights)).had)]
+        if not lists:
+            return weights
+        weights = likeliest(lists)
+    return weights
 
 
 def likeliest(lists: Sequence[List]) -> Array:
