@@ -62,6 +62,17 @@ def test_positions_are_found_behind_a_checkpoint(path):
     assert Lake.open(path).positions("w") == {f"t/{number}": number for number in range(6)}
 
 
+def test_a_table_that_is_restored_to_an_earlier_version_keeps_its_positions(path):
+    lake = Lake.open(path)
+    for number in range(3):
+        lake.append(some(number, 1), "w", {"t/0": number + 1})
+    DeltaTable(path).restore(2)
+    assert numbers(path) == [0, 1]
+    assert Lake.open(path).positions("w") == {"t/0": 3}, "as docs/streams.md says"
+    lake.append(some(3, 1), "w", {"t/0": 4})
+    assert numbers(path) == [0, 1, 3]
+
+
 def test_the_second_of_two_writers_by_mistake_is_refused_and_names_both(path):
     first, second = Lake.open(path), Lake.open(path)
     for lake in (first, second):
