@@ -228,8 +228,8 @@ def _array(value: Any, field: Field) -> Array:
     with np.errstate(over="ignore"):
         row = np.asarray(value, dtype=field.numpy)
     if row.dtype.kind == "O":
-        elements = column_of(row.reshape(-1).tolist(), Field(field.name, field.dtype))
-        return np.asarray(elements, dtype=field.numpy).reshape(row.shape)
+        inner = column_of(row.reshape(-1).tolist(), Field(field.name, field.dtype))
+        return np.asarray(inner, dtype=field.numpy).reshape(row.shape)
     given = np.asarray(value)
     if row.dtype.kind in "iu" and given.dtype.kind == "f" and not np.array_equal(row, given):
         raise ValueError("an element is no integer")
@@ -327,7 +327,7 @@ def field_of_arrow(name: str, kind: ArrowType) -> Field:
         return field_of_arrow(name, kind.value_type)
     if types.is_fixed_size_list(kind):
         inner = field_of_arrow(name, kind.value_type)
-        if inner.dtype in NUMERIC:
+        if inner.dtype in (*NUMERIC, "string"):
             return Field(name, inner.dtype, (kind.list_size, *inner.shape))
     tests: tuple[tuple[Dtype, str], ...] = (
         ("string", "string large_string string_view null"),
@@ -344,7 +344,7 @@ def field_of_arrow(name: str, kind: ArrowType) -> Field:
         f"column {name!r}",
         str(kind),
         "strings, bytes, integers, booleans, floats, decimals, dates, timestamps and "
-        "fixed-size lists of numbers",
+        "fixed-size lists of numbers or strings",
     )
 
 
@@ -362,6 +362,8 @@ def _from_arrow(column: Any, field: Field) -> Column:
         raise wrong(where, str(column.type), f"{field.dtype} as declared")
     if math.prod(n or 0 for n in found.shape) != math.prod(n or 0 for n in field.shape):
         raise wrong(where, str(column.type), f"{field.dtype} of shape {field.shape}")
+    if field.shape and field.dtype == "string":
+        return _texts(column, field)
     if field.dtype in ("string", "bytes"):
         if not pa.types.is_dictionary(column.type):
             column = pc.dictionary_encode(column)
@@ -369,12 +371,22 @@ def _from_arrow(column: Any, field: Field) -> Column:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     rows = len(column)
-    while pa.types.is_fixed_size_list(column.type):
-        column = _elements(column)
+    column = elements(column)
     try:
         return _numbers(column, field).reshape(rows, *field.shape)
     except pa.ArrowInvalid as error:
         raise wrong(where, str(error), f"{field.dtype} as declared") from None
+
+
+def _texts(column: Any, field: Field) -> Array:
+    """Fixed-size lists of strings as an object array; a missing one is the empty string."""
+    pa = need("pyarrow", "data")
+    rows = len(column)
+    column = elements(column)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    found: Array = column.fill_null("").to_numpy(zero_copy_only=False)
+    return found.astype(object, copy=False).reshape(rows, *field.shape)
 
 
 def _numbers(column: Any, field: Field) -> Array:
@@ -411,17 +423,20 @@ def _arrow_type(field: Field) -> ArrowType:
     return kind
 
 
-def _elements(column: Any) -> Any:
-    """The elements of fixed-size lists; a missing list has as many missing elements."""
+def elements(column: Any) -> Any:
+    """The elements of fixed-size lists, however deep; a missing list has as many missing ones."""
     pa = need("pyarrow", "data")
-    if not column.null_count:
-        return column.flatten()
-    width: int = column.type.list_size
-    start: int = column.offset * width
-    stop: int = start + len(column) * width
-    at = np.arange(start, stop)
-    absent = np.repeat(~column.is_valid().to_numpy(zero_copy_only=False), width)
-    return column.values.take(pa.array(at, mask=absent))
+    while pa.types.is_fixed_size_list(column.type):
+        if not column.null_count:
+            column = column.flatten()
+            continue
+        width: int = column.type.list_size
+        start: int = column.offset * width
+        stop: int = start + len(column) * width
+        at = np.arange(start, stop)
+        absent = np.repeat(~column.is_valid().to_numpy(zero_copy_only=False), width)
+        column = column.values.take(pa.array(at, mask=absent))
+    return column
 
 
 def _categorical(column: Any, missing: str | bytes) -> Categorical:

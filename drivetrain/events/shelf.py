@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drivetrain.core.batch import Batch, Categorical
+from drivetrain.core.batch import Batch, Categorical, elements
 from drivetrain.core.errors import wrong
 from drivetrain.core.metric import Emit, Progress
 from drivetrain.core.need import need
@@ -140,7 +140,7 @@ class ColumnDigest:
         """Take in the next values."""
         for piece in column.chunks:
             if self.field.dtype in ("string", "bytes"):
-                filled = pc.fill_null(piece, "" if self.field.dtype == "string" else b"")
+                filled = pc.fill_null(elements(piece), "" if self.field.dtype == "string" else b"")
                 lengths = pc.binary_length(filled).cast(pa.int32()).to_numpy()
                 self.lengths.update(lengths.astype("<i4", copy=False).tobytes())
                 self.values.update(_bytes_of(filled))
@@ -221,7 +221,7 @@ def _nulled(batch: Batch, field: Field) -> Any:
 
 def read(files: Sequence[str], schema: Schema, start: int, stop: int) -> Iterator[Batch]:
     """Rows ``start`` to ``stop`` of files that lie one after another, a row group at a time."""
-    texts = [field.name for field in schema if field.dtype == "string"]
+    texts = [field.name for field in schema if field.dtype == "string" and not field.shape]
     first = 0
     for path in files:
         try:

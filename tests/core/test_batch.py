@@ -4,11 +4,20 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivetrain.core.batch import Batch, Categorical, byte_matrix, column_of, feed, microseconds
+from drivetrain.core.batch import (
+    Batch,
+    Categorical,
+    byte_matrix,
+    column_of,
+    feed,
+    field_of_arrow,
+    microseconds,
+)
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 
 CARRIER = Categorical(np.array([0, 1, 0], np.int32), np.array(["UA", ""], dtype=object))
@@ -200,8 +209,18 @@ def test_an_element_of_another_type_in_a_shape_is_refused(dtype: Any, value: obj
 
 
 def test_a_missing_text_in_a_shape_is_empty():
-    found = column_of([["x", None], None], Field("a", "string", (2,)))
+    field = Field("a", "string", (2,))
+    found = column_of([["x", None], None], field)
     assert found.tolist() == [["x", ""], ["", ""]]
+    lists = pa.array([["x", None], None, ["y", "z"], ["", "ü"]], pa.list_(pa.string(), 2))
+    table = pa.table({"a": pa.chunked_array([lists[:1], lists[1:]])})
+    assert field_of_arrow("a", lists.type) == field
+    due = [["x", ""], ["", ""], ["y", "z"], ["", "ü"]]
+    assert Batch.from_arrow(table, Schema((field,)))["a"].tolist() == due
+    assert Batch.from_arrow(table.slice(2), Schema((field,)))["a"].tolist() == due[2:]
+    assert Batch.from_arrow(table.slice(4), Schema((field,)))["a"].shape == (0, 2)
+    back = Batch({"a": column_of(due, field)}).to_arrow()
+    assert Batch.from_arrow(back, Schema((field,)))["a"].tolist() == due
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def test_every_type_of_column_comes_back_as_it_went_in(path):
         "t": pa.array([-1, None], MICROSECOND),
         "v": vectors[:2],
         "m": matrices,
+        "w": pa.FixedSizeListArray.from_arrays(pa.array(["a", None, "", "ü"]), 2),
     }
     Lake.open(path).append(pa.table(columns))
     leaf = Delta(path, time="t")
@@ -62,12 +63,14 @@ def test_every_type_of_column_comes_back_as_it_went_in(path):
         Field("t", "timestamp"),
         Field("v", "float32", (2,)),
         Field("m", "float32", (2, 2)),
+        Field("w", "string", (2,)),
     )
     first, second = rows_of(leaf)
     before = datetime(1969, 12, 31, 23, 59, 59, 999999)
     assert list(first.values())[:6] == ["a", b"\x00", 2**63 - 1, 0.5, float("inf"), before]
     assert first["v"] == [0, 1]
     assert second["m"] == [[4, 5], [6, 7]]
+    assert [first["w"], second["w"]] == [["a", None], ["", "ü"]]
     assert {name for name, value in second.items() if value is None} == {
         "s",
         "b",

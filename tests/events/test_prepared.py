@@ -33,7 +33,7 @@ from drivetrain.events import (
 from drivetrain.events.prepared import find
 from drivetrain.events.shelf import ColumnDigest
 
-NAMES = ("n", "x", "s", "b", "t", "v")
+NAMES = ("n", "x", "s", "b", "t", "v", "w")
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def made(tmp_path):
     rng = np.random.default_rng(0)
     n = 3_000
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=2 * n), pa.float32()), 2)
+    words = pa.array([None if i % 5 == 0 else f"w{i % 11}" for i in range(3 * n)])
     table = pa.table(
         {
             "n": pa.array(np.arange(n), mask=rng.random(n) < 0.1),
@@ -50,6 +51,7 @@ def made(tmp_path):
             "b": pa.array([bytes([i % 7]) for i in range(n)]),
             "t": pa.array(np.arange(n) * 3_600_000_000, pa.timestamp("us")),
             "v": vectors,
+            "w": pa.FixedSizeListArray.from_arrays(words, 3, mask=pa.array(np.arange(n) % 7 == 0)),
             "key": np.arange(n) // 3,
         }
     )

@@ -32,9 +32,12 @@ def lying(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "amount": [None if i % 31 == 0 else v for i, v in enumerate(random.normal(0, 10, ROWS))],
         "k": random.integers(0, KEYS, ROWS),
         "v": pa.FixedSizeListArray.from_arrays(pa.array(np.arange(2.0 * ROWS)), 2),
+        "words": pa.FixedSizeListArray.from_arrays(
+            pa.array([None if i % 5 == 0 else f"w{i % 7}" for i in range(2 * ROWS)]), 2
+        ),
     }
     pq.write_table(pa.table(events), folder / "events.parquet", row_group_size=300)
-    del events["v"]
+    del events["v"], events["words"]
     pa.csv.write_csv(pa.table(events).slice(0, 700), folder / "events-0.csv")
     pa.csv.write_csv(pa.table(events).slice(700, 900), folder / "events-1.csv")
     shops = {"k": np.arange(0, KEYS, 2), "name": [f"shop's {i}" for i in range(KEYS // 2)]}
