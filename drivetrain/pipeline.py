@@ -33,7 +33,7 @@ from drivetrain.core.statistic import Quantiles, Statistic, TopK
 from drivetrain.core.system import System
 from drivetrain.core.world import World
 from drivetrain.events import prepared as laid
-from drivetrain.events.prepared import Prepared, held, prepare
+from drivetrain.events.prepared import Prepared, fingerprint, held, prepare
 from drivetrain.events.table import Table
 from drivetrain.events.windows import Kept, kept
 from drivetrain.features.compile import compile
@@ -284,7 +284,9 @@ def make_model(
     work = Path(site.work)
     examples = _examples(system, data, features, work, emit)
     device = resolve(site.device)
-    parts = (system.train, system.model, features.graph.digest, data.digest, device, _packages())
+    tables = [fingerprint(table) for table in getattr(system.train, "tables", ())]
+    made_of = (system.train, system.model, features.graph.digest, data.digest, device, _packages())
+    parts = (*made_of, *tables)
     directory = work / "train" / digest(*(describe(part) for part in parts))
     directory.mkdir(parents=True, exist_ok=True)
     with alone(directory, world) if world.leads else nullcontext():

@@ -221,7 +221,9 @@ class Strategy(Protocol):
       none;
     - ``columns``: raw columns that its graph takes beside the features' tensors;
     - ``reads``: targets that it reads from ``source.events`` itself, whose batches have the rows
-      of the examples in the same order. They may be text, and are not among the examples' own.
+      of the examples in the same order. They may be text, and are not among the examples' own;
+    - ``tables``: sources that it reads beside the events, such as attributes of items: a change of
+      their files trains anew.
     """
 
     def fit(self, model: "nn.Module", source: Examples, run: Run) -> "nn.Module | Graph | Reduced":

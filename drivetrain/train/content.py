@@ -51,6 +51,11 @@ class Content(FromHistory):
             raise wrong("Content.separator", self.separator, "at least a character")
         self.at_least("width", 1)
 
+    @property
+    def tables(self) -> tuple[Source, ...]:
+        """The sources that it reads beside the events."""
+        return (self.items,)
+
     def widened(self, found: "Interactions") -> "Interactions":
         """The training rows, and behind their items the table's others."""
         from drivetrain.core.schema import Schema

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.metric import Emitted, Metric
-from drivetrain.core.seams import Examples, Run
+from drivetrain.core.seams import Examples, Run, Source
 from drivetrain.train.recall.method import FromHistory, Recall
 
 if TYPE_CHECKING:
@@ -72,6 +72,11 @@ class Fused(Recall):
     def columns(self) -> tuple[str, ...]:
         """The raw columns that its graph takes beside the features."""
         return tuple(name for name in self._histories if name is not None)
+
+    @property
+    def tables(self) -> tuple[Source, ...]:
+        """The sources that the methods read beside the events."""
+        return tuple(table for m in self.methods for table in getattr(m, "tables", ()))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -172,6 +172,19 @@ def test_all_fused_methods_share_the_wider_catalogue(tables: dict[str, str], sit
     assert {f"train/weight/{n}" for n in fused.names} <= set(learnt)
 
 
+def test_a_changed_table_of_items_trains_anew(tables: dict[str, str], site: Any) -> None:
+    strategy = content(tables)
+    first = ran(tables, site, strategy)
+    assert ran(tables, site, strategy).digest == first.digest
+    whole = pq.read_table(tables["films"])
+    pq.write_table(whole.slice(0, 58), tables["films"])
+    catalogue = Catalogue.of(ran(tables, site, strategy).graph)
+    assert catalogue is not None
+    assert len(catalogue.items) == 59, "of two that are gone one was had"
+    fused = dt.Fused(target="film", methods=(dt.Popularity(target="film"), strategy))
+    assert fused.tables == strategy.tables == (strategy.items,)
+
+
 def films(tables: dict[str, str], **columns: Any) -> dict[str, str]:
     table = pq.read_table(tables["films"])
     for name, values in columns.items():

@@ -85,6 +85,12 @@ class Recommender:
         return tuple(dict.fromkeys(found))
 
     @property
+    def tables(self) -> tuple[Source, ...]:
+        """The sources that it reads beside the events."""
+        own = () if self.items is None else (self.items,)
+        return (*own, *getattr(self.recall, "tables", ()))
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The targets that it reads from the events itself, which may be text."""
         return self.recall.reads
