@@ -28,6 +28,8 @@ log = logging.getLogger("drivetrain.serve")
 
 _GROUP_BYTES = 4 << 20
 """Of the posts that share a flush."""
+_BEYOND = 8
+"""By at most this part of its bound memory grows beyond it by what lets others expire."""
 _LOG_BYTES = 64 << 20
 """Of the log until a snapshot takes its place; a snapshot that is longer waits for as much."""
 
@@ -170,11 +172,13 @@ class Embedded(State):
         memory = self.memory
         if memory.size > self._most_bytes:
             memory.shrink()
-        if memory.size > self._most_bytes:
+        over = memory.size - self._most_bytes
+        # What takes time on is taken nevertheless, a little beyond: only so does anything expire.
+        if over > 0 and (over > self._most_bytes // _BEYOND or not memory.goes_on(post)):
             return (
                 f"observations of {self.name!r} take {memory.size} bytes, allowed: "
-                f"{self._most_bytes}, as [serve] state_bytes says; nothing expires while nothing "
-                "is taken: raise it."
+                f"{self._most_bytes}, as [serve] state_bytes says; until later ones let these "
+                "expire nothing is taken: raise it."
             )
         if not self._waiting.fits(post):
             return f"{self._waiting.bytes} bytes of observations wait for the disk."

@@ -151,6 +151,18 @@ class Memory:
         """Forget at once what can be forgotten."""
         self._expire(at_once=True)
 
+    def goes_on(self, post: Post) -> bool:
+        """Whether a post takes time so far on that keys are forgotten once it is observed."""
+        for digest, kept in self.kept.items():
+            watermark, horizon = self.tracks[digest].watermark, kept.horizon
+            if watermark is None or horizon is None:
+                continue
+            due = self._expired.get(digest, watermark) + max(horizon // _EXPIRES, 1)
+            fed = (p for p in post.pieces if all(name in p.columns for name in kept.columns))
+            if any(piece[kept.known].max(initial=due - 1) >= due for piece in fed):
+                return True
+        return False
+
     # -- what is told of it --------------------------------------------------------------------
 
     @property

@@ -12,6 +12,7 @@ import pytest
 from waiting import wait_until
 
 from drivetrain.serve.protocols.messages_v2 import messages
+from drivetrain.serve.server import Server, running
 from drivetrain.serve.state.states import Keeping
 from drivetrain.serve.transport.http import HttpLimits
 
@@ -238,6 +239,35 @@ def test_keys_that_can_give_nothing_more_are_forgotten(serve, cards, tmp_path):
         body = {"rows": [{"card": f"{hour} {n}", "at": at} for n in range(10)]}
         assert client.post("/observe/cards", body).json["observed"] == 10
     assert client.get("/observe/cards").json["keys"] <= 20
+
+
+def test_memory_that_is_full_recovers_as_time_goes_on(serve, cards, tmp_path):
+    columns = {"hourly": cards.columns["hourly"]}
+    bundle = cards.write(tmp_path / "bundle", columns=columns, lateness=0)
+    empty = serve(models={"cards": bundle.path})
+    least = empty.get("/observe/cards").json["bytes"]
+    keeping = Keeping(place=str(tmp_path / "state"), bytes=least + 20_000)
+    server = Server({"cards": bundle.path}, port=0, state=keeping)
+    with running(server) as url:
+        client = type(empty)(server, url)
+
+        def post(at, *names):
+            rows = [{"card": name, "at": cards.start + at} for name in names]
+            return client.post("/observe/cards", {"rows": rows}).status
+
+        group = 0
+        while post(0, *(f"{group} {n}" for n in range(30))) == 200:
+            group += 1
+        assert post(1, "a") == 503, "so short a time lets nothing expire"
+        assert post(cards.hour // 2, "b") == 200
+        assert post(cards.hour // 2, "c") == 503, "what is there may still be asked for"
+        assert post(cards.hour + 1, "d") == 200
+        assert post(cards.hour + 1, "e") == 200
+        assert client.get("/observe/cards").json["keys"] == 3
+    again = serve(models={"cards": bundle.path}, state=keeping)
+    for card, seen in (("b", 1), ("0 1", 0)):
+        row = {"distance": 0, "at": cards.start + cards.hour + 2, "card": card}
+        assert again.post("/predict/cards", row).json["predictions"][0]["got_hourly"] == seen
 
 
 def test_metrics_tell_of_what_is_kept(client, cards):
