@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from math import inf
 from typing import Any, TypeAlias, cast
@@ -323,6 +323,7 @@ class Learner:
         for (side, slots), rows in zip(sides, told["rows"], strict=True):
             rest = side.fill(rest, len(slots), rows)
         if self.rolled_back:
+            self._roll_back()
             return
         self._changed.update(self._slot_places)
         for slot, place in enumerate(self._slot_places):
@@ -427,6 +428,24 @@ class Learner:
         self._changed.update(self._slot_places)
         for name, array in self._live.items():
             array[:] = self._trained[name]
+
+
+def replay(learner: Learner, batches: Iterable[Batch], time: str) -> Observed:
+    """Tell a learner the events of a table in the order of their times; of equal times, of rows.
+
+    What it then gives is what a server gives that observed the same events in this order.
+
+    Args:
+        learner: as training left it.
+        batches: have the learner's columns and ``time``; those columns are held at once.
+        time: the column of times, int64; where one is missing the event comes first.
+
+    Raises:
+        ValueError: a batch lacks a column.
+        TypeError: a user or an item is of another type.
+    """
+    whole = Batch.concat([batch.select((*learner.columns, time)) for batch in batches])
+    return learner.observe(whole.take(np.argsort(whole[time], kind="stable")))
 
 
 def _key(value: Any, dtype: Dtype, column: str) -> Key | None:
