@@ -34,6 +34,7 @@ from bench.figure import Figure, figure, show, words
 USERS, ITEMS, DIM, BATCH, MIXED = 200_000, 50_000, 64, 2048, 2048
 TEMPERATURE = 0.2
 TASTES = 40
+PEER_LR = 0.01
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Made:
         total = rows + held_out
         share = 1 / np.arange(1, ITEMS // TASTES + 1) ** 0.9
         rank = random.choice(len(share), total, p=share / share.sum())
-        user = (random.random(total) ** 1.3 * USERS).astype(np.int64)
+        user = (random.random(total) ** 4 * USERS).astype(np.int64)
         taste = np.where(
             random.random(total) < 0.8, user % TASTES, random.integers(0, TASTES, total)
         )
@@ -102,7 +103,7 @@ def ours(made: Made, seed: int) -> tuple[Tensor, Tensor]:
     )
     method = TwoTower(target="item", dim=DIM, train=strategy)
     with tempfile.TemporaryDirectory() as folder:
-        towers = method._towers(source, pairs, ITEMS)
+        towers = method._towers(source, pairs, np.arange(ITEMS))
         fitted: Any = strategy.fit(towers, pairs, Run(directory=Path(folder)))
     with torch.no_grad():
         return fitted.user(torch.arange(USERS)[:, None]), fitted.item.all()
@@ -117,24 +118,29 @@ def peer(made: Made, seed: int, *, sparse: bool) -> tuple[Tensor, Tensor]:
     for weight in parameters:
         nn.init.normal_(weight, std=0.05)
     kind = torch.optim.SparseAdam if sparse else torch.optim.Adam
-    optimizer = kind(parameters, lr=0.01)
+    bias = nn.Parameter(torch.zeros(DIM))  # of all users: whoever is new is near them
+    optimizers = [kind(parameters, lr=PEER_LR), torch.optim.Adam([bias], lr=0.01)]
     share = torch.bincount(item, minlength=ITEMS + 1) / len(item)
     normalize = nn.functional.normalize
     for rows in torch.randperm(len(user)).split(BATCH):
         own = item[rows]
         candidates = torch.cat([own, torch.randint(1, ITEMS + 1, (MIXED,))])
-        one, other = normalize(users(user[rows]), dim=1), normalize(items(candidates), dim=1)
+        one, other = normalize(users(user[rows]) + bias, dim=1), normalize(items(candidates), dim=1)
         logits = one @ other.T / TEMPERATURE
-        logits = logits - (len(rows) * share[candidates] + MIXED / ITEMS).log()
+        correction = ((len(rows) - 1) * share[candidates] + MIXED / ITEMS).log()
+        correction = correction.repeat(len(rows), 1).fill_diagonal_(0)
+        logits = logits - correction
         same = own[:, None] == candidates[None]
         same.fill_diagonal_(False)
         logits = logits.masked_fill(same, float("-inf"))
         loss = nn.functional.cross_entropy(logits, torch.arange(len(rows)))
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
     with torch.no_grad():
-        return normalize(users.weight, dim=1), normalize(items.weight[1:], dim=1)
+        return normalize(users.weight + bias, dim=1), normalize(items.weight[1:], dim=1)
 
 
 def loss_of(vectors: tuple[Tensor, Tensor], made: Made) -> float:

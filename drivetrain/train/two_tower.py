@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.describe import digest
 from drivetrain.core.errors import unknown, wrong
-from drivetrain.core.seams import Examples, Run
+from drivetrain.core.seams import Examples, Run, Source
 from drivetrain.train.recall.method import FromHistory
 from drivetrain.train.sampled_softmax import SampledSoftmax
 from drivetrain.train.single import Single
 
 if TYPE_CHECKING:
+    from drivetrain.core.batch import Array
+    from drivetrain.train.content import Content
     from drivetrain.train.recall.graph import Scorer, Serving
     from drivetrain.train.recall.interactions import Interactions
+    from drivetrain.train.towers.pairs import Pairs
     from drivetrain.train.towers.towers import Pooling, Towers
 
 POOLINGS = ("mean", "attention")
@@ -40,6 +43,7 @@ class TwoTower(FromHistory):
         history: a raw column of the items that a row's user had last, of the items' own type and
             shape ``[n]``, such as a window with ``stat="recent"``. It is read beside the user, and
             what is in it is left out where ``seen`` says so.
+        content: what is said of the items, whose vectors the item's tower takes; None is nothing.
         dim: the width of the vectors.
         hidden: widths of the hidden layers of each tower's stack.
         pooling: how the items of a history become one vector: their ``mean``, or by ``attention``.
@@ -52,6 +56,7 @@ class TwoTower(FromHistory):
             rows that a batch takes with ``rows=RowWise()``.
     """
 
+    content: "Content | None" = None
     dim: int = 64
     hidden: tuple[int, ...] = ()
     pooling: "Pooling" = "mean"
@@ -63,6 +68,13 @@ class TwoTower(FromHistory):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least("dim", 1)
+        if self.content is not None:
+            from drivetrain.train.content import Content
+
+            if not isinstance(self.content, Content):
+                raise wrong("TwoTower.content", type(self.content).__name__, "Content, or None")
+            if self.content.target != self.target:
+                raise wrong("TwoTower.content.target", self.content.target, repr(self.target))
         if not isinstance(self.hidden, tuple) or any(width < 1 for width in self.hidden):
             raise wrong("TwoTower.hidden", self.hidden, "a tuple of widths of at least 1")
         if self.pooling not in POOLINGS:
@@ -90,6 +102,15 @@ class TwoTower(FromHistory):
         """Whether several processes may train it."""
         return bool(getattr(self.train, "distributed", False))
 
+    @property
+    def tables(self) -> tuple[Source, ...]:
+        """The sources that it reads beside the events."""
+        return () if self.content is None else self.content.tables
+
+    def widened(self, found: "Interactions") -> "Interactions":
+        """The training rows, and behind their items those that attributes alone speak of."""
+        return found if self.content is None else self.content.widened(found)
+
     def scorer(
         self, source: Examples, found: "Interactions", run: Run, served: "Serving"
     ) -> "Scorer":
@@ -100,6 +121,8 @@ class TwoTower(FromHistory):
             InterruptedError: SIGTERM came; a checkpoint was written first.
             ValueError: the strategy cannot train them.
         """
+        import torch
+
         from drivetrain.train.towers.pairs import paired
         from drivetrain.train.towers.served import on_cpu, scorer
 
@@ -115,11 +138,11 @@ class TwoTower(FromHistory):
             directory=directory,
             emit=run.emit,
         )
-        towers = self._towers(source, pairs, len(found.catalogue))
+        towers = self._towers(source, pairs, found.catalogue)
         known = found.had.lengths > 0
         fitted: Any = self.train.fit(towers, pairs, replace(run, directory=directory))
         fitted = on_cpu(fitted)
-        fitted.settle(known, found.counts > 0)
+        fitted.settle(torch.from_numpy(known))
         scale = 1 / self._loss.temperature
         return scorer(fitted, source, found, known, served.spare(found), scale)
 
@@ -128,7 +151,7 @@ class TwoTower(FromHistory):
         assert isinstance(self.train.loss, SampledSoftmax)
         return self.train.loss
 
-    def _towers(self, source: Examples, pairs: Any, items: int) -> "Towers":
+    def _towers(self, source: Examples, pairs: "Pairs", catalogue: "Array") -> "Towers":
         """Towers whose weights are drawn from the seed of the training."""
         import torch
 
@@ -145,7 +168,9 @@ class TwoTower(FromHistory):
         column = self.user_column(source.features)
         index = source.features.of("index")
         user = next(f.name for f in index if source.features.slice(f.name).start == column)
-        counts = torch.from_numpy(pairs.counts(items))
+        counts = torch.from_numpy(pairs.counts(len(catalogue)))
+        content = self.content
+        vectors = None if content is None else torch.from_numpy(content.vectors(catalogue))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.train.seed)
-            return Towers(pairs.features, user, counts, None, shape, self._loss.mixed)
+            return Towers(pairs.features, user, counts, vectors, shape, self._loss.mixed)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tastes import ITEMS, RECENT, USERS, Tastes  # beside this file
+from tastes import ITEMS, RECENT, USERS, Attributes, Tastes  # beside this file
 
 from drivetrain.core.batch import Batch
 from drivetrain.core.catalogue import Catalogue
@@ -30,6 +30,8 @@ from drivetrain.train import (
     RowWise,
     Single,
 )
+from drivetrain.train.content import Content
+from drivetrain.train.recall.attributes import with_further
 from drivetrain.train.recall.fusing import Trial
 from drivetrain.train.recall.interactions import FIRST_USER, Interactions, read
 from drivetrain.train.sampled_softmax import SampledSoftmax
@@ -192,6 +194,40 @@ def test_who_is_not_known_is_answered_from_the_other_features(whole: Fitted) -> 
     assert (likes(whole.ask(table), [0, 1]) > 0.8).all()
 
 
+def test_items_that_nobody_had_are_placed_by_what_is_said_of_them(tmp_path: Path) -> None:
+    content = Content(target="item", items=Attributes(), categories=("taste",), width=4)
+    method = replace(METHOD, content=content, unknown=0.3, hidden=(8,), **KEEP)
+    assert method.tables == (content.items,)
+    fitted = Fitted(method, Tastes(), tmp_path)
+    items = fitted.items
+    known = len(had(fitted.tastes).catalogue)
+    assert sorted(items[known:])[-10:] == list(range(ITEMS, ITEMS + 10))
+    table = {"index": np.arange(FIRST_USER, USERS - 5)[:, None], "recent": np.zeros((0, RECENT))}
+    due = fitted.due({**table, "recent": np.zeros((len(table["index"]), RECENT), int)})
+    check(fitted.ask(table), due, items)
+    new = due[:, known:]
+    mine = np.array(items[known:]) % 2 == table["index"] % 2
+    assert new[mine].mean() > new[~mine].mean() + 1, "of the user's taste and of the other"
+    answer, _ = fitted.ask({"index": np.array([[1]])})
+    assert answer[0, :known].tolist() == items[:known], "whom nobody knows gets none of them"
+
+
+def test_items_of_which_nothing_is_known_come_last(tmp_path: Path, plain: Fitted) -> None:
+    class Widened(TwoTower):
+        """Among methods of which another knows further items."""
+
+        def widened(self, found: Interactions) -> Interactions:
+            return with_further(found, list(range(ITEMS, ITEMS + 3)))
+
+    method = Widened(**vars(plain.method))
+    graph: Any = method.fit(None, Tastes(), Run(directory=tmp_path))  # type: ignore[arg-type]
+    table = {"index": np.arange(FIRST_USER, USERS)[:, None]}
+    found = graph.run(Batch(table))
+    there = ~np.isnan(found["scores"])
+    last = [row[mask][-3:].tolist() for row, mask in zip(found["items"], there, strict=True)]
+    assert last == [[ITEMS, ITEMS + 1, ITEMS + 2]] * len(table["index"])
+
+
 def test_it_tells_how_training_went(plain: Fitted) -> None:
     figures = plain.figures
     assert figures["train/items"] == len(plain.items)
@@ -308,7 +344,7 @@ def trained(method: TwoTower, tastes: Tastes, folder: Path, left: int = 10**9) -
     """The weights after training alone."""
     rows = pairs(tastes, folder, weight=None)
     rows.__class__, rows.left = Stopped, left  # type: ignore[assignment, attr-defined]
-    towers = method._towers(tastes, rows, len(had(tastes).catalogue))  # type: ignore[arg-type]
+    towers = method._towers(tastes, rows, had(tastes).catalogue)  # type: ignore[arg-type]
     fitted: Any = method.train.fit(towers, rows, Run(directory=folder))
     return dict(fitted.state_dict())
 
@@ -376,6 +412,11 @@ def by(**options: Any) -> Callable[[], Any]:
         (of(pooling="max"), "unknown pooling 'max'"),
         (of(dropout=1.0), r"TwoTower\.dropout: found 1\.0"),
         (of(unknown=-0.1), r"TwoTower\.unknown: found -0\.1"),
+        (of(content="films"), r"TwoTower\.content: found 'str'"),
+        (
+            of(content=Content(target="film", items=Attributes(), text=("taste",))),
+            r"TwoTower\.content\.target: found 'film'",
+        ),
         (of(train="single"), r"TwoTower\.train: found 'str'"),
         (by(loss=BinaryCrossEntropy("item")), r"TwoTower\.train\.loss.*SampledSoftmax"),
         (by(privacy=Private(clip_norm=1, delta=1e-5, epsilon=1)), r"TwoTower\.train\.privacy"),

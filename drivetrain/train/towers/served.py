@@ -31,11 +31,16 @@ def scorer(
     """
     user = towers.user
     graph = export(user, user.features, lambda vector: {_VECTOR: vector})
-    # A further number: whom nothing is known of scores every item by how often it was had.
-    counts = found.counts.astype(np.float32)[:, None]
     vectors = towers.item.all().numpy() * np.float32(scale)
-    columns = np.zeros((vectors.shape[1] + 1, len(vectors) + spare), np.float32)
-    columns[:, : len(vectors)] = np.concatenate([vectors, counts], axis=1).T
+    columns = np.zeros((vectors.shape[1] + 2, len(vectors) + spare), np.float32)
+    columns[:-2, : len(vectors)] = vectors.T
+    # Two more numbers: whom nothing is known of scores every item by how often it was had, and
+    # for all others an item that nothing is known of is as low as any can be.
+    columns[-2, : len(vectors)] = found.counts
+    if towers.item.content is None:
+        lowest = -np.linalg.norm(vectors, axis=1).max()
+        columns[-1, : len(vectors)] = np.where(found.counts > 0, 0, lowest)
+        columns[:-2, : len(vectors)] *= found.counts > 0
     tensors = source.features.tensors
     return Scorer(
         score=_score(graph, len(found.catalogue), known, columns, towers),
@@ -59,9 +64,9 @@ def _score(graph: Graph, items: int, known: Array, columns: Array, towers: Tower
         if by_features:
             unknown = n.op("And", unknown, n.held(np.array(False)))
         lost = n.op("Cast", unknown, to=1)
-        one = n.held(np.array(1, np.float32))
-        speaking = n.op("Mul", vector, n.op("Sub", one, lost))
-        return n.op("MatMul", n.op("Concat", speaking, lost, axis=1), n.held(columns))
+        found = n.op("Sub", n.held(np.array(1, np.float32)), lost)
+        whole = n.op("Concat", n.op("Mul", vector, found), lost, found, axis=1)
+        return n.op("MatMul", whole, n.held(columns))
 
     return score
 

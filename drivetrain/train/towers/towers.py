@@ -60,8 +60,7 @@ class UserTower(nn.Module):
         super().__init__()
         self.features = _without(features, ITEM)
         self.column = features.slice(user).start
-        self.users = nn.Embedding(features.field(user).cardinality, shape.dim)
-        nn.init.normal_(self.users.weight, std=0.05)
+        self.users = _vectors(features.field(user).cardinality, shape.dim, FIRST_USER)
         columns = range(len(features.cardinalities))
         self.rest = [column for column in columns if column != self.column]
         others = _without(self.features, user, HISTORY)
@@ -133,7 +132,7 @@ class ItemTower(nn.Module):
 
     Args:
         items: vectors of items; the first is that of items that are not known.
-        content: float32 ``[1 + items, width]``: what is known of each; None is nothing.
+        content: float32 ``[items, width]``: what is known of each; None is nothing.
         shape: how it is built.
     """
 
@@ -141,6 +140,8 @@ class ItemTower(nn.Module):
         super().__init__()
         self.items = items
         self.content: Tensor | None
+        if content is not None:
+            content = nn.functional.pad(content, (0, 0, 1, 0))
         self.register_buffer("content", content, persistent=False)
         width = 0 if content is None else content.shape[1]
         self.deep = _deep(shape.dim + width, shape)
@@ -194,8 +195,7 @@ class Towers(nn.Module):
     ) -> None:
         super().__init__()
         self.features = features
-        items = nn.Embedding(len(counts) + 1, shape.dim)
-        nn.init.normal_(items.weight, std=0.05)
+        items = _vectors(len(counts) + 1, shape.dim, 1)
         self.user = UserTower(features, user, items, shape)
         self.item = ItemTower(items, content, shape)
         self.mixed = mixed
@@ -219,15 +219,23 @@ class Towers(nn.Module):
         candidates, own, correction = drawn(ids, self.frequency, negatives, among)
         return Sampled(users, self.item(candidates), own, correction)
 
-    def settle(self, users: Tensor, items: Tensor) -> None:
+    def settle(self, users: Tensor) -> None:
         """After training: what no row spoke of is as what is not known.
 
         Args:
             users: bool ``[users]``: who has training rows.
-            items: bool ``[items]``: which items have.
         """
         self.user.forget(users)
-        self.item.forget(items)
+        self.item.forget(self.frequency[1:] > 0)
+
+
+def _vectors(rows: int, dim: int, unknown: int) -> nn.Embedding:
+    """A table of small random vectors; of what is not known, which comes first, they are 0."""
+    table = nn.Embedding(rows, dim)
+    nn.init.normal_(table.weight, std=0.05)
+    with torch.no_grad():
+        table.weight[:unknown] = 0
+    return table
 
 
 def _without(features: FeatureSchema, *names: str) -> FeatureSchema:
