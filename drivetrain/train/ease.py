@@ -25,17 +25,22 @@ class EASE(FromHistory):
 
     Attributes:
         l2: how much large weights cost, above 0.
+        even: how evenly users count: a row of ``X`` with ``n`` items is weighted by ``n ** -even``,
+            so scaled that the rows' interactions count as many as before. 0 leaves ``X'X`` to the
+            few who had most, for a user adds ``n ** 2`` pairs to it.
         neighbours: keep only so many weights of each item in the served graph, the largest; None
             keeps all, 4 bytes for each pair of items.
     """
 
     l2: float = 200.0
+    even: float = 0.0
     neighbours: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.l2 > 0:
             raise wrong("EASE.l2", self.l2, "a number above 0")
+        self.at_least("even", 0)
         if self.neighbours is not None:
             self.at_least("neighbours", 1)
 
@@ -48,11 +53,11 @@ class EASE(FromHistory):
             ValueError: there are more items than can be.
         """
         from drivetrain.train.recall.from_history import by_neighbours, by_weights, scorer
-        from drivetrain.train.recall.meeting import gram, largest
+        from drivetrain.train.recall.meeting import evened, gram, largest
 
         if len(found.catalogue) > MOST_ITEMS:
             raise wrong("items of EASE", len(found.catalogue), f"{MOST_ITEMS} or fewer")
-        weights = closed_form(gram(found.had), self.l2)
+        weights = closed_form(gram(evened(found.had, self.even)), self.l2)
         if self.neighbours is None:
             score = by_weights(found, weights, served.spare(found))
         else:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from drivetrain.train.recall import meeting
 from drivetrain.train.recall.interactions import Sparse
-from drivetrain.train.recall.meeting import gram, largest, nearest
+from drivetrain.train.recall.meeting import evened, gram, largest, nearest
 
 compiled = meeting.compiled
 PATHS = [None] if compiled is None else [None, compiled]
@@ -114,3 +114,19 @@ def test_what_is_no_matrix_is_refused() -> None:
         compiled.gram(
             *(starts, columns, weights, turned, np.zeros(1, np.int32), weights, 1, 2, 0, 2, into)
         )
+
+
+def test_evened_rows_count_by_a_power_of_their_length_and_all_as_much_as_before() -> None:
+    dense = (np.random.default_rng(2).random((20, 8)) < np.linspace(0, 1, 20)[:, None]).astype(
+        float
+    )
+    had = sparse(dense)
+    assert evened(had, 0) is had
+    for even in (0.5, 1.0):
+        found = evened(had, even)
+        squares = np.add.reduceat(
+            found.weights.astype(float) ** 2, found.starts[:-1][had.lengths > 0]
+        )
+        due = had.lengths[had.lengths > 0] ** (1 - even)
+        np.testing.assert_allclose(squares, due / due.sum() * len(had.columns), rtol=1e-5)
+        np.testing.assert_array_equal(found.columns, had.columns)

@@ -28,8 +28,9 @@ METHODS = (
     EASE(target="item", l2=3.0),
     EASE(target="item", l2=3.0, neighbours=6),
     ALS(target="item", factors=5, iterations=3),
+    EASE(target="item", l2=3.0, even=0.5),
 )
-IDS = ("popularity", "neighbours", "ease", "ease-cut", "als")
+IDS = ("popularity", "neighbours", "ease", "ease-cut", "als", "ease-even")
 
 
 @dataclass
@@ -124,7 +125,10 @@ def scores_of(strategy: Any, log: Any, found: Interactions) -> np.ndarray:
         scores = users.factors.astype(float) @ items.factors.T.astype(float)
     else:
         if isinstance(strategy, EASE):
-            weights = closed_form(x.T @ x, strategy.l2).astype(float)
+            lengths = np.maximum((x > 0).sum(axis=1), 1)
+            counts = lengths**-strategy.even
+            counts *= (x > 0).sum() / (counts * (x > 0).sum(axis=1)).sum()
+            weights = closed_form(x.T @ (counts[:, None] * x), strategy.l2).astype(float)
         else:
             norms = np.sqrt((x**2).sum(axis=0))
             weights = x.T @ x / (np.outer(norms, norms) + strategy.shrink)

@@ -25,6 +25,18 @@ def gram(had: Sparse) -> Array:
     return sums.astype(np.float64)
 
 
+def evened(had: Sparse, even: float) -> Sparse:
+    """The rows, each by the root of its length to the power ``-even``; the sum of the squares of
+    weights that are 1 stays what it was."""
+    if not even:
+        return had
+    lengths = np.maximum(had.lengths, 1).astype(np.float64)
+    counts = lengths**-even
+    counts *= had.lengths.sum() / max((had.lengths * counts).sum(), _TINY)
+    weights = had.weights * np.repeat(np.sqrt(counts), had.lengths)
+    return Sparse(had.starts, had.columns, weights.astype(np.float32), had.wide)
+
+
 def nearest(had: Sparse, most: int, shrink: float) -> tuple[Array, Array]:
     """Of each column those that are most like it, by cosine with shrinkage, most alike first.
 
