@@ -278,8 +278,8 @@ class Log:
 
     def _hold(self, done: Array, logged: Array) -> None:
         """Hold propensities against the number of actions: 1 / propensity has it as its mean."""
-        if self._known is None:
-            return
+        if self._known is None or done.max() >= len(self._known):
+            return  # the log's policy had other actions, nobody knows how many
         for place in range(done.shape[1]):
             inverse = 1 / logged[done[:, place] >= 0, place]
             if len(inverse) < 2:

@@ -330,6 +330,8 @@ def test_propensities_that_cannot_sum_to_one_are_refused(tmp_path: Path) -> None
         ValueError, match=r"mean of 1 / propensity: found 40\.0, allowed: 4 or less"
     ):
         measured(bundle, log(**rows, propensity=np.full(50, 0.025)))
+    rows["item"][0] = 77  # so there were actions that this bundle does not know: who knows how many
+    assert measured(bundle, log(**rows, propensity=np.full(50, 0.025)))["rows"] == 50
 
 
 @pytest.mark.parametrize(

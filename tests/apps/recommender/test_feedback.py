@@ -15,7 +15,7 @@ import drivetrain as dt
 from drivetrain.apps.recommender import Explore, Recommender
 from drivetrain.core.batch import Batch
 from drivetrain.core.bundle import Bundle
-from drivetrain.core.seams import SPLITS
+from drivetrain.core.seams import SPLITS, Source
 from drivetrain.serve.server import Server, running
 
 USERS, ITEMS, ASKED = 100, 5, 1500
@@ -70,7 +70,7 @@ def listed(server: Server, rows: list[dict[str, Any]]) -> list[list[Any]]:
     return [row["items"] for row in found["predictions"]]
 
 
-def all_rows(table: dt.Parquet) -> Iterator[Batch]:
+def all_rows(table: Source) -> Iterator[Batch]:
     for split in SPLITS:
         yield from table.batches(split)
 
