@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.batch import Array
+from drivetrain.core.schema import MISSING_INT
 from drivetrain.serve.native import compiled
 
 _pack = struct.Struct("f").pack
@@ -46,6 +47,11 @@ def _string_text(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
+def _int64_text(value: int) -> str:
+    """An integer as JSON, null where it is missing: where no item is left for a place."""
+    return "null" if value == MISSING_INT else str(value)
+
+
 def _bool_text(value: bool) -> str:
     return "true" if value else "false"
 
@@ -54,6 +60,8 @@ _TEXT: dict[str, Callable[[Any], str]] = {
     "f": float32_text,
     "d": float64_text,
     "e": float64_text,
+    "l": _int64_text,
+    "q": _int64_text,
     "?": _bool_text,
     "O": _string_text,
     "U": _string_text,
