@@ -103,14 +103,16 @@ class HNSW:
             if not 1 <= k <= self.items:
                 raise wrong("k", k, f"1 to {self.items}, the number of items")
             found, far = self._walk(asked[rows] * scales[:, None], k)
-        products = (1 - far) / (scales[:, None] * self._scale)
-        order = np.lexsort((found, -products), axis=1)
-        places[rows] = np.take_along_axis(found, order, axis=1)
-        scores[rows] = np.take_along_axis(products, order, axis=1)
+        places[rows] = found
+        scores[rows] = (1 - far) / (scales[:, None] * self._scale)
+        tied = scores[:, 1:] == scores[:, :-1]
+        for row in np.flatnonzero(tied.any(axis=1)):  # equals come as they like
+            order = np.lexsort((places[row], -scores[row]))
+            places[row], scores[row] = places[row][order], scores[row][order]
         return places, scores
 
     def _walk(self, queries: Array, k: int) -> tuple[Array, Array]:
-        """Labels int64 and one less the product, in no order among equals."""
+        """Labels int64 and one less the product, the best first, equals in no order."""
         if not len(queries):
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
         try:
