@@ -21,6 +21,8 @@ TOGETHER = 1024
 """Rows that a bundle is asked for at once."""
 ROUNDING = 1e-3
 """By how much probabilities may miss 1 in sum: they come as float32."""
+LEAST = 1e-300
+"""What the product of a long list's propensities is at least, lest it be 0."""
 DOUBT = 6.0
 """Standard errors that the mean of 1 / propensity may lie above the number of actions."""
 
@@ -85,6 +87,7 @@ class Log:
         at = self._places(batch, done, shaped)
         logged = self._propensities(batch, done)
         reward = self._rewards(batch, done)
+        done, at, logged, reward = (each[:, : probe.k] for each in (done, at, logged, reward))
         rows = np.flatnonzero((done >= 0).any(axis=1))
         if not len(rows):
             return
@@ -150,8 +153,9 @@ class Log:
             return found
         if found.shape[1] != 1:
             raise wrong(f"column {probe.reward!r}", list(found.shape), f"{list(done.shape)}")
-        # What came of the whole list is due at its last place.
-        last = done.shape[1] - 1 - (done >= 0)[:, ::-1].argmax(axis=1)
+        # What came of the whole list is due at its last place that counts.
+        there = done[:, : probe.k] >= 0
+        last = there.shape[1] - 1 - there[:, ::-1].argmax(axis=1)
         return np.where(np.arange(done.shape[1]) == last[:, None], found, 0)
 
     # -- asking ------------------------------------------------------------------------------------
@@ -240,7 +244,8 @@ class Log:
             policy, expected = _followed(new, done, at, model)
         else:
             policy, expected = self._likely(new, done, at, model)
-        rounds = Rounds(reward, np.cumprod(each, axis=1), policy, model.of(done, at), expected)
+        logged = np.maximum(np.cumprod(each, axis=1), LEAST)
+        rounds = Rounds(reward, logged, policy, model.of(done, at), expected)
         found = estimate(
             rounds,
             clip=probe.clip,

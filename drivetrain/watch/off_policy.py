@@ -61,6 +61,8 @@ class OffPolicy:
         action: the column of what was done.
         propensity: the column of how likely that was, above 0 and at most 1.
         position: the column of an action's place, from 1; None is the first. Not of lists.
+        k: how many places of a list count, the first ones; None takes all. The fewer, the more
+            lists agree.
         user: the column of whose rows belong together.
         output: the prediction of the bundle's actions, ``[rows]`` or ``[rows, k]``.
         policy: instead of it: the prediction of how likely each action is, ``[rows, actions]`` or
@@ -83,6 +85,7 @@ class OffPolicy:
     action: str = "item"
     propensity: str = "propensity"
     position: str | None = None
+    k: int | None = None
     user: str | None = None
     output: str = "items"
     policy: str | None = None
@@ -101,6 +104,8 @@ class OffPolicy:
         for name, least in (("draws", 0), ("folds", 2), ("strength", 0), ("resamples", 0)):
             if not getattr(self, name) >= least:
                 raise wrong(f"OffPolicy.{name}", getattr(self, name), f"{least} or more")
+        if self.k is not None and self.k < 1:
+            raise wrong("OffPolicy.k", self.k, "1 or more, or None")
         for name in ("clip", "switch"):
             value = getattr(self, name)
             if value is not None and not value > 0:

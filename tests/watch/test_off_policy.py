@@ -163,6 +163,22 @@ def test_a_list_counts_down_to_each_place(tmp_path: Path) -> None:
     assert found["uncovered"] == pytest.approx(2 / 4)
     each = [2 / 6, (4 + 2.5) / (4 + 4 + 2.5), 8 / (8 + 2.5)]
     assert found["snips"] == pytest.approx(sum(each))
+    two = measured(bundle, rows, k=2)
+    assert two["snips"] == pytest.approx(sum(each[:2]))
+    assert two["ips"] == pytest.approx((2 + 4 + 2.5) / 4)
+    assert two["uncovered"] == pytest.approx(1 / 4)
+    sold = rows.with_columns({"click": np.array([1, 1, 1, 1])})
+    assert measured(bundle, sold, k=2)["ips"] == pytest.approx((4 + 4 + 2.5) / 4)
+    assert measured(bundle, sold)["ips"] == pytest.approx((8 + 2.5) / 4)
+
+
+def test_a_long_list_that_nobody_repeats_is_no_division_by_zero(tmp_path: Path) -> None:
+    wide = 200
+    bundle = listing(tmp_path / "b", np.arange(wide)[None])
+    rows = log(user=[0], item=[np.arange(wide)[::-1]], propensity=[np.full(wide, 1e-3)], click=[1])
+    found = measured(bundle, rows)
+    assert found["ips"] == found["mean_weight"] == 0
+    assert found["uncovered"] == 1
 
 
 def test_what_was_chosen_of_a_list_earns_at_its_place_and_a_whole_list_at_its_end(
@@ -340,6 +356,7 @@ def test_propensities_that_cannot_sum_to_one_are_refused(tmp_path: Path) -> None
         ({}, "self.reward=None"),
         ({"reward": "a", "chosen": "b"}, "allowed: one of the two"),
         ({"reward": "a", "draws": 2}, r"OffPolicy\.draws: found 2, allowed: 0 without seed="),
+        ({"reward": "a", "k": 0}, r"OffPolicy\.k: found 0"),
         ({"reward": "a", "folds": 1}, r"OffPolicy\.folds"),
         ({"reward": "a", "clip": 0.0}, r"OffPolicy\.clip: found 0\.0, allowed: above 0"),
         ({"reward": "a", "seed": "s", "policy": "p"}, r"OffPolicy\.seed"),
