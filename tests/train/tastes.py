@@ -8,6 +8,7 @@ import numpy as np
 
 from drivetrain.core.batch import Batch, Categorical
 from drivetrain.core.schema import MISSING_INT, FeatureField, FeatureSchema, Field, Schema
+from drivetrain.core.seams import Shard, Split
 
 USERS, ITEMS, RECENT = 90, 60, 4
 WHO = FeatureField(name="who", kind="index", cardinality=USERS)
@@ -111,7 +112,7 @@ class Attributes:
     new: int = 10
     schema = Schema((Field("item", "int64"), Field("taste", "string")))
 
-    def batches(self, split: Any, *args: Any) -> Iterator[Batch]:
+    def batches(self, split: Split, shard: Shard = Shard()) -> Iterator[Batch]:
         if split == "train":
             item = np.arange(ITEMS + self.new)
             yield Batch({"item": item, "taste": np.array(["even", "odd"], object)[item % 2]})
