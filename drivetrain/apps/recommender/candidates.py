@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drivetrain.apps.recommender.ranking import HISTORY, PLACES, RECALL
 from drivetrain.core.graph import Graph
 from drivetrain.core.schema import Field
+from drivetrain.models.list_ranking import HISTORY, PLACES, RECALL
 from drivetrain.train.recall.graph import Candidates, Scorer, Serving
 from drivetrain.train.recall.interactions import Interactions
 from drivetrain.train.recall.nodes import Nodes

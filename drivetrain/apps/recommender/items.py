@@ -1,82 +1,58 @@
 """What is known of the items themselves: a table's features, in the order of the catalogue."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from drivetrain.core.batch import Array, Batch, column_of
-from drivetrain.core.schema import FeatureSchema, Schema
-from drivetrain.core.seams import SPLITS, Feature, Source
+from drivetrain.core.schema import FeatureSchema
+from drivetrain.core.seams import Feature, Source
 from drivetrain.core.sketch import measure
 from drivetrain.features.compile import compile
 from drivetrain.features.transform import Transform
+from drivetrain.models.list_ranking import Items
+from drivetrain.train.recall.attributes import key_field, rows_of
+
+WHERE = "Recommender.items"
 
 
-@dataclass(frozen=True, eq=False)
-class Items:
-    """The attributes of all items as a model takes them.
+def described(
+    catalogue: Array, key: str, table: Source | None, features: Sequence[Feature]
+) -> Items:
+    """What a table says of the items of a catalogue; of those that it lacks all is missing.
 
-    Attributes:
-        count: how many items there are.
-        features: what is known of each.
-        tensors: ``[items + 1, …]`` each, in the catalogue's order; the last one is of no item.
+    Args:
+        catalogue: the items.
+        key: their column in the table.
+        table: a row for each item; held in memory.
+        features: of the table's columns.
+
+    Raises:
+        ValueError: a column is absent or of another type than its feature takes, or an item has
+            two rows.
     """
-
-    count: int
-    features: FeatureSchema
-    tensors: Mapping[str, Array]
-
-    def __len__(self) -> int:
-        return self.count
-
-    @classmethod
-    def of(
-        cls, catalogue: Array, key: str, table: Source | None, features: Sequence[Feature]
-    ) -> "Items":
-        """What a table says of the items of a catalogue; of those that it lacks all is missing.
-
-        Args:
-            catalogue: the items.
-            key: their column in the table.
-            table: a row for each item; held in memory.
-            features: of the table's columns.
-
-        Raises:
-            ValueError: a column is absent or of another type than its feature takes, or an item
-                has two rows.
-        """
-        if table is None or not features:
-            return cls(len(catalogue), FeatureSchema(()), {})
-        names = dict.fromkeys(column for feature in features for column in feature.columns)
-        rows = held(table, table.schema.select([*names]), key, catalogue)
-        known = rows.slice(0, len(catalogue))
-        fitted = {s: measure(s, known) for feature in features for s in feature.statistics()}
-        graph, schema = compile(features, table.schema.select([*names]), fitted)
-        found = Transform(graph, schema, threads=1).run(rows)
-        return cls(len(catalogue), schema, {n: found[n] for n in schema.tensors.names})
+    if table is None or not features:
+        return Items(len(catalogue), FeatureSchema(()), {})
+    names = [*dict.fromkeys(column for feature in features for column in feature.columns)]
+    rows = held(table, names, key, catalogue)
+    known = rows.slice(0, len(catalogue))
+    fitted = {s: measure(s, known) for feature in features for s in feature.statistics()}
+    graph, schema = compile(features, table.schema.select(names), fitted)
+    found = Transform(graph, schema, threads=1).run(rows)
+    return Items(len(catalogue), schema, {n: found[n] for n in schema.tensors.names})
 
 
-def held(table: Source, schema: Schema, key: str, catalogue: Array) -> Batch:
+def held(table: Source, names: Sequence[str], key: str, catalogue: Array) -> Batch:
     """Columns of a table in the order of a catalogue, and behind them a row that lacks all.
 
     Raises:
-        ValueError: the key is absent, or an item has two rows.
+        ValueError: a column is absent, the key is of another type than the items, or an item has
+            two rows.
     """
-    table.schema.field(key, "items")
-    wanted = {value: place for place, value in enumerate(catalogue.tolist())}
+    key_field(table, key, catalogue, WHERE)
+    schema = table.schema.select(dict.fromkeys((key, *names)), WHERE)
+    keys, rows = rows_of(table, schema, key, WHERE)
+    place = {item: row for row, item in enumerate(keys, 1)}
     nothing = Batch({field.name: column_of([None], field) for field in schema})
-    parts, place = [nothing], np.zeros(len(catalogue) + 1, np.int64)
-    read = 1
-    for split in SPLITS:  # nobody trains on it: whatever part a row is in, it is read
-        for batch in table.batches(split):
-            parts.append(Batch({name: batch[name] for name in schema.names}))
-            for row, value in enumerate(batch[key].tolist(), read):
-                at = wanted.get(value)
-                if at is None:
-                    continue
-                if place[at]:
-                    raise ValueError(f"items: found two rows of {value!r}, allowed: one each.")
-                place[at] = row
-            read += len(batch)
-    return Batch.concat(parts).take(place)
+    at = [place.get(item, 0) for item in (*catalogue.tolist(), None)]
+    return Batch.concat([nothing, rows]).take(np.array(at))

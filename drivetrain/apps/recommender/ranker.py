@@ -15,11 +15,12 @@ from drivetrain.train.stopping import EarlyStopping
 
 if TYPE_CHECKING:
     from drivetrain.apps.recommender.candidates import Recalled
-    from drivetrain.apps.recommender.items import Items
-    from drivetrain.apps.recommender.lists import Asked, Log
+    from drivetrain.apps.recommender.lists import Asked
     from drivetrain.core.graph import Graph
+    from drivetrain.models.list_ranking import Items
     from drivetrain.train.recall.graph import Scorer, Serving
     from drivetrain.train.recall.interactions import Interactions
+    from drivetrain.train.recall.last_rows import Log
 
 Fit = Callable[["Interactions", Run, "Serving"], "Scorer"]
 """Fits recall on some interactions."""
@@ -109,9 +110,10 @@ class Ranker:
             item: the column of items.
             run: of this training.
         """
-        from drivetrain.apps.recommender.lists import HAD, Lists, Log
-        from drivetrain.apps.recommender.ranking import Ranking, Shape
+        from drivetrain.apps.recommender.lists import HAD, Lists
         from drivetrain.features.examples import Examples as Kept
+        from drivetrain.models.list_ranking import Ranking, Shape
+        from drivetrain.train.recall.last_rows import Log
         from drivetrain.train.trained import MODEL, exported
 
         served = recalled.serving
@@ -139,7 +141,8 @@ class Ranker:
         """What is asked for each split of lists."""
         import numpy as np
 
-        from drivetrain.apps.recommender.lists import VALIDATE, Asked, drawn
+        from drivetrain.apps.recommender.lists import VALIDATE, Asked
+        from drivetrain.train.recall.fusing import drawn
 
         found = recalled.found
         last = log.last(self.held_out, found.had.rows)
@@ -149,7 +152,8 @@ class Ranker:
         served = _without(recalled.serving, kept)
         inner = replace(recalled, serving=served, found=kept, scorer=fit(kept, lent, served))
         early = inner.graph().session()
-        users = drawn(np.arange(found.had.rows), self.seed)
+        every = np.arange(found.had.rows)
+        users = drawn(every, np.zeros_like(every), self.seed)
         held = int((found.had.lengths * self.held_out).sum())
         train = Asked("train", early, users < self.lists / max(1, held), last)
         had = log.had("validate", found)

@@ -103,7 +103,7 @@ class Recommender:
     def fit(self, model: Any, source: Examples, run: Run) -> "Graph":
         """Learn recall from the training rows, and ranking from what recall finds without some."""
         from drivetrain.apps.recommender.candidates import Recalled
-        from drivetrain.apps.recommender.items import Items
+        from drivetrain.apps.recommender.items import described
 
         method = replace(self.recall, k=self.candidates)
         found = method.interactions(source, run)
@@ -118,7 +118,7 @@ class Recommender:
         ranked = None
         asked = self._asked(source.features)
         if self.ranking is not None:
-            items = Items.of(found.catalogue, self.target, self.items, self.item_features)
+            items = described(found.catalogue, self.target, self.items, self.item_features)
             ranked = self.ranking.fit(
                 asked,
                 recalled,
@@ -165,6 +165,5 @@ class Recommender:
         names = steps.attributes(self.rerank)
         if self.items is None or not names:
             return {}
-        schema = self.items.schema.select(names, "Recommender.rerank")
-        rows = held(self.items, schema, self.target, found.catalogue)
+        rows = held(self.items, names, self.target, found.catalogue)
         return {name: rows[name][:-1] for name in names}

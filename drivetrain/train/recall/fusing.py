@@ -22,7 +22,7 @@ _TOGETHER = 16
 _SALT = 0x0F05ED
 """Sets this draw of pairs apart from others that hash them by a seed."""
 _STEPS = 50
-_PRIOR = 1e-3
+_PRIOR = 0.02
 """Of a weight's square in the mean likelihood of a user: keeps weights of alike methods apart."""
 
 
@@ -89,7 +89,7 @@ class Trial:
         """
         had = found.had
         user = np.repeat(np.arange(had.rows), had.lengths)
-        out = _drawn(user, had.columns, seed) < share
+        out = drawn(user, had.columns, seed) < share
         lost = np.bincount(user[out], minlength=had.rows) == had.lengths
         out &= ~lost[user]
         counts = found.counts - np.bincount(had.columns[out], minlength=had.wide)
@@ -114,7 +114,7 @@ class Trial:
         known = np.flatnonzero(self.out.lengths)
         if len(known) > USERS:
             nothing = np.zeros(len(known), np.int64)
-            known = known[np.argsort(_drawn(known, nothing, seed + 1), kind="stable")[:USERS]]
+            known = known[np.argsort(drawn(known, nothing, seed + 1), kind="stable")[:USERS]]
         scorer = fused(names, scorers, [1.0] * len(names), items)
         return learnt([*self._lists(source, column, served, scorer, np.sort(known))], len(names))
 
@@ -241,7 +241,7 @@ def _likelihood(lists: Sequence[List], weights: Array) -> tuple[float, Array, Ar
     return value, slope, bend
 
 
-def _drawn(user: Array, place: Array, seed: int) -> Array:
+def drawn(user: Array, place: Array, seed: int) -> Array:
     """Where pairs lie between 0 and 1: float64 of a seeded hash (SplitMix64; Steele 2014)."""
     mixed = user.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed += place.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03)

@@ -13,13 +13,13 @@ import pytest
 import drivetrain as dt
 from drivetrain.apps.recommender import Diverse, Explore, Ranker, Recommender
 from drivetrain.apps.recommender.answer import likeness
-from drivetrain.apps.recommender.items import Items, held
-from drivetrain.apps.recommender.lists import Log, drawn
+from drivetrain.apps.recommender.items import described, held
 from drivetrain.core.batch import Batch
 from drivetrain.core.metric import Metric
 from drivetrain.core.schema import MISSING_INT
 from drivetrain.models import MLP
 from drivetrain.train.recall.interactions import Interactions, Sparse
+from drivetrain.train.recall.last_rows import Log
 
 USERS, ITEMS = 400, 40
 QUICK = dt.Single(loss=dt.Listwise("had"), epochs=6, batch_size=32, lr=0.02)
@@ -199,12 +199,6 @@ def test_the_last_rows_of_each_user_are_held_out_and_recall_has_those_before() -
     assert pairs_of(log.had("train", kept, last)) == sorted(held)
 
 
-def test_users_are_drawn_evenly_and_by_the_seed() -> None:
-    share = drawn(np.arange(10_000), 3)
-    assert (np.abs(np.histogram(share, 10, (0, 1))[0] - 1000) < 120).all()
-    assert not np.isclose(share, drawn(np.arange(10_000), 4)).any()
-
-
 def pairs_of(had: Sparse) -> list[tuple[int, int]]:
     rows = np.repeat(np.arange(had.rows), had.lengths)
     return [*zip(rows.tolist(), had.columns.tolist(), strict=True)]
@@ -213,11 +207,11 @@ def pairs_of(had: Sparse) -> list[tuple[int, int]]:
 def test_items_come_in_the_order_of_the_catalogue(folder: Path) -> None:
     table = dt.Parquet(str(folder / "films.parquet"))
     catalogue = np.array(["film 3", "film 7", "film 0"], object)
-    items = Items.of(catalogue, "item", table, (dt.Raw("old"), dt.Missing("old")))
+    items = described(catalogue, "item", table, (dt.Raw("old"), dt.Missing("old")))
     assert items.tensors["dense"].tolist() == [[1, 0], [0, 1], [0, 0], [0, 1]]
     twice = dt.Parquet(str(folder / "rows.parquet"))
     with pytest.raises(ValueError, match="two rows of 'film"):
-        held(twice, twice.schema.select(("age",)), "item", catalogue)
+        held(twice, ("age",), "item", catalogue)
 
 
 def test_items_are_as_like_as_those_who_had_them() -> None:

@@ -1,4 +1,4 @@
-"""The module that ranks: any model of single candidates, over the candidates of each row."""
+"""Ranks lists: any model of single candidates over the candidates of each row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +11,30 @@ from drivetrain.core.schema import FeatureField, FeatureSchema
 from drivetrain.models.bind import build
 
 if TYPE_CHECKING:
-    from drivetrain.apps.recommender.items import Items
+    from drivetrain.core.batch import Array
     from drivetrain.core.seams import ModelFactory
 
 PLACES, RECALL, HISTORY, ITEM = "places", "recall", "history", "item"
 """Tensors of a list: candidates as places in the catalogue, what recall says of each, and the last
 items of who asks. A model sees the features ``recall``, ``history`` and ``item``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """The attributes of all items as a model takes them.
+
+    Attributes:
+        count: how many items there are.
+        features: what is known of each.
+        tensors: ``[items + 1, …]`` each, in the catalogue's order; the last row is of no item.
+    """
+
+    count: int
+    features: FeatureSchema
+    tensors: Mapping[str, "Array"]
+
+    def __len__(self) -> int:
+        return self.count
 
 
 @dataclass(frozen=True)
@@ -44,7 +62,7 @@ class Shape:
         shape = (self.candidates, self.recall)
         return FeatureSchema((*found, FeatureField(name=RECALL, kind="tensor", shape=shape)))
 
-    def candidate(self, items: "Items") -> FeatureSchema:
+    def candidate(self, items: Items) -> FeatureSchema:
         """The features of one candidate: of who asks, of the item, and what recall says."""
         size = len(items) + 1
         found = [*self.asked.features, *items.features.features]
@@ -72,7 +90,7 @@ class Ranking(nn.Module):
         seed: of the model's initial weights.
     """
 
-    def __init__(self, factory: "ModelFactory", shape: Shape, items: "Items", seed: int) -> None:
+    def __init__(self, factory: "ModelFactory", shape: Shape, items: Items, seed: int) -> None:
         super().__init__()
         self.features = shape.lists(len(items))
         self.model = build(factory, shape.candidate(items), seed)
