@@ -176,7 +176,6 @@ class Follower:
                 path, name = str(self.stream.dead), self.stream.name
                 self._dead = DeadLetters(path, name, self._places, self.at)
             self._due = self._ends() if to_end else None
-            self._topic.assign(self.at)
             self._look(now=True)
             self._loop()
         except InterruptedError:  # asked to end before there was anything to do
@@ -188,6 +187,7 @@ class Follower:
             self.pace.look(self.at, {}, ended=True)
 
     def _loop(self) -> None:
+        self._topic.assign(self.at)
         self._remember()
         if not self._there(self._due, {}):
             self._batches()

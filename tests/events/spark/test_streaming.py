@@ -29,6 +29,7 @@ from drivetrain.events.spark.streaming import (
     told,
 )
 from drivetrain.events.table import Table
+from drivetrain.events.topic.topic import Topic
 
 TYPES: Any = {"n": "int64", "s": "string", "at": "timestamp"}
 PATIENCE = 300.0
@@ -238,11 +239,14 @@ def test_a_commit_that_may_have_landed_is_not_tried_again_in_the_same_run(
         return version
 
     monkeypatch.setattr(Lake, "commit_files", commit)
+    fetched: list[Any] = []
+    monkeypatch.setattr(Topic, "assign", lambda self, positions: fetched.append(positions))
     with pytest.raises(OSError, match="the store is silent") as ended:
         follow(stream, tmp_path / "room", spark_site, to_end=True)
     assert type(ended.value) is OSError
     follow(stream, tmp_path / "room", spark_site, to_end=True)
     assert held(stream) == [0, 1], "the next run asks the table"
+    assert not fetched, "executors fetch messages, and the driver none"
 
 
 @pytest.mark.slow
