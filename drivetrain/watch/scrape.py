@@ -152,6 +152,10 @@ class Service:
         cores: processor time taken, in seconds a second.
         feedback_rows: kept since the server started.
         feedback_dropped: lost since the server started.
+        learnt: events that the version learnt of; None where nothing learns.
+        auc: progressive, of what was learnt.
+        frozen_auc: the same, of what training left.
+        rolled_back: whether training's vectors answer again, for those learnt were worse.
     """
 
     seconds: float | None = None
@@ -171,6 +175,10 @@ class Service:
     cores: float | None = None
     feedback_rows: float | None = None
     feedback_dropped: float | None = None
+    learnt: float | None = None
+    auc: float | None = None
+    frozen_auc: float | None = None
+    rolled_back: bool = False
 
 
 def service(between: Between, model: str) -> Service:
@@ -198,6 +206,10 @@ def service(between: Between, model: str) -> Service:
         "queue_rows": now.total("drivetrain_queue_rows", model=model),
         "feedback_rows": now.total("drivetrain_feedback_rows_total", model=model),
         "feedback_dropped": now.total("drivetrain_feedback_dropped_total", model=model),
+        "learnt": now.total("drivetrain_learner_events", model=model),
+        "auc": now.total("drivetrain_learner_auc", model=model),
+        "frozen_auc": now.total("drivetrain_learner_frozen_auc", model=model),
+        "rolled_back": bool(now.total("drivetrain_learner_rolled_back", model=model)),
         "memory_bytes": now.total("process_resident_memory_bytes"),
     }
     return Service(

@@ -59,6 +59,10 @@ def figures(snapshot: "Snapshot") -> list[tuple[str, str, bool]]:
         ("cores", seen.cores, "{:.2f}", False),
         ("feedback rows", seen.feedback_rows, "{:,.0f}", False),
         ("feedback lost", seen.feedback_dropped, "{:,.0f}", bool(seen.feedback_dropped)),
+        ("learnt", seen.learnt, "{:,.0f}", False),
+        ("AUC", seen.auc, "{:.3f}", False),
+        ("without learning", seen.frozen_auc, "{:.3f}", False),
+        ("rolled back", "YES" if seen.rolled_back else None, "", True),
         *((f"mean {name}", value, "{:.4g}", False) for name, value in seen.predictions.items()),
     ]
     return [

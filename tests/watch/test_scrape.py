@@ -103,6 +103,10 @@ def served():
     kept.labels("m").inc(90)
     lost = Counter("drivetrain_feedback_dropped", "made", ["model"], registry=registry)
     lost.labels("m").inc(10)
+    for name, value in ("events", 40), ("auc", 0.7), ("frozen_auc", 0.75), ("rolled_back", 1):
+        Gauge(f"drivetrain_learner_{name}", "made", ["model"], registry=registry).labels("m").set(
+            value
+        )
     return registry
 
 
@@ -119,6 +123,7 @@ def test_a_service_since_it_started(served):
     assert found.predictions == {"late": 0.25}
     assert found.memory_bytes == 1e8
     assert (found.feedback_rows, found.feedback_dropped) == (90, 10)
+    assert (found.learnt, found.auc, found.frozen_auc, found.rolled_back) == (40, 0.7, 0.75, True)
 
 
 def test_rates_between_two_scrapes(served):
