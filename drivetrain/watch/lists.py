@@ -112,8 +112,7 @@ class Lists:
                 counts[number] = count
         listed = lists[lists >= 0]
         often = counts[listed]
-        with np.errstate(divide="ignore"):
-            bits = np.log2(catalogue.counts.sum()) - np.log2(often)
+        bits = np.log2(catalogue.counts.sum()) - np.log2(np.maximum(often, 1))
         nothing = float("nan")
         values = {
             "coverage": len(np.unique(listed)) / len(catalogue.items),

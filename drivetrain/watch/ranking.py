@@ -32,7 +32,7 @@ class Ranking:
 
     - ``coverage@k``: how many different items are in any list, over all items;
     - ``novelty@k``: the mean self-information of what is listed, ``-log2`` of an item's share of
-      all that was had in training, in bits;
+      all that was had in training, in bits; an item that nobody had counts as had once;
     - ``popularity@k``: the mean of how often what is listed was had in training.
 
     ``users@k`` is how many were asked. Rows whose user or item is missing do not count. Memory: the

@@ -132,6 +132,7 @@ def test_items_that_nobody_had_are_recommended_at_once(tables: dict[str, str], s
     catalogue = Catalogue.of(bundle.graph)
     assert catalogue is not None
     new = catalogue.items[catalogue.counts == 0].tolist()
+    assert np.isfinite(bundle.manifest.metrics["test/novelty@20"])
     assert len(catalogue.items) == 60
     assert new == [n for n in range(60) if n % 5 == 4], "in their own order, behind the others"
     found = bundle.session.run(Batch({"user": np.array([10, 11, 999])}))["items"]
