@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Metric, Note
-from drivetrain.core.schema import FeatureSchema
+from drivetrain.core.schema import FeatureSchema, Field, Schema
 from drivetrain.core.seams import Examples, ModelFactory, Run, Split, Strategy
 from drivetrain.train.loss import Listwise
 from drivetrain.train.prune import under
@@ -75,6 +75,22 @@ class Ranker:
     def columns(self) -> tuple[str, ...]:
         """The raw columns that it reads."""
         return () if self.history is None else (self.history,)
+
+    def history_field(self, schema: Schema, found: "Interactions") -> Field | None:
+        """The column of the history.
+
+        Raises:
+            ValueError: it is absent, or holds something else than items.
+        """
+        if self.history is None:
+            return None
+        field = schema.field(self.history, "Ranker.history")
+        kind = "string" if found.catalogue.dtype == object else "int64"
+        if field.dtype != kind or len(field.shape) != 1 or field.shape[0] is None:
+            shown = f"{field.dtype} {list(field.shape)}"
+            allowed = f"{kind} [n], as the items are"
+            raise wrong(f"Ranker.history, column {field.name!r}", shown, allowed)
+        return field
 
     def asked(self, features: FeatureSchema, user: str) -> FeatureSchema:
         """The features of who asks.

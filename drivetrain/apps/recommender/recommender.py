@@ -112,8 +112,8 @@ class Recommender:
         if isinstance(method, Fused) and scorer.several is not None:  # weights are learnt once
             method = replace(method, weights=scorer.several.weights)
         history = None
-        if self.ranking is not None and self.ranking.history is not None:
-            history = source.events.schema.field(self.ranking.history, "Ranker.history")
+        if self.ranking is not None:
+            history = self.ranking.history_field(source.events.schema, found)
         recalled = Recalled(served, found, scorer, history)
         ranked = None
         asked = self._asked(source.features)

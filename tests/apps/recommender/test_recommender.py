@@ -258,6 +258,20 @@ def test_a_ranker_that_cannot_be_is_refused(make: Callable[[], Ranker], text: st
         make()
 
 
+def test_a_history_of_something_else_than_items_is_refused(folder: Path, site: dt.Site) -> None:
+    ranker = Ranker(model=MLP(), history="recent")
+    with pytest.raises(ValueError, match=r"Ranker\.history, column 'recent': found 'int64 \[3\]'"):
+        dt.run(declared(folder, ranking=ranker), site)
+
+
+def test_a_strategy_says_what_it_reads(folder: Path) -> None:
+    ranker = Ranker(model=MLP(), history="recent")
+    steps = (Explore(0.5, by="request"),)
+    system = declared(folder, ranking=ranker, rerank=steps)
+    assert system.columns == ("user", "age", "recent", "request", "k")
+    assert len(system.train.tables) == 1  # type: ignore[attr-defined]
+
+
 def test_a_feature_that_is_not_there_is_named(folder: Path, site: dt.Site) -> None:
     ranker = Ranker(model=MLP(), features=("agee_scale",))
     with pytest.raises(ValueError, match=r"Ranker\.features"):
