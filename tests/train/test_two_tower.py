@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tastes import ITEMS, RECENT, USERS, Attributes, Tastes  # beside this file
 
+import drivetrain as dt
 from drivetrain.core.batch import Batch
 from drivetrain.core.catalogue import Catalogue
 from drivetrain.core.graph import Graph
@@ -233,6 +236,33 @@ def test_it_tells_how_training_went(plain: Fitted) -> None:
     assert figures["train/items"] == len(plain.items)
     assert 0 < figures["train/loss"] < np.log(ITEMS)
     assert 0 < figures["validate/loss"] < np.log(ITEMS)
+
+
+def test_a_bundle_takes_the_raw_columns_of_user_features_and_history(
+    tmp_path: Path, site: Any
+) -> None:
+    table = Tastes().table("train")
+    part = dt.random_parts(table["index"][:, 0], seed=0)
+    recent = pa.FixedSizeListArray.from_arrays(pa.array(table["recent"].reshape(-1)), RECENT)
+    columns = {"user": table["index"][:, 0], "age": table["dense"][:, 0], "item": table["item"]}
+    rows = pa.table({**columns, "recent": recent, "part": part.tolist()})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    method: Any = replace(HOLDING, user=None, pooling="mean", hidden=())
+    system = dt.System(
+        name="tastes",
+        events=dt.Parquet(str(tmp_path / "rows.parquet")).split(dt.ColumnSplit("part")),
+        features=(dt.Index("user"), dt.Scale("age")),
+        targets=("item",),
+        train=method,
+        probes=(dt.Ranking(k=10, recall=0.1),),
+    )
+    bundle = dt.run(system, site)
+    assert bundle is not None
+    assert bundle.manifest.inputs.names == ("user", "age", "recent")
+    asked = {"user": np.array([999, 999]), "age": np.array([-1, 1], np.float32)}
+    held = np.array([[0, 4, 8, MISSING_INT], [1, 5, 9, MISSING_INT]])
+    found = bundle.session.run(Batch({**asked, "recent": held}))
+    assert (likes((found["items"], None), [0, 1]) > 0.8).all()
 
 
 # -- what is trained on ----------------------------------------------------------------------------
