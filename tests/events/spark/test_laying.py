@@ -68,6 +68,11 @@ def plans(folder: Path) -> dict[str, Table]:
         .drop_duplicates("k", "Card")
         .drop_nulls("amount")
         .split(dt.TimeSplit(validate="1970-01-08", test="1970-01-10")),
+        "again": events.split(dt.HashSplit(columns=("k",)))
+        .drop_duplicates("k", "Card")
+        .where(c("amount") > -5)
+        .join(shops.drop_duplicates("name").where(c("k") < 200), "k", how="inner")
+        .drop_duplicates("name", "v"),
         "windows": events.with_windows(
             n=dt.Window(by="Card", stat="count", over="1d"),
             mean=dt.Window("amount", by="Card", stat="mean", over="2h"),
@@ -87,7 +92,7 @@ def plans(folder: Path) -> dict[str, Table]:
 @pytest.mark.parametrize(
     ("name", "few"),
     [(name, few) for few in (1000, 10) for name in ("rows", "first")]
-    + [(name, 1000) for name in ("windows", "text", "empty")],
+    + [(name, 1000) for name in ("again", "windows", "text", "empty")],
 )
 def test_the_digest_is_the_same_and_so_are_the_rows(
     spark: Any,

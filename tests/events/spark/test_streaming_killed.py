@@ -82,7 +82,7 @@ class Place:
         while not true():
             assert process.poll() is None, (self.folder / "run.log").read_text()
             assert time.monotonic() < end, (self.folder / "run.log").read_text()
-            time.sleep(0.01)
+            time.sleep(0.05)  # who looks more often takes the time that it waits for
 
     def version(self) -> int:
         """Of the table; -1 before there is one."""
@@ -141,6 +141,7 @@ def test_killed_again_and_again_it_loses_nothing_and_writes_nothing_twice(
 
     rows = len(place.column(place.into, "n"))
     assert rows < 3_000, "it was to be killed and ended on the way"
+    embedded += ["--set", "messages=1000"]
     assert subprocess.run(embedded, capture_output=True, timeout=PATIENCE).returncode == 0
     assert place.column(place.into, "n") == list(range(3_000))
     values = place.column(place.dead, "value")
