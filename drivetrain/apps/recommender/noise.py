@@ -7,10 +7,8 @@ import numpy as np
 from drivetrain.core.batch import BYTES_SUFFIX
 from drivetrain.core.schema import MISSING_INT, Schema
 from drivetrain.features.hashing import BASE, WORD, signed
-from drivetrain.train.recall.nodes import Nodes
+from drivetrain.train.recall.nodes import MOST_TEXT, Nodes
 
-MOST_BYTES = 256
-"""Of a text that names a request."""
 UINT64, DOUBLE = 13, 11
 
 
@@ -34,8 +32,8 @@ def seeds(n: Nodes, columns: Sequence[str], schema: Schema) -> tuple[str, str]:
 
 def _summed(n: Nodes, text: str) -> str:
     """The weighted sum of a text's bytes, int64 ``[rows, 1]``; 0 of no text."""
-    head = n.op("Slice", text, n.ints(0), n.ints(MOST_BYTES), n.ints(1))
-    powers = [signed(pow(BASE, i + 1, WORD)) for i in range(MOST_BYTES)]
+    head = n.op("Slice", text, n.ints(0), n.ints(MOST_TEXT), n.ints(1))
+    powers = [signed(pow(BASE, i + 1, WORD)) for i in range(MOST_TEXT)]
     table = n.held(np.array(powers, np.int64)[:, None])
     table = n.op("Slice", table, n.ints(0), n.op("Shape", head, start=1, end=2))
     return n.op("MatMul", n.op("Cast", head, to=7), table)

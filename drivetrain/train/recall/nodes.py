@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from drivetrain.core.batch import BYTES_SUFFIX
 from drivetrain.core.graph import IR_VERSION, ML_OPSET, OPSET, Graph
 from drivetrain.core.need import need
 from drivetrain.core.schema import ONNX_TYPE, Field
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 2**31 - 2**24
 """What a serialized graph can hold (protobuf), less some room for its nodes."""
+MOST_TEXT = 256
+"""Bytes that are read of a text that enters as bytes, however long others in its batch are."""
 
 
 class Nodes:
@@ -173,11 +176,16 @@ Body = Any
 
 
 def _value(helper: Any, field: Field) -> "onnx.ValueInfoProto":
-    shape = [
-        "rows",
-        *(n if n is not None else f"{field.name}_{i}" for i, n in enumerate(field.shape)),
-    ]
+    free = enumerate(field.shape)
+    shape = ["rows", *(_free(field, i) if n is None else n for i, n in free)]
     return helper.make_tensor_value_info(field.name, field.onnx, shape)
+
+
+def _free(field: Field, number: int) -> str:
+    """The name of a free dimension; of a text's bytes it says how many are read."""
+    if field.name.endswith(BYTES_SUFFIX):
+        return f"{field.name.removesuffix(BYTES_SUFFIX)}_bytes_max_{MOST_TEXT}"
+    return f"{field.name}_{number}"
 
 
 def _loose(helper: Any, name: str, kind: str) -> "onnx.ValueInfoProto":

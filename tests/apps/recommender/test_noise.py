@@ -43,8 +43,11 @@ def made(names: list[str], moments: list[int], places: Any) -> Batch:
             (Field("gumbel", "float64", (wide,)), gumbel(n, drawn)),
         ],
     )
+    session = graph.session(threads=1)
+    shapes = dict(session.inputs)
+    assert shapes["name.utf8"][-1] == "name_bytes_max_256", "no longer text is copied for a batch"
     columns = {"name": np.array(names, object), "at": np.array(moments), "places": np.array(places)}
-    return graph.session(threads=1).run(Batch(columns))
+    return session.run(Batch(columns))
 
 
 def test_a_seed_is_the_same_everywhere() -> None:
