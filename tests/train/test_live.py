@@ -18,6 +18,8 @@ from drivetrain.core.online import Online
 from drivetrain.core.schema import MISSING_INT, FeatureField, FeatureSchema, Field, Schema
 from drivetrain.core.seams import Run
 from drivetrain.train.als import ALS
+from drivetrain.train.ease import EASE
+from drivetrain.train.fused import Fused
 from drivetrain.train.recall.nodes import Nodes
 
 USERS, OF, ROWS = 30, 25, 300
@@ -256,3 +258,61 @@ def test_live_tensors_of_one_name_do_not_join(graph: Graph) -> None:
     )
     with pytest.raises(ValueError, match=f"found twice: {ITEMS};"):
         graph.join(other)
+
+
+def test_a_sum_of_methods_of_which_one_learns_recommends_what_comes_new(
+    log: Log, tmp_path: Path
+) -> None:
+    methods = (EASE(target="item", l2=3.0), METHOD)
+    fused = Fused(target="item", k=40, methods=methods, weights=(0.3, 0.7))
+    graph = fused.fit(None, log, Run(directory=tmp_path))
+    learner = Learner.of(graph.model)
+    assert learner is not None
+    before, _ = asked(graph, [3])
+    new = log.named("i", [OF + 3])[0]
+    told = log.named("u", [9, *range(4, 8)])
+    for user in told:
+        learner.tell((user, new))
+    users = log.named("u", [1, 9])
+    items, scores = asked(graph, [3, 11], **learner.rows(users), **learner.tensors())
+    assert new not in before[0].tolist()
+    at = items[0].tolist().index(new)
+    assert np.isfinite(scores[0, at])
+    assert new not in items[1].tolist(), "it was had"
+
+
+def test_online_learning_counts_a_pair_once_so_weights_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"ALS\.weight: found 'stars', allowed: None where online is declared"
+    ):
+        replace(METHOD, weight="stars")
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "message"),
+    [
+        (("name", "item"), "int64", r"ALS\.online, feature 'who': found .*, allowed: an Index"),
+        (("name",), "float32", r"feature 'who', column 'name': found 'float32', allowed: string"),
+    ],
+)
+def test_a_user_that_events_cannot_name_is_refused(
+    tmp_path: Path, columns: tuple[str, ...], kind: Any, message: str
+) -> None:
+    class Other(Log):
+        features = FeatureSchema(
+            (FeatureField(name="who", kind="index", cardinality=USERS + 2, columns=columns),)
+        )
+        schema = Schema((Field("name", kind), Field("item", "int64")))
+
+    with pytest.raises(ValueError, match=message):
+        fitted(Other(), METHOD, tmp_path)
+
+
+def test_users_who_share_a_position_are_refused(tmp_path: Path) -> None:
+    class Hashed(Log):
+        def batches(self, split: Any, *args: Any, **kwargs: Any) -> Iterator[Batch]:
+            for batch in super().batches(split, *args, **kwargs):
+                yield batch.with_columns({"index": batch["index"] // 2 + 1})
+
+    with pytest.raises(ValueError, match=r"column 'name': found .* at one position"):
+        fitted(Hashed(), METHOD, tmp_path)
