@@ -9,7 +9,9 @@ import pytest
 from scipy.optimize import minimize
 
 from drivetrain.core.batch import Batch
+from drivetrain.core.learner import Learner
 from drivetrain.core.metric import Metric
+from drivetrain.core.online import Online
 from drivetrain.core.schema import FeatureField, FeatureSchema, Field, Schema
 from drivetrain.core.seams import Run
 from drivetrain.train.als import ALS
@@ -29,9 +31,13 @@ USERS, ITEMS = 60, 24
 class Log:
     """Made rows of users with two tastes; how often items are had falls off."""
 
-    features = FeatureSchema((FeatureField(name="who", kind="index", cardinality=USERS),))
+    features = FeatureSchema(
+        (FeatureField(name="who", kind="index", cardinality=USERS, columns=("name",)),)
+    )
     targets = Schema(())
-    schema = Schema((Field("item", "int64"), Field("recent", "int64", (3,))))
+    schema = Schema(
+        (Field("name", "int64"), Field("item", "int64"), Field("recent", "int64", (3,)))
+    )
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)
@@ -54,6 +60,7 @@ class Log:
             yield Batch(
                 {
                     "index": self.user[part, None],
+                    "name": self.user[part],
                     "item": self.item[part],
                     "stars": self.stars[part],
                     "recent": np.stack([self.item[part]] * 3, axis=1),
@@ -248,6 +255,37 @@ def test_a_history_is_the_profile_of_all_methods_that_have_one(tmp_path: Path) -
     assert (items % 2).tolist() == [[1] * 4, [0] * 4]
     learnt = replace(strategy, weights=None)
     assert fit(learnt, log, tmp_path)[0].inputs.names == ("index", "recent")
+
+
+def test_who_is_met_while_it_serves_is_answered_by_all_methods(tmp_path: Path) -> None:
+    log = Log()
+    learning = replace(METHODS[1], online=Online(capacity=3, recent=4))
+    strategy = Fused(target="item", methods=(METHODS[0], learning), weights=(1.0, 1.0), k=8)
+    graph, _ = fit(strategy, log, tmp_path)
+    plain, _ = fit(replace(strategy, methods=METHODS[:2]), log, tmp_path)
+    index = np.array([[1], [7], [9]])
+    session = graph.session(1)
+    untold = session.raw({"index": index}, ["items", "scores"])
+    items, scores = asked(plain, index[:, 0])
+    np.testing.assert_array_equal(untold[0], items)
+    np.testing.assert_allclose(untold[1], scores, rtol=1e-4, atol=1e-5)
+    learner = Learner.of(graph.model)
+    assert learner is not None
+    for item in (1, 5, 7, 999):  # nobody had the last one in training
+        learner.tell((500, item))
+    fed = {**learner.rows(np.array([500, 501, 7])), **learner.tensors()}
+    told, _ = session.raw({"index": np.array([[1], [1], [9]]), **fed}, ["items", "scores"])
+    assert (told[0] % 2).tolist() == [1] * 8, "by the taste of what was had since"
+    assert not {1, 5, 7, 999} & {*told[0].tolist()}
+    assert 999 not in untold[0]
+    ease = fit(replace(METHODS[0], k=8, seen="keep", history="recent"), log, tmp_path)[0]
+    weights = replace(strategy, weights=(1.0, 0.0), k=3)
+    alone = fit(weights, log, tmp_path)[0].session(1)
+    found, _ = alone.raw({"index": index[:1], **learner.rows(np.array([500])),
+                          **learner.tensors()}, ["items", "scores"])  # fmt: skip
+    due, _ = asked(ease, [1], recent=np.array([[1, 5, 7]]))
+    left = [item for item in due[0].tolist() if item not in (1, 5, 7)]
+    assert found[0].tolist() == left[:3]
 
 
 def test_a_method_without_weights_counts_each_pair_once_beside_one_that_has_them(

@@ -28,7 +28,8 @@ class Asked:
 
     Attributes:
         user: int64 ``[part]``: positions of the users' index.
-        had: int64 ``[part, longest]``: what each has in their profile; beyond its end, ``items``.
+        had: int64 ``[part, longest]``: what each has in their profile, with what they had since
+            where something learns while it serves; beyond its end, ``items`` or more.
         weights: float32 ``[part, longest]``, 0 beyond the end; the empty string where all are 1.
         new: bool ``[part, 1]``: whose profile is empty.
         once: whether a profile has each item once.
@@ -324,12 +325,14 @@ class _Writer:
         recent, *others = slices if self._serving.history else ("", *slices)
         rows = dict(zip((field.name for field in self._rows()), others, strict=True))
         had, weights, length = self._had.of(n, user)
-        new = n.op("Equal", length, n.ints(0))
-        if not recent:
-            return Asked(user, had, weights, new, True, rows), had, ""
-        inside = n.op("Less", recent, n.ints(self._items))
+        profile = recent
+        if not recent and HAD in rows and not weights:
+            profile = n.op("Concat", had, rows[HAD], axis=1)
+        if not profile:
+            return Asked(user, had, weights, n.op("Equal", length, n.ints(0)), True, rows), had, ""
+        inside = n.op("Less", profile, n.ints(self._items))
         some = n.op("ReduceMax", n.op("Cast", inside, to=7), n.ints(1), keepdims=1)
-        return Asked(user, recent, "", n.op("Equal", some, n.ints(0)), False, rows), had, recent
+        return Asked(user, profile, "", n.op("Equal", some, n.ints(0)), False, rows), had, recent
 
     def _best(self, n: Nodes, *slices: str) -> list[str]:
         asked, had, recent = self._asked(n, *slices)
