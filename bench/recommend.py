@@ -111,11 +111,13 @@ def on_films(quick: bool) -> Iterator[Figure]:
     import pyarrow.parquet as pq
 
     import drivetrain as dt
-    from bench.recall import _films
+    from bench.recall import ALS, EASE, _films
     from drivetrain.apps.recommender import Ranker, Recommender
     from drivetrain.models import MLP
 
     user, item = _films()
+    ease: dict[str, Any] = {**EASE}
+    als: dict[str, Any] = {**ALS}
     found: dict[str, list[float]] = {"ndcg": [], "recall": []}
     with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
         for seed in range(2 if quick else 5):
@@ -134,10 +136,9 @@ def on_films(quick: bool) -> Iterator[Figure]:
                     recall=dt.Fused(
                         target="item",
                         methods=(
-                            dt.EASE(target="item", l2=200.0),
-                            dt.ALS(target="item", alpha=4.0, l2=40.0),
+                            dt.EASE(target="item", **ease),
+                            dt.ALS(target="item", **als),
                         ),
-                        weights=(0.35, 0.65),
                         seen_in=("train", "validate"),
                     ),
                     ranking=Ranker(model=MLP(hidden=(16,), dim=4)),

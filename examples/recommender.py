@@ -109,10 +109,9 @@ system = dt.System(
             target="item",
             user="user_index",
             methods=(
-                dt.EASE(target="item", l2=200.0),
+                dt.EASE(target="item", l2=300.0, even=0.5),
                 dt.ALS(target="item", alpha=4.0, l2=40.0, online=dt.Online(capacity=100)),
             ),
-            weights=(0.35, 0.65),  # chosen on validation
             seen_in=("train", "validate"),
         ),
         items=films,
