@@ -146,7 +146,7 @@ class Side:
         self.total[slot] += 1
 
     def learn(self, slot: int, partner: int, other: "Side") -> None:
-        """Add a partner and solve the row."""
+        """Add a partner and solve the row, which stays where it is if it has no finite solution."""
         alpha = self.objective.alpha
         forgets = self.held[slot] == self.objective.recent
         self.remember(slot, partner)
@@ -162,8 +162,12 @@ class Side:
         if prior is not None:
             due += system @ prior.astype(np.float64)
         system += near.T @ (alpha * near)
-        found = cast(Array, np.linalg.solve(system, due))
-        self.place(slot, found.astype(np.float32))
+        try:
+            found = cast(Array, np.linalg.solve(system, due))
+        except np.linalg.LinAlgError:  # beside products as large as these l2 is lost
+            return
+        with np.errstate(over="ignore"):  # what is too large is not placed
+            self.place(slot, found.astype(np.float32))
 
     def place(self, slot: int, vector: Array) -> None:
         """Give a row another vector; one whose products are not finite is left."""

@@ -144,6 +144,17 @@ def test_whatever_is_told_all_that_is_given_is_finite(pairs: Any, power: int) ->
     assert 0 <= learner.standing.frozen <= 1
 
 
+def test_a_row_without_a_finite_solution_stays_where_it_is() -> None:
+    tensors = MADE.tensors()
+    items = tensors[ITEMS].copy()
+    items[: MADE.items, :-1] = 2.0**40  # so that products are equal to the last bit
+    learner = MADE.learner(**{ITEMS: items})
+    before = users_of(learner, [2, 99])
+    assert tell(learner, [(2, 19), (99, 3), (99, 4)]) == [(1, 0, 0)] * 3
+    np.testing.assert_array_equal(users_of(learner, [2, 99]), before)
+    assert np.isfinite(items_of(learner)).all()
+
+
 # -- each pair once --------------------------------------------------------------------------------
 
 
