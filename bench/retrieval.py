@@ -4,8 +4,8 @@
 
 A million vectors of 64 numbers (``--quick``: 200,000), made and seeded: 2,000 directions and noise
 about each, as factors of items have them; queries are drawn the same way. The graph is built once,
-saved by ours, and read by hnswlib itself too: what is compared is answering. Both keep as many
-candidates as it takes to find .99 of the best 20, which an exact search says.
+saved by ours, and read by ours and by hnswlib itself: what is compared is answering. Both keep as
+many candidates as it takes to find .99 of the best 20, which an exact search says.
 
 ``hnsw_vs_hnswlib``: queries for each CPU second, ours over hnswlib's. ``hnsw_recall``: of ours.
 ``hnsw_vs_exact``: queries for each CPU second, over those of our own exact search in 8 bits.
@@ -60,6 +60,7 @@ def figures(quick: bool) -> Iterator[Figure]:
     _say(f"ef {index.ef}, recall {recall:.4f}")
     with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
         index.save(Path(folder) / "index")
+        index = HNSW.load(Path(folder) / "index")  # both lie in memory as they were read
         plain: Any = hnswlib.Index("ip", WIDTH)
         plain.load_index(str(Path(folder) / "index" / GRAPH))
     plain.set_ef(index.ef)
@@ -69,8 +70,10 @@ def figures(quick: bool) -> Iterator[Figure]:
         sides = [lambda: index.search(asked, K), lambda: plain.knn_query(asked, K, 1)]
         spent = {side: cpu(sides[side]) for side in ((0, 1), (1, 0))[number % 2]}
         ratios.append(spent[1] / spent[0])
-        over_exact.append(cpu(lambda: exact.search(asked, K)) / spent[0])
         _say(f"ours {len(asked) / spent[0]:.0f}, hnswlib {len(asked) / spent[1]:.0f} queries")
+    for _ in range(3):
+        through_all = cpu(lambda: exact.search(asked, K))
+        over_exact.append(through_all / cpu(lambda: index.search(asked, K)))
     many = f"{len(items):,} made vectors of {WIDTH} numbers"
     yield figure("hnsw_vs_hnswlib", ratios, f"hnswlib 0.8.0 in the same graph, {many}", 1.0)
     yield figure("hnsw_recall", [recall], f"exact search, {many}", RECALL)
