@@ -35,12 +35,12 @@ def scorer(
     columns = np.zeros((vectors.shape[1] + 2, len(vectors) + spare), np.float32)
     columns[:-2, : len(vectors)] = vectors.T
     # Two more numbers: whom nothing is known of scores every item by how often it was had, and
-    # for all others an item that nothing is known of is as low as any can be.
+    # for all others what nothing is known of, new items behind the others too, is lowest.
     columns[-2, : len(vectors)] = found.counts
-    if towers.item.content is None:
-        lowest = -np.linalg.norm(vectors, axis=1).max()
-        columns[-1, : len(vectors)] = np.where(found.counts > 0, 0, lowest)
-        columns[:-2, : len(vectors)] *= found.counts > 0
+    silent = np.ones(columns.shape[1], bool)
+    silent[: len(vectors)] = (found.counts == 0) & (towers.item.content is None)
+    columns[:-2, silent] = 0
+    columns[-1, silent] = -np.linalg.norm(vectors, axis=1).max()
     tensors = source.features.tensors
     return Scorer(
         score=_score(graph, len(found.catalogue), known, columns, towers),
@@ -56,10 +56,12 @@ def _score(graph: Graph, items: int, known: Array, columns: Array, towers: Tower
         inputs = {name: asked.rows[name] for name in graph.inputs.names if name in asked.rows}
         unknown = n.op("Unsqueeze", n.op("Gather", n.held(~known), asked.user), n.ints(1))
         if by_history:
-            # Places from 1, and 0 where there is none: in the catalogue it is one behind the last.
+            # Places from 1, and 0 where there is none that training knows.
+            there = n.op("Less", asked.had, n.ints(items))
             after = n.op("Add", asked.had, n.ints(1))
-            inputs[HISTORY] = n.op("Mod", after, n.ints(items + 1))
-            unknown = n.op("And", unknown, asked.new)
+            inputs[HISTORY] = n.op("Where", there, after, n.ints(0))
+            none = n.op("Equal", n.op("ReduceMax", inputs[HISTORY], n.ints(1)), n.ints(0))
+            unknown = n.op("And", unknown, none)
         vector = n.placed(graph, inputs)[_VECTOR]
         if by_features:
             unknown = n.op("And", unknown, n.held(np.array(False)))
