@@ -15,6 +15,10 @@ from drivetrain.core.batch import Batch
 from drivetrain.core.metric import Metric
 from drivetrain.core.schema import MISSING_INT
 
+FUSED = (
+    dt.EASE(target="item", l2=300.0, even=0.5),
+    dt.ALS(target="item", alpha=4.0, l2=40.0, factors=128),
+)
 RECBOLE = "recbole==1.2.1"
 """Its wheel holds MovieLens 100k, for research use by GroupLens' terms; nothing of it is kept."""
 
@@ -102,6 +106,7 @@ def test_on_real_films_each_method_is_as_good_as_it_is_known_to_be(
         dt.ItemNeighbours(target="item", neighbours=50): (0.28, 0.24),
         dt.EASE(target="item", l2=400.0): (0.375, 0.33),
         dt.ALS(target="item", alpha=4.0, l2=40.0): (0.375, 0.325),
+        dt.Fused(target="item", methods=FUSED): (0.38, 0.33),
     }
     for method, (recall, ndcg) in least.items():
         told = replace(method, k=20, seen_in=("train", "validate"))
