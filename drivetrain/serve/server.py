@@ -15,6 +15,7 @@ from typing import TextIO
 
 import msgspec
 
+from drivetrain.core.cores import cores
 from drivetrain.core.errors import wrong
 from drivetrain.core.placement import AUTO, CPU, checked
 from drivetrain.serve import native
@@ -147,7 +148,9 @@ class Server:
         self._access_log = access_log
         self._tracing = tracing
         self._limits = limits or HttpLimits()
-        self._batching = batching or Batching()
+        # One process alone may use two cores for one version; of several each has its own.
+        alone = _count(workers) == 1
+        self._batching = batching or Batching(runs=min(cores(), Batching.threads) if alone else 1)
         self._reload_seconds = reload_seconds
         self._drain_seconds = drain_seconds
         self._grace_seconds = grace_seconds

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from time import monotonic
 
 import numpy as np
@@ -38,6 +37,7 @@ class Batching:
             hand-over to another costs about as much as it would hide. What decodes images is
             always handed over.
         threads: for the runs that take longer, all models together.
+        runs: of one version at once, where what waits takes long and as long together as apart.
     """
 
     rows: int = 256
@@ -48,6 +48,7 @@ class Batching:
     queue_requests: int = 64
     inline_seconds: float = 300e-6
     threads: int = 2
+    runs: int = 1
 
     @property
     def most_rows(self) -> int:
@@ -68,6 +69,8 @@ _FEW = 64
 _ALONE = 16
 """After so many runs of one request each the next ones do not wait for the end of the loop's turn,
 as it is known that nobody else comes. Every so many that is looked at again."""
+_LONG_SECONDS = 1e-3
+"""Of a run that is worth two threads: both wait for the interpreter now and then."""
 _AGAIN = 7 / 8
 """A queue that was full takes requests again when it is no longer than this part of its limit."""
 
@@ -140,7 +143,8 @@ class _Lane:
         self.tasks: deque[Task] = deque()
         self.rows = 0
         self.scheduled = False
-        self.running = False
+        self.running = 0
+        """Batches that are looked up or run, on other threads."""
         self.quick = 0
         """Rows that may wait without a question: they take little time, one by one too."""
         self.alone = 0
@@ -156,6 +160,22 @@ class _Lane:
             for number, field in enumerate(fields)
             if field.dtype.startswith("float") and field.shape in ((), (1,))
         ]
+
+
+class _Away:
+    """A run on another thread. It is among those that :meth:`Engine.stuck` goes through until it
+    has landed: to change their number is for the loop's thread."""
+
+    __slots__ = ("begun", "lane")
+
+    def __init__(self, lane: _Lane) -> None:
+        self.lane = lane
+        self.begun = math.inf
+        """``time.monotonic()``; none until a thread has time for it."""
+
+    def begins(self) -> None:
+        """Called on its thread, before it runs."""
+        self.begun = monotonic()
 
 
 class Engine:
@@ -175,7 +195,7 @@ class Engine:
         self._loop = loop
         self._lanes: dict[Model, _Lane] = {}
         self._pool: ThreadPoolExecutor | None = None
-        self._away: dict[_Lane, float] = {}
+        self._away: dict[int, _Away] = {}
         self.full: set[_Lane] = set()
         """Those that take no requests for now; while there is one, ask :meth:`admit`."""
         self.held = 0
@@ -232,7 +252,7 @@ class Engine:
         self.held += task.holds
         lane.tasks.append(task)
         lane.rows = rows
-        if lane.scheduled or lane.running:
+        if lane.scheduled or lane.running >= self._at_once(lane):
             return
         if lane.alone >= _ALONE and lane.alone % _ALONE:
             self._turn(lane)
@@ -283,7 +303,7 @@ class Engine:
         Neither the wait for a thread counts, nor what ran before in the same batch.
         """
         before = monotonic() - seconds
-        names = [lane.model.name for lane, begun in self._away.items() if begun < before]
+        names = [away.lane.model.name for away in self._away.values() if away.begun < before]
         return names[0] if names else ""
 
     def shut_down(self) -> None:
@@ -306,7 +326,7 @@ class Engine:
 
     def _look_up(self, lane: _Lane, batch: list[Task], rows: int) -> None:
         """Have the windows of a batch filled in, and then run it."""
-        lane.running = True
+        lane.running += 1
         model = lane.model
         try:
             given = model.columns.arrays([task.columns for task in batch])
@@ -326,7 +346,7 @@ class Engine:
         given: Sequence[Array],
         found: Sequence[Array] | Exception,
     ) -> None:
-        lane.running = False
+        lane.running -= 1
         moment: Moment | None = None
         if lane.live is not None and not isinstance(found, Exception):
             try:  # nothing has changed since the windows were read, so both are of one moment
@@ -355,22 +375,29 @@ class Engine:
         if cost.steady and cost.seconds(rows) <= self.batching.inline_seconds:
             self._land(lane, batch, rows, compute(lane.model, batch, None, filled, moment))
             return
-        lane.running = True
-        self._away[lane] = math.inf  # until a thread has time for it
+        lane.running += 1
+        away = self._away[id(batch)] = _Away(lane)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.batching.threads, "drivetrain-run")
-        begun = partial(self._begun, lane)
-        future = self._pool.submit(compute, lane.model, batch, begun, filled, moment)
+        future = self._pool.submit(compute, lane.model, batch, away.begins, filled, moment)
 
         def landed(future: "Future[Run]") -> None:
-            self._loop.call_soon_threadsafe(self._land, lane, batch, rows, future.result())
+            self._loop.call_soon_threadsafe(self._back, lane, batch, rows, future.result())
 
         future.add_done_callback(landed)
+        self._go_on(lane)
 
-    def _begun(self, lane: _Lane) -> None:
-        """A run begins, on its thread. Its entry is there until it has landed: to change the size
-        of what :meth:`stuck` goes through is for the loop's thread."""
-        self._away[lane] = monotonic()
+    def _back(self, lane: _Lane, batch: list[Task], rows: int, run: Run) -> None:
+        """A run has ended, on its thread."""
+        lane.running -= 1
+        del self._away[id(batch)]
+        self._land(lane, batch, rows, run)
+
+    def _at_once(self, lane: _Lane) -> int:
+        """How many batches of a version may run at once."""
+        cost, runs = lane.model.cost, self.batching.runs
+        long = runs > 1 and cost.fixed < cost.per_row * runs
+        return runs if long and cost.seconds(1) > _LONG_SECONDS / 4 else 1
 
     def _take(self, lane: _Lane) -> tuple[list[Task], int]:
         """The tasks of the next run: as many as fit and pay, at least one if any is left."""
@@ -378,6 +405,9 @@ class Engine:
         rows = 0
         tasks, now = lane.tasks, monotonic()
         limit = self.batching.rows if lane.shares else 1
+        free = self._at_once(lane) - lane.running
+        if free > 1 and lane.model.cost.seconds(lane.rows) > free * _LONG_SECONDS:
+            limit = min(limit, -(-lane.rows // free))  # the others take the rest
         while tasks and (not batch or rows + tasks[0].rows <= limit):
             task = tasks.popleft()
             lane.rows -= task.rows
@@ -392,13 +422,11 @@ class Engine:
 
     def _go_on(self, lane: _Lane) -> None:
         """Have the next batch run, if anybody waits."""
-        if lane.tasks and not lane.scheduled:
+        if lane.tasks and not lane.scheduled and lane.running < self._at_once(lane):
             lane.scheduled = True
             self._loop.call_soon(self._turn, lane)
 
     def _land(self, lane: _Lane, batch: list[Task], rows: int, run: Run) -> None:
-        lane.running = False
-        self._away.pop(lane, None)
         self._go_on(lane)
         cost = lane.model.cost
         cost.seen(rows, run.seconds)

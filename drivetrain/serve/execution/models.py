@@ -212,11 +212,11 @@ class Model:
             arrays = self.columns.arrays(requests)
         else:
             arrays = [np.concatenate(parts) for parts in zip(*requests, strict=True)]  # pyright: ignore[reportArgumentType, reportCallIssue]
-        return arrays, self.infer(self.columns.feeds(arrays), live)
+        return arrays, self.infer({**self.columns.feeds(arrays), **live})
 
-    def infer(self, feeds: Mapping[str, Array], live: Mapping[str, Array] = NOTHING) -> list[Array]:
-        """The outputs for what the columns feed, and for live tensors as they are given."""
-        return self._session.raw({**feeds, **live} if live else feeds, self.outputs)
+    def infer(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """The outputs for what the columns feed, and live tensors where they are fed too."""
+        return self._session.raw(feeds, self.outputs)
 
     def _warm_up(self) -> Cost:
         """Run once for one row and once for several, until the times settle."""

@@ -125,8 +125,9 @@ def _computed(
             feeds = model.columns.feeds(inputs, unfit)
             fed = monotonic()
             refused = _refused(batch, unfit)
-            live = {} if moment is None else moment.feeds()
-            outputs = model.infer(feeds, live) if len(refused) < len(batch) else []
+            if moment is not None:
+                feeds |= moment.feeds()
+            outputs = model.infer(feeds) if len(refused) < len(batch) else []
     except Exception as error:
         seconds = monotonic() - begun
         # A binding says of whatever went wrong that the execution did; a plain run says what.

@@ -58,9 +58,9 @@ class Doubling:
 
     def run(self, requests, live):
         arrays = self.columns.arrays(requests)
-        return arrays, self.infer(self.columns.feeds(arrays), live)
+        return arrays, self.infer({**self.columns.feeds(arrays), **live})
 
-    def infer(self, feeds, live):
+    def infer(self, feeds):
         self.threads.add(threading.current_thread().name)
         values = feeds["once"]
         self.runs.append(values.tolist())
@@ -465,11 +465,11 @@ def test_requests_that_run_again_alone_are_not_one_long_run():
     model = Doubling(seconds=1.0)
     infer, alone = model.infer, []
 
-    def slow(feeds, live):
+    def slow(feeds):
         if len(feeds["once"]) == 1:
             time.sleep(0.1)
             alone.append(engines[0].stuck(1.0))
-        return infer(feeds, live)
+        return infer(feeds)
 
     model.infer = slow
     tasks = [Noted(model, [float(n)]) for n in range(20)]
@@ -511,9 +511,9 @@ def learnt(tasks, seconds=1e-6, live=None, gate=None):
     model.cost, model.live, model.gate = Cost(seconds, seconds, 8), live, gate
     infer = model.infer
 
-    def fed(feeds, live):
-        model.live.fed.append({name: array.tolist() for name, array in live.items()})
-        return infer(feeds, live)
+    def fed(feeds):
+        model.live.fed.append({n: a.tolist() for n, a in feeds.items() if n != "once"})
+        return infer(feeds)
 
     model.infer = fed
 
@@ -559,3 +559,29 @@ def test_requests_that_nobody_waits_for_hold_no_moment_and_one_that_is_not_had_f
     task = Noted(model, [1.0])
     learnt([task], live=live)
     assert "nothing was learnt" in str(task.fate)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_what_takes_long_for_each_row_runs_on_two_threads_where_it_may(runs):
+    """In half of the time, if there are two cores; a barrier of two ends only if both run."""
+    model, barrier = Doubling(seconds=1.0), threading.Barrier(runs)
+    model.cost = Cost(1.0, 5.0, 8)  # more than half of it by row
+    infer = model.infer
+
+    def both(feeds):
+        barrier.wait(60)
+        return infer(feeds)
+
+    model.infer = both
+    tasks = [Noted(model, [float(n)]) for n in range(8)]
+    drive(model, tasks, runs=runs)
+    assert [task.fate for task in tasks] == [[2.0 * n] for n in range(8)]
+    assert [len(run) for run in model.runs] == [8 // runs] * runs
+
+
+def test_what_takes_little_is_not_divided():
+    model = Doubling(seconds=1e-4)
+    model.cost = Cost(1e-4, 5e-4, 8)
+    tasks = [Noted(model, [float(n)]) for n in range(8)]
+    drive(model, tasks, runs=2)
+    assert [len(run) for run in model.runs] == [8]
