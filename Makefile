@@ -59,6 +59,8 @@ $(VENV)/.run: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 
 $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(PIP) -e '.[test,lint]'
+	@$(PIP) -e '.[retrieval]' || \
+	    echo "*** NOT INSTALLED: hnswlib, which wants a C++ compiler. Its tests are left out." >&2
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test
