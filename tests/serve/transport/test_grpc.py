@@ -362,7 +362,12 @@ def packed(data: bytes) -> bytes:
         (packed(PACKED[:-3]), (GZIP,), GrpcStatus.INVALID_ARGUMENT, "no whole gzip"),
         (packed(PACKED + b"x"), (GZIP,), GrpcStatus.INVALID_ARGUMENT, "no whole gzip"),
         (packed(b"message"), (GZIP,), GrpcStatus.INVALID_ARGUMENT, "damaged gzip"),
-        (packed(gzip.compress(bytes(1 << 20), mtime=0)), (GZIP,), GrpcStatus.RESOURCE_EXHAUSTED, "allowed"),
+        (
+            packed(gzip.compress(bytes(1 << 20), mtime=0)),
+            (GZIP,),
+            GrpcStatus.RESOURCE_EXHAUSTED,
+            "allowed",
+        ),
         (framed(b"a"), ((b"grpc-timeout", b"5s"),), GrpcStatus.INVALID_ARGUMENT, "grpc-timeout"),
         (framed(b"a"), ((b"x-request-id", b"a"),) * 2, GrpcStatus.INVALID_ARGUMENT, "found twice"),
     ],
