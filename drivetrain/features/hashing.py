@@ -6,6 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from drivetrain.core.errors import wrong
+from drivetrain.core.polynomial import BASE, WORD, signed
 from drivetrain.core.schema import MISSING_INT, FeatureField, Schema
 from drivetrain.core.statistic import Statistic
 from drivetrain.features.column import (
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from drivetrain.core.seams import Feature
     from drivetrain.core.sketch import Fitted
     from drivetrain.features.builder import Builder
-
-BASE = 0x9E3779B97F4A7C15
-"""What positions of a text are weighted with, as powers modulo 2^64: odd, so invertible."""
-WORD = 1 << 64
 
 
 @dataclass(frozen=True)
@@ -185,11 +182,6 @@ def powers(graph: "Builder", base: int, most: int, text: str, first: int = 1) ->
     table = graph.constant([signed(pow(base, first + i, WORD)) for i in range(most)], "int64")
     width = graph.op("Shape", text, start=1, end=2)
     return graph.op("Slice", table, graph.ints(0), width)
-
-
-def signed(value: int) -> int:
-    """The int64 that has the same 64 bits as ``value`` modulo 2^64."""
-    return (value + (1 << 63)) % WORD - (1 << 63)
 
 
 def mixed(graph: "Builder", values: str) -> str:

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from drivetrain.core.errors import wrong
+from drivetrain.core.polynomial import BASE, WORD, signed
 from drivetrain.core.schema import FeatureField, Schema
 from drivetrain.features.column import TEXTS, OneColumn, place, positive
-from drivetrain.features.hashing import BASE, WORD, mixed, modulo, powers, signed
+from drivetrain.features.hashing import mixed, modulo, powers
 
 if TYPE_CHECKING:
     from drivetrain.core.sketch import Fitted

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drivetrain.core.errors import wrong
-from drivetrain.features.hashing import BASE, WORD, signed
+from drivetrain.core.polynomial import BASE, WORD, signed
 
 INSIDE = "##"
 """What a piece begins with that goes on with a word."""

@@ -7,8 +7,9 @@ only on how long it is: the longest text of a batch sets the width.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from drivetrain.core.polynomial import BASE, WORD
 from drivetrain.features.characters import BLOCK, Characters
-from drivetrain.features.hashing import BASE, WORD, powers
+from drivetrain.features.hashing import powers
 from drivetrain.features.wordpiece import WordPiece, codes_of
 
 if TYPE_CHECKING:

@@ -2,6 +2,6 @@
 
 from drivetrain.apps.recommender.ranker import Ranker
 from drivetrain.apps.recommender.recommender import Recommender
-from drivetrain.apps.recommender.rerank import Allowed, Blocked, Diverse, Explore
+from drivetrain.train.rerank.steps import Allowed, Blocked, Diverse, Explore
 
 __all__ = ["Allowed", "Blocked", "Diverse", "Explore", "Ranker", "Recommender"]

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from drivetrain.apps.recommender.candidates import Recalled
-from drivetrain.apps.recommender.listing import fields, listed
 from drivetrain.apps.recommender.ranker import chosen_of
-from drivetrain.apps.recommender.rerank import Rerank
 from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.core.graph import Graph
@@ -16,6 +14,8 @@ from drivetrain.core.schema import FeatureSchema, Field, Schema
 from drivetrain.train.recall.graph import Candidates
 from drivetrain.train.recall.interactions import Interactions
 from drivetrain.train.recall.nodes import Nodes
+from drivetrain.train.rerank.listing import fields, listed
+from drivetrain.train.rerank.steps import Rerank
 
 POPULAR = "popular"
 """The reason of whatever is answered to those of whom nothing is known."""

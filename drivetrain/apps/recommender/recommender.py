@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from drivetrain.apps.recommender import rerank as steps
 from drivetrain.apps.recommender.ranker import Ranker
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import FeatureSchema
 from drivetrain.core.seams import Examples, Feature, Run, Source
 from drivetrain.train.fused import Fused
 from drivetrain.train.recall.method import Recall
+from drivetrain.train.rerank import steps
 
 if TYPE_CHECKING:
     from drivetrain.apps.recommender.answer import Answer

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivetrain.apps.recommender.listing import fields, listed
-from drivetrain.apps.recommender.rerank import Allowed, Blocked, Diverse, Explore, Rerank, check
 from drivetrain.core.batch import Batch
 from drivetrain.core.graph import Session
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.train.recall.nodes import Nodes
+from drivetrain.train.rerank.listing import fields, listed
+from drivetrain.train.rerank.steps import Allowed, Blocked, Diverse, Explore, Rerank, check
 
 Array = np.ndarray[Any, Any]
 INF = float("inf")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from drivetrain.core.batch import BYTES_SUFFIX
+from drivetrain.core.polynomial import BASE, WORD, signed
 from drivetrain.core.schema import MISSING_INT, Schema
-from drivetrain.features.hashing import BASE, WORD, signed
 from drivetrain.train.recall.nodes import MOST_TEXT, Nodes
 
 UINT64, DOUBLE = 13, 11

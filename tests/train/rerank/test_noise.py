@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from drivetrain.apps.recommender.noise import gumbel, seeds, uniform
 from drivetrain.core.batch import BYTES_SUFFIX, Batch
+from drivetrain.core.polynomial import BASE
 from drivetrain.core.schema import MISSING_INT, Field, Schema
-from drivetrain.features.hashing import BASE
 from drivetrain.train.recall.nodes import Nodes
+from drivetrain.train.rerank.noise import gumbel, seeds, uniform
 
 MASK = 2**64 - 1
 RAW = Schema((Field("name", "string"), Field("at", "timestamp")))

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drivetrain.apps.recommender.noise import gumbel, seeds, uniform
-from drivetrain.apps.recommender.rerank import Allowed, Diverse, Explore, Filter, Rerank
 from drivetrain.core.batch import BYTES_SUFFIX, Array
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.train.recall.nodes import Nodes
+from drivetrain.train.rerank.noise import gumbel, seeds, uniform
+from drivetrain.train.rerank.steps import Allowed, Diverse, Explore, Filter, Rerank
 
 FLOAT, INT64, DOUBLE = 1, 7, 11
 LARGEST = float(np.finfo(np.float32).max)
