@@ -14,7 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.figure import show_all
 
-MODULES = ("recall", "row_wise")
+MODULES = (
+    "recall",
+    "row_wise",
+    "two_tower",
+    "ranking",
+    "recommend",
+    "learner",
+    "learning",
+    "retrieval",
+)
 
 if __name__ == "__main__":
     sys.exit(show_all(__doc__, MODULES))
