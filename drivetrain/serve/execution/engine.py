@@ -396,8 +396,7 @@ class Engine:
     def _at_once(self, lane: _Lane) -> int:
         """How many batches of a version may run at once."""
         cost, runs = lane.model.cost, self.batching.runs
-        long = runs > 1 and cost.fixed < cost.per_row * runs
-        return runs if long and cost.seconds(1) > _LONG_SECONDS / 4 else 1
+        return runs if runs > 1 and cost.splits and cost.seconds(1) > _LONG_SECONDS / 4 else 1
 
     def _take(self, lane: _Lane) -> tuple[list[Task], int]:
         """The tasks of the next run: as many as fit and pay, at least one if any is left."""

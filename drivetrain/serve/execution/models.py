@@ -30,6 +30,8 @@ NOTHING: Mapping[str, Array] = {}
 _WARM_ROWS = 8
 _PAYS = 0.8
 """A batch of eight that takes more than this share of eight runs is not worth waiting for."""
+_APART = 1.2
+"""Two halves of a batch that take more than this times the whole are not worth two threads."""
 
 
 def checked_name(name: str) -> str:
@@ -100,18 +102,37 @@ def pinned(path: Path) -> Resolve:
 class Cost:
     """How long a run takes, by rows: two numbers from the warm-up, corrected by what is seen.
 
+    Args:
+        one: seconds of a run over one row.
+        several: of one over ``rows``.
+        rows: how many these are.
+        steady: see below.
+        half: of one over half of ``rows``; None where it lies on the line between the two. It
+            does not where a product of one row is done another way than that of two.
+
     Attributes:
         pays: whether a batch costs clearly less than its requests alone.
+        splits: whether the halves of a batch cost about what it does, so that two threads are
+            worth it.
         steady: whether the number of rows tells the time; an encoded image takes as long to
             decode as its sender likes.
     """
 
-    def __init__(self, one: float, several: float, rows: int, steady: bool = True) -> None:
+    def __init__(
+        self,
+        one: float,
+        several: float,
+        rows: int,
+        steady: bool = True,
+        half: float | None = None,
+    ) -> None:
         self.steady = steady
         self.per_row = max(several - one, 0.0) / (rows - 1)
         self.fixed = max(one - self.per_row, 0.0)
         self.pays = several < _PAYS * rows * one
         self.scale = 1.0
+        half = self.seconds(rows // 2) if half is None else half
+        self.splits = 2 * half <= _APART * several
 
     def seconds(self, rows: int, runs: int = 1) -> float:
         """The expected time of so many rows, in one run or several."""
@@ -219,8 +240,9 @@ class Model:
         return self._session.raw(feeds, self.outputs)
 
     def _warm_up(self) -> Cost:
-        """Run once for one row and once for several, until the times settle."""
-        times = dict.fromkeys((1, _WARM_ROWS), math.inf)
+        """Run for one row and for several, until the times settle."""
+        half = _WARM_ROWS // 2
+        times = dict.fromkeys((1, half, _WARM_ROWS), math.inf)
         for rows in times:
             batch = [[_missing(field, rows) for field in self.whole]]
             spent = 0.0
@@ -234,7 +256,7 @@ class Model:
                 if spent > 0.05 and attempt:
                     break
         steady = not any(name.endswith(PIXELS_SUFFIX) for name, _ in self._session.inputs)
-        return Cost(times[1], times[_WARM_ROWS], _WARM_ROWS, steady)
+        return Cost(times[1], times[_WARM_ROWS], _WARM_ROWS, steady, times[half])
 
     def _quick(self, batch: Sequence[Sequence[Values]], rows: int) -> list[Array]:
         """The outputs as the engine gets them; if the graph's do not lie as the manifest has

@@ -579,9 +579,18 @@ def test_what_takes_long_for_each_row_runs_on_two_threads_where_it_may(runs):
     assert [len(run) for run in model.runs] == [8 // runs] * runs
 
 
-def test_what_takes_little_is_not_divided():
+@pytest.mark.parametrize(
+    "cost",
+    [
+        pytest.param(Cost(1e-4, 5e-4, 8), id="little"),
+        pytest.param(Cost(3.0, 5.0, 8), id="the same by however many rows"),
+        # As of a product that packs its other side anew for each run of more than one row.
+        pytest.param(Cost(1.0, 5.0, 8, half=4.0), id="more from two rows on"),
+    ],
+)
+def test_what_takes_little_or_long_in_halves_too_is_not_divided(cost):
     model = Doubling(seconds=1e-4)
-    model.cost = Cost(1e-4, 5e-4, 8)
+    model.cost = cost
     tasks = [Noted(model, [float(n)]) for n in range(8)]
     drive(model, tasks, runs=2)
     assert [len(run) for run in model.runs] == [8]
