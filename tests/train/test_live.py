@@ -20,6 +20,7 @@ from drivetrain.core.seams import Run
 from drivetrain.train.als import ALS
 from drivetrain.train.ease import EASE
 from drivetrain.train.fused import Fused
+from drivetrain.train.recall.live import FEW
 from drivetrain.train.recall.nodes import Nodes
 
 USERS, OF, ROWS = 30, 25, 300
@@ -206,6 +207,30 @@ def test_rows_are_answered_by_their_own_live_rows_however_many_there_are(
         alone = asked(graph, positions[some], **learner.rows(users[some]), **learner.tensors())
         assert whole[0][some].tolist() == alone[0].tolist()
         np.testing.assert_allclose(whole[1][some], alone[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
+def test_scores_are_the_products_of_live_tensors_however_few_rows_there_are(
+    log: Log, tmp_path: Path, rows: int
+) -> None:
+    graph = fitted(log, replace(METHOD, k=OF, seen="keep"), tmp_path)
+    learner, catalogue = Learner.of(graph.model), Catalogue.of(graph)
+    assert learner is not None
+    assert catalogue is not None
+    users = log.named("u", np.arange(rows) + USERS)
+    for number, user in enumerate(users):
+        for place in (number, number + 3, number + 4):
+            learner.tell((user, catalogue.items[place % len(catalogue.items)]))
+    fed = {**learner.rows(users), **learner.tensors()}
+    items, scores = asked(graph, [1] * rows, **fed)
+    trained = len(catalogue.items)
+    whole = learner.read(users) @ learner.tensors()[ITEMS][:trained].T
+    due = -np.sort(-whole, axis=1)
+    np.testing.assert_allclose(scores[:, :trained], due, rtol=1e-5, atol=1e-6)
+    places = {item: place for place, item in enumerate(catalogue.items.tolist())}
+    for row, listed in enumerate(items.tolist()):
+        there = [places[item] for item in listed[:trained]]
+        np.testing.assert_allclose(whole[row, there], due[row], rtol=1e-5, atol=1e-6)
 
 
 def product(inputs: int) -> Graph:

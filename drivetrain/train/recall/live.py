@@ -28,6 +28,10 @@ from drivetrain.train.recall.nodes import Nodes
 if TYPE_CHECKING:
     from drivetrain.train.als import ALS
 
+FEW = 16
+"""Rows up to which reading the items once costs less than packing them; from 32 on it costs more
+to turn the scores."""
+
 
 def live(
     method: "ALS",
@@ -88,7 +92,19 @@ def score(n: Nodes, asked: Asked) -> str:
     trained = n.op("Gather", USER_FACTORS, asked.user)
     row = asked.rows[USER]
     who = n.op("Where", n.op("IsNaN", row), trained, row)
-    return n.op("Gemm", who, ITEMS, transB=1)
+    rows = n.op("Shape", who, start=0, end=1)
+    few = n.op("And", n.op("Greater", rows, n.ints(1)), n.op("Less", rows, n.ints(FEW + 1)))
+    return n.either(few, lambda n: _of_few(n, who), lambda n: n.op("Gemm", who, ITEMS, transB=1))
+
+
+def _of_few(n: Nodes, who: str) -> str:
+    """The same products from the items' side.
+
+    ONNX Runtime packs the second matrix of a product, and one that may change in every run: from
+    this side that are the few rows, and the items are read once. One row alone is not packed.
+    """
+    columns = n.op("Transpose", who, perm=[1, 0])
+    return n.op("Transpose", n.op("MatMul", ITEMS, columns), perm=[1, 0])
 
 
 def user_field(method: "ALS", source: Examples) -> Field:

@@ -1,6 +1,6 @@
 """Writes the nodes of a graph, one expression a node."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,6 +115,23 @@ class Nodes:
             num_scan_inputs=len(inputs),
         )
         return outputs[len(states) :]
+
+    def either(
+        self, condition: str, one: "Callable[[Nodes], str]", other: "Callable[[Nodes], str]"
+    ) -> str:
+        """What one of two ways gives; only that one runs.
+
+        Args:
+            condition: a bool of one element.
+            one: adds the nodes where it holds; answers the tensor.
+            other: adds those where it does not.
+        """
+        helper, branches = self._onnx.helper, dict[str, Any]()
+        for name, way in (("then_branch", one), ("else_branch", other)):
+            child = Nodes(self)
+            value = helper.make_empty_tensor_value_info(way(child))
+            branches[name] = helper.make_graph(child._nodes, name, [], [value])
+        return self.op("If", condition, **branches)
 
     def placed(self, graph: Graph, inputs: Mapping[str, str]) -> dict[str, str]:
         """Add the nodes of a graph, also inside of a body; the names of what it gives, by its own.
