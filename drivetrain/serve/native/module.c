@@ -5,6 +5,8 @@
 static PyMethodDef methods[] = {
     {"float32_text", float32_text, METH_O,
      "A float32 as JSON: the shortest number that reads back to its bits."},
+    {"float32_rows", float32_rows, METH_VARARGS,
+     "The rows of a float32 matrix, given its memory and its width, each as a JSON list."},
     {NULL, NULL, 0, NULL},
 };
 

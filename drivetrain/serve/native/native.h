@@ -54,5 +54,6 @@ Py_ssize_t size_of(char code);
 
 extern PyType_Spec reader_spec;
 PyObject *float32_text(PyObject *module, PyObject *value);
+PyObject *float32_rows(PyObject *module, PyObject *arguments);
 
 #endif
