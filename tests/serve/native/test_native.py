@@ -273,8 +273,11 @@ def test_requests_are_joined_as_python_joins_them(sizes, random):
     COLUMNS._reader.gather([part.data for part in parts], ours, sum(sizes))
     _gather(form, parts, memoryview(theirs), sum(sizes))
     assert ours == theirs
-    for number in range(len(INPUTS)):
+    arrays = COLUMNS.arrays(parts)
+    for number, field in enumerate(INPUTS):
         joined = np.concatenate([part[number] for part in parts])
+        assert arrays[number].dtype == field.numpy
+        assert arrays[number].tobytes() == joined.tobytes()
         assert joined.tobytes() == form.column(ours, number, sum(sizes)).tobytes()
 
 
