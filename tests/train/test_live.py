@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.shape_inference
 import pytest
 
 from drivetrain.compress.optimize import optimized
@@ -231,6 +233,26 @@ def test_scores_are_the_products_of_live_tensors_however_few_rows_there_are(
     for row, listed in enumerate(items.tolist()):
         there = [places[item] for item in listed[:trained]]
         np.testing.assert_allclose(whole[row, there], due[row], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("online", [METHOD.online, None], ids=["online", "frozen"])
+def test_exclusions_are_written_where_the_scores_are_since_both_are_known_to_be_of_one_shape(
+    log: Log, tmp_path: Path, online: Online | None
+) -> None:
+    proto = fitted(log, replace(METHOD, online=online), tmp_path).proto
+    (scan,) = [
+        n for n in onnx.shape_inference.infer_shapes(proto).graph.node if n.op_type == "Scan"
+    ]
+    body = next(attribute.g for attribute in scan.attribute if attribute.HasField("g"))
+    (excluded,) = [node for node in body.node if node.op_type == "ScatterElements"]
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in body.value_info
+    }
+    scores = shapes[excluded.input[0]]
+    assert len(scores) == 2
+    assert scores[0] == "rows to 256"
+    assert scores == shapes[excluded.output[0]]
 
 
 def product(inputs: int) -> Graph:

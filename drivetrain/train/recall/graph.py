@@ -280,16 +280,19 @@ class _Writer:
         column = n.held(np.array(serving.column, np.int64))
         user = n.op("Gather", serving.index.name, column, axis=1)
         cut = Cut(n, parts, part, more)
-        inputs = [(cut.slices(user, ()), "int64")]
+        inputs, shapes = [(cut.slices(user, ()), "int64")], list[tuple[int | None, ...]]([()])
         if serving.history is not None:
             none = n.held(np.array(self._items, np.int64))
             inputs.append((cut.slices(self._recent(serving.history), (None,), none), "int64"))
+            shapes.append((None,))
         for each in self._rows():
             tensor = self._of_rows(each.name, rows) if each.name in LIVE else each.name
             inputs.append((cut.slices(tensor, each.shape), each.dtype))
+            shapes.append(each.shape)
 
         whole: list[str] = []
-        for each in n.scan(inputs, body):
+        named = f"rows to {most}"  # so many of the rows that all of a graph is asked for
+        for each in n.scan(inputs, body, shapes=[(named, *shape) for shape in shapes]):
             inner = n.op("Concat", n.ints(-1), n.op("Shape", each, start=2), axis=0)
             flat = n.op("Reshape", each, inner)
             whole.append(n.op("Slice", flat, n.ints(0), rows, n.ints(0)))

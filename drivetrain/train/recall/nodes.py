@@ -86,6 +86,7 @@ class Nodes:
         inputs: Sequence[tuple[str, str]],
         body: "Body",
         states: Sequence[tuple[str, str]] = (),
+        shapes: Sequence[Sequence[str | int | None]] = (),
     ) -> tuple[str, ...]:
         """Run a body over the first dimension of some tensors; what it gives is stacked.
 
@@ -95,16 +96,23 @@ class Nodes:
                 each input; answers the name and the element type of each state for the next slice,
                 then of each result.
             states: what the first slice finds, name and element type of each.
+            shapes: of one slice of each input, where they are known; free dimensions of one name
+                are of one size in the whole graph. A runtime reuses memory where it knows shapes
+                to be the same.
         """
         helper = self._onnx.helper
         child = Nodes(self)
         given = [*states, *inputs]
         names = [self._name("state" if i < len(states) else "slice") for i in range(len(given))]
         results = body(child, *names)
+        known = dict(enumerate(shapes, len(states)))
         graph = helper.make_graph(
             child._nodes,
             "body",
-            [_loose(helper, s, t) for s, (_, t) in zip(names, given, strict=True)],
+            [
+                helper.make_tensor_value_info(s, ONNX_TYPE[t], known.get(i))
+                for i, (s, (_, t)) in enumerate(zip(names, given, strict=True))
+            ],
             [_loose(helper, name, kind) for name, kind in results],
         )
         outputs = self.ops(
