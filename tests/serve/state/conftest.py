@@ -1,4 +1,4 @@
-"""A bundle whose predictions are its windows, made rows, and what they must be given."""
+"""A bundle whose predictions are its windows, made rows, what they must be given; and films."""
 
 import sys
 from pathlib import Path
@@ -15,6 +15,8 @@ from drivetrain.core.tracks import Tracks
 from drivetrain.core.window import Window, Windows
 
 sys.path.insert(0, str(Path(__file__).parent))  # where what these tests share lies
+
+import films
 
 HOUR = 3_600_000_000
 SCHEMA = Schema(
@@ -138,3 +140,15 @@ def cards() -> type[Cards]:
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """One bundle with windows for all tests that change nothing."""
     return write_windowed(tmp_path_factory.mktemp("windowed") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A factorization that learns."""
+    return films.write(tmp_path_factory.mktemp("films") / "one")
+
+
+@pytest.fixture(scope="session")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Another training of it."""
+    return films.write(tmp_path_factory.mktemp("films") / "two", seed=1)

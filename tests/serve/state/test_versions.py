@@ -6,31 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from moving import Alias, ended, follow
 from waiting import wait_until
 
 from drivetrain.core.window import Window
-from drivetrain.serve.execution.models import Artefact, Traffic
 from drivetrain.serve.state.states import Keeping
-
-
-class Alias:
-    """An alias that a test moves."""
-
-    def __init__(self, **traffic):
-        self.traffic = self.of(**traffic)
-
-    @staticmethod
-    def of(share=0.0, **bundles):
-        found = {role: Artefact(b.digest, b.path) for role, b in bundles.items()}
-        return Traffic(share=share, **found)
-
-    def move(self, client, **traffic):
-        self.traffic = self.of(**traffic)
-        digests = {artefact.digest[:12] for artefact in self.traffic.artefacts}
-        wait_until(lambda: set(client.get("/v2/models/cards").json["versions"]) == digests, 60.0)
-
-    def __call__(self):
-        return self.traffic
 
 
 @pytest.fixture
@@ -42,10 +22,6 @@ def bundles(cards, tmp_path):
         "two": cards.write(tmp_path / "two", weight=2.0),
         "other": cards.write(tmp_path / "other", columns=other),
     }
-
-
-def follow(serve, alias, **options):
-    return serve(models={"cards": alias}, reload_seconds=0.05, **options)
 
 
 def asked(client, cards):
@@ -61,7 +37,7 @@ def observe(client, cards, times=1):
 
 
 def test_a_hot_reload_keeps_what_was_observed(serve, cards, bundles, tmp_path):
-    alias = Alias(stable=bundles["one"])
+    alias = Alias("cards", stable=bundles["one"])
     client = follow(serve, alias, state=Keeping(place=str(tmp_path / "state")))
     observe(client, cards, 3)
     before = asked(client, cards)
@@ -72,7 +48,7 @@ def test_a_hot_reload_keeps_what_was_observed(serve, cards, bundles, tmp_path):
 
 
 def test_a_canary_and_a_shadow_share_what_was_observed(serve, cards, bundles, tmp_path):
-    alias = Alias(stable=bundles["one"])
+    alias = Alias("cards", stable=bundles["one"])
     client = follow(serve, alias, feedback=tmp_path / "feedback")
     observe(client, cards, 2)
     alias.move(
@@ -98,7 +74,7 @@ def test_a_canary_and_a_shadow_share_what_was_observed(serve, cards, bundles, tm
 def test_a_new_window_begins_empty_says_so_and_the_way_back_finds_the_old(
     serve, cards, bundles, caplog
 ):
-    alias = Alias(stable=bundles["one"])
+    alias = Alias("cards", stable=bundles["one"])
     client = follow(serve, alias)
     observe(client, cards, 2)
     alias.move(client, stable=bundles["other"])
@@ -114,27 +90,18 @@ def test_a_new_window_begins_empty_says_so_and_the_way_back_finds_the_old(
 
 
 def test_what_was_safe_is_there_when_the_server_is_back(serve, cards, bundles, tmp_path):
-    alias = Alias(stable=bundles["one"])
+    alias = Alias("cards", stable=bundles["one"])
     state = Keeping(place=str(tmp_path / "state"))
     client = follow(serve, alias, state=state)
     observe(client, cards, 2)
     alias.move(client, stable=bundles["other"])
     observe(client, cards, 3)
     before = asked(client, cards)
-    client.server.stop()
-    wait_until(lambda: _refused(client))
+    ended(client)
     client = follow(serve, alias, state=state)
     assert asked(client, cards) == before
     alias.move(client, stable=bundles["one"])
     assert asked(client, cards)["got_hourly"] == 5
-
-
-def _refused(client):
-    try:
-        client.get("/v2/health/live")
-    except OSError:
-        return True
-    return False
 
 
 def test_a_directory_belongs_to_one_server(serve, cards, bundles, tmp_path):
@@ -173,8 +140,7 @@ def test_a_damaged_log_keeps_the_server_from_starting(serve, cards, bundles, tmp
     client = serve(models={"cards": bundles["one"].path}, state=state)
     for _ in range(3):
         observe(client, cards)
-    client.server.stop()
-    wait_until(lambda: _refused(client))
+    ended(client)
     (log,) = (tmp_path / "state" / "cards").glob("*.log")
     content = bytearray(log.read_bytes())
     content[80] ^= 1
