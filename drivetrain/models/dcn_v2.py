@@ -37,14 +37,7 @@ class DCNv2Module(nn.Module):
 
     def __init__(self, features: FeatureSchema, config: DCNv2) -> None:
         super().__init__()
-        self.inputs = Inputs(
-            features,
-            config.dim,
-            config.dims,
-            dropout=config.embedding_dropout,
-            field_dropout=config.field_dropout,
-            attention=config.attention,
-        )
+        self.inputs = Inputs.of(features, config)
         width = self.inputs.width
         self.crosses = nn.ModuleList(Cross(width, config.rank) for _ in range(config.layers))
         self.hidden = stack(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,11 @@ from torch import Tensor, nn
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import FeatureSchema
 from drivetrain.models.attention import HistoryPool, columns_of
+from drivetrain.models.factories import MLP, DCNv2, FinalNet, MaskNet, WideAndDeep
 from drivetrain.models.options import Attention
+
+Embedded: TypeAlias = MLP | WideAndDeep | DCNv2 | FinalNet | MaskNet
+"""Declarations with every option of :class:`Inputs`."""
 
 
 class Tables(nn.Module):
@@ -173,6 +178,27 @@ class Inputs(nn.Module):
         self.spans = tuple(spans)
         width += sum(math.prod(features.field(name).shape) for name in self.flat)
         self.width: int = width
+
+    @classmethod
+    def of(
+        cls,
+        features: FeatureSchema,
+        config: Embedded,
+        *,
+        numeric: nn.Module | None = None,
+        numeric_width: int = 0,
+    ) -> "Inputs":
+        """As the declaration of a model says; ``numeric`` as above."""
+        return cls(
+            features,
+            config.dim,
+            config.dims,
+            numeric=numeric,
+            numeric_width=numeric_width,
+            dropout=config.embedding_dropout,
+            field_dropout=config.field_dropout,
+            attention=config.attention,
+        )
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """One vector a row, ``[rows, width]``, from the named input tensors."""

@@ -72,14 +72,7 @@ class FinalNetModule(nn.Module):
 
     def __init__(self, features: FeatureSchema, config: FinalNet) -> None:
         super().__init__()
-        self.inputs = Inputs(
-            features,
-            config.dim,
-            config.dims,
-            dropout=config.embedding_dropout,
-            field_dropout=config.field_dropout,
-            attention=config.attention,
-        )
+        self.inputs = Inputs.of(features, config)
         width = self.inputs.width
         gated = config.gate and self.inputs.spans
         self.gate = FieldGate(self.inputs.spans) if gated else None

@@ -92,14 +92,7 @@ class MaskNetModule(nn.Module):
 
     def __init__(self, features: FeatureSchema, config: MaskNet) -> None:
         super().__init__()
-        self.inputs = Inputs(
-            features,
-            config.dim,
-            config.dims,
-            dropout=config.embedding_dropout,
-            field_dropout=config.field_dropout,
-            attention=config.attention,
-        )
+        self.inputs = Inputs.of(features, config)
         width = self.inputs.width
         self.normal = FieldNorm(self.inputs.spans, width)
         self.parallel = config.structure == "parallel"

@@ -29,16 +29,7 @@ class MLPModule(nn.Module):
                 PeriodicColumns(columns, n.frequencies, n.sigma, n.dim),
                 columns * n.dim,
             )
-        self.inputs = Inputs(
-            features,
-            config.dim,
-            config.dims,
-            numeric=numeric,
-            numeric_width=width,
-            dropout=config.embedding_dropout,
-            field_dropout=config.field_dropout,
-            attention=config.attention,
-        )
+        self.inputs = Inputs.of(features, config, numeric=numeric, numeric_width=width)
         self.members, self.outputs = config.members, config.outputs
         last = config.hidden[-1] if config.hidden else self.inputs.width
         options = {

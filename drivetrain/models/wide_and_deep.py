@@ -19,14 +19,7 @@ class WideAndDeepModule(nn.Module):
     def __init__(self, features: FeatureSchema, config: WideAndDeep) -> None:
         super().__init__()
         self.wide = Linear(features, config.outputs)
-        self.inputs = Inputs(
-            features,
-            config.dim,
-            config.dims,
-            dropout=config.embedding_dropout,
-            field_dropout=config.field_dropout,
-            attention=config.attention,
-        )
+        self.inputs = Inputs.of(features, config)
         self.hidden = stack(
             self.inputs.width,
             config.hidden,
