@@ -165,7 +165,7 @@ def _left_out(
         values_int64s=[*known.values(), MISSING],
         default_int64=UNKNOWN,
     )
-    wanted = n.op("Reshape", wanted, n.ints(0, 1, 1, -1))
+    wanted = n.op("Unsqueeze", wanted, n.ints(1, 2) if field.shape else n.ints(1, 2, 3))
     inside = n.op("Min", places, n.held(np.array(len(values), np.int64)))
     has = n.op("Unsqueeze", n.op("Gather", n.held(table), inside), n.ints(3))
     same = n.op("Cast", n.op("Equal", has, wanted), to=INT64)

@@ -95,6 +95,7 @@ def test_a_ranker_that_learns_what_recall_cannot_know_puts_it_first(
     assert after["test/ndcg@5"] > before["test/ndcg@5"]
     asked = rows_of("nobody", "nobody", age=np.array([20.0, 50.0]))
     assert bundle.session.run(asked)["reasons"].tolist() == [["popular"] * 5] * 2
+    assert bundle.session.run(rows_of())["items"].shape == (0, 5)
     for row, old in zip(bundle.session.run(asked)["items"].tolist(), (0, 1), strict=True):
         assert [int(name.split()[1]) % 2 for name in row] == [old] * 5, "by age alone"
     same = plain.session.run(asked)["items"]

@@ -136,9 +136,14 @@ def test_places_that_no_item_is_left_for_have_none(steps: tuple[Rerank, ...]) ->
 
 
 def test_no_rows_give_no_rows() -> None:
-    for steps in ((), (Diverse(0.3), Explore()), (Explore(),)):
-        rows = asked(np.zeros((0, 4)), np.zeros((0, 4)), request=texts())
-        assert session(steps, 4, 3, np.eye(4)).run(rows)["places"].shape == (0, 3)
+    attributes = {"sold_in": texts("de", "fr", "", "de"), "kinds": np.array([1, 2, 3, MISSING_INT])}
+    raw: dict[str, Any] = {"request": texts(), "country": texts(), "genres": np.zeros((0, 2), int)}
+    filters = (Allowed("country", "sold_in"), Blocked("genres", "kinds"))
+    every: list[tuple[Rerank, ...]] = [(), filters, (Diverse(0.5), Explore()), (Explore(),)]
+    for steps in every:
+        rows = asked(np.zeros((0, 4)), np.zeros((0, 4)), **raw)
+        found = session(steps, 4, 3, np.eye(4), attributes).run(rows)
+        assert found["places"].shape == (0, 3)
 
 
 # -- diversity -------------------------------------------------------------------------------------
