@@ -1,4 +1,4 @@
-"""What the tests of events share: an expression run over columns, and the real flights."""
+"""What the tests of events share: an expression run over columns, the real flights, and places."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,3 +36,15 @@ def flights():
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent / "data"
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where a table is to lie."""
+    return tmp_path / "orders"
+
+
+@pytest.fixture
+def topic(broker):
+    """A topic of two partitions."""
+    return broker.topic(2)

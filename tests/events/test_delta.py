@@ -32,12 +32,6 @@ def some(start=0, count=3, **more):
     return pa.table({"n": numbers, "at": pa.array(numbers, MICROSECOND), **more})
 
 
-@pytest.fixture
-def path(tmp_path):
-    """Where a table is to lie."""
-    return tmp_path / "orders"
-
-
 def test_every_type_of_column_comes_back_as_it_went_in(path):
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(range(8), pa.float32()), 2)
     matrices = pa.FixedSizeListArray.from_arrays(vectors, 2)

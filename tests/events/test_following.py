@@ -1,133 +1,17 @@
 """A stream in one process: what its table holds, whatever happens on the way."""
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Event, Thread
-from time import monotonic, sleep
+from time import sleep
 from typing import Any
 
-import pyarrow as pa
 import pytest
+from followers import TYPES, Running, count, held, made, numbers, rows, send
 
 import drivetrain as dt
-from drivetrain.core.metric import Emitted, Note
-from drivetrain.events.follow.dead import SCHEMA as DEAD
 from drivetrain.events.follow.following import follow, positions_of
 from drivetrain.events.follow.pace import STATUS
 from drivetrain.events.lake.lake import Lake
-from drivetrain.events.lake.snapshot import Snapshot
-
-TYPES: Any = {"n": "int64", "s": "string"}
-PATIENCE = 60.0
-
-
-@pytest.fixture
-def topic(broker: Any) -> str:
-    """A topic of two partitions."""
-    return broker.topic(2)
-
-
-def send(broker: Any, topic: str, values: Sequence[Any], *partitions: int, **more: Any) -> None:
-    """Write messages, plain data as JSON, to partitions in turn."""
-    data = [json.dumps(v).encode() if isinstance(v, dict) else v for v in values]
-    places = partitions or (0, 1)
-    for place, partition in enumerate(places):
-        broker.send(topic, data[place :: len(places)], partition=partition, **more)
-
-
-def numbers(count: int, first: int = 0) -> list[dict[str, Any]]:
-    return [{"n": n, "s": f"row {n}"} for n in range(first, first + count)]
-
-
-def made(broker: Any, topic: str, folder: Path, **changed: Any) -> dt.Stream:
-    """A stream of the topic into a table of the folder."""
-    leaf = {"types": TYPES} | changed.pop("leaf", {})
-    events = changed.pop("steps", lambda table: table)(
-        dt.Kafka(topic, servers=broker.servers, **leaf)
-    )
-    into = {"into": folder / "table", "dead": folder / "dead"} | changed
-    return dt.Stream(name="made", events=events, **{"every": "20ms", "messages": 100} | into)
-
-
-def rows(path: Any) -> list[dict[str, Any]]:
-    snapshot = Snapshot.open(str(path))
-    tables = [*snapshot.chunks(snapshot.schema, 100_000)]
-    return pa.concat_tables(tables).to_pylist() if tables else []
-
-
-def held(stream: dt.Stream) -> list[int]:
-    """The numbers in a stream's table, in order."""
-    return sorted(row["n"] for row in rows(stream.into))
-
-
-class Running:
-    """A follower in a thread of its own."""
-
-    def __init__(self, stream: dt.Stream, room: Path, **options: Any) -> None:
-        self.heard: list[Emitted] = []
-        self.error: BaseException | None = None
-        self.room = room
-        self._stop = Event()
-        given = {"emit": self.heard.append, "stop": self._stop, **options}
-
-        def run() -> None:
-            try:
-                follow(stream, room, **given)
-            except BaseException as error:
-                self.error = error
-
-        self._thread = Thread(target=run)
-        self._thread.start()
-
-    def until(self, true: Callable[[], bool]) -> None:
-        """Wait for a state."""
-        end = monotonic() + PATIENCE
-        while not true():
-            assert self._thread.is_alive(), self.error
-            assert monotonic() < end, [item for item in self.heard if isinstance(item, Note)]
-            sleep(0.01)
-
-    def has(self, text: str) -> bool:
-        """Whether a note says this."""
-        return any(isinstance(item, Note) and text in item.text for item in self.heard)
-
-    def ended(self) -> BaseException | None:
-        """Wait for its own end; its error."""
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-        return self.error
-
-    def end(self) -> None:
-        """Ask it to end, and see that it does so well."""
-        self._stop.set()
-        error = self.ended()
-        assert error is None, error
-
-    def __enter__(self) -> "Running":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join(PATIENCE)
-
-
-def count(stream: dt.Stream) -> Callable[[int], Callable[[], bool]]:
-    """``count(stream)(n)``: whether the table holds so many rows."""
-
-    def holds(number: int) -> Callable[[], bool]:
-        def look() -> bool:
-            try:
-                return (Snapshot.open(str(stream.into)).rows or 0) >= number
-            except FileNotFoundError:
-                return False
-
-        return look
-
-    return holds
-
-
-# -- rows ------------------------------------------------------------------------------------------
 
 
 def test_every_message_becomes_one_row_and_the_table_says_where_it_stands(
@@ -199,102 +83,6 @@ def test_the_clock_of_a_message_decides_nothing(broker: Any, topic: str, tmp_pat
     assert [row["n"] for row in found] == [1, 2, 3]
     assert len({row["at"] for row in found}) == 1
     assert len({row["sent"] for row in found}) == 3
-
-
-# -- what does not fit -----------------------------------------------------------------------------
-
-POISON = [b"torn", b"", None, b'{"n": "text"}', b'{"n": 1.5}', b"\xff\xfe", b'{"n": 1}{"n": 2}']
-
-
-def test_what_does_not_fit_lies_in_the_table_of_dead_letters_with_its_place_and_reason(
-    broker: Any, topic: str, tmp_path: Path
-) -> None:
-    stream = made(broker, topic, tmp_path)
-    send(broker, topic, [*numbers(3), *POISON, *numbers(3, first=3)], 1, key=b"\x00key")
-    pace = follow(stream, tmp_path / "room", to_end=True)
-    assert held(stream) == list(range(6))
-    dead = rows(stream.dead)
-    assert [row["value"] for row in dead] == POISON
-    assert [row["offset"] for row in dead] == list(range(3, 3 + len(POISON)))
-    assert {(row["topic"], row["partition"], row["key"]) for row in dead} == {
-        (topic, 1, b"\x00key")
-    }
-    assert all(row["reason"] and row["timestamp"] is not None for row in dead)
-    assert pace.dead == len(POISON)
-
-
-def test_without_a_table_of_dead_letters_the_first_one_ends_it_and_nothing_is_lost(
-    broker: Any, topic: str, tmp_path: Path
-) -> None:
-    stream = made(broker, topic, tmp_path, dead=None)
-    send(broker, topic, [*numbers(3), b"torn"], 1)
-    with pytest.raises(ValueError, match=f"'{topic}', partition 1, offset 3: found 'torn'"):
-        follow(stream, tmp_path / "room", to_end=True)
-    follow(made(broker, topic, tmp_path), tmp_path / "room", to_end=True)
-    assert held(stream) == [0, 1, 2]
-    assert [row["offset"] for row in rows(tmp_path / "dead")] == [3]
-
-
-def test_a_value_that_a_step_fails_on_is_a_dead_letter_too(
-    broker: Any, topic: str, tmp_path: Path
-) -> None:
-    stream = made(
-        broker, topic, tmp_path, steps=lambda t: t.with_columns(k=dt.col("s").cast("int64"))
-    )
-    values = [{"n": n, "s": "x" if n in (3, 17) else str(n)} for n in range(20)]
-    send(broker, topic, values, 0)
-    follow(stream, tmp_path / "room", to_end=True)
-    assert held(stream) == [n for n in range(20) if n not in (3, 17)]
-    dead = rows(stream.dead)
-    assert [row["offset"] for row in dead] == [3, 17]
-    assert "with_columns(k=" in dead[0]["reason"]
-
-
-def test_dead_letters_that_were_written_before_a_stop_are_not_written_again(
-    broker: Any, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream = made(broker, topic, tmp_path)
-    send(broker, topic, [b"torn", *numbers(3), b"torn too"], 0)
-    append = Lake.append
-
-    def stopped(self: Lake, rows: Any, *more: Any) -> int:
-        if self.schema.names != DEAD.names:
-            raise OSError(28, "No space left on device")
-        return append(self, rows, *more)
-
-    monkeypatch.setattr(Lake, "append", stopped)
-    with pytest.raises(OSError, match="No space left"):
-        follow(stream, tmp_path / "room", to_end=True)
-    monkeypatch.undo()
-    assert len(rows(stream.dead)) == 2
-    assert rows(stream.into) == []
-    send(broker, topic, [b"torn as well"], 0)
-    follow(stream, tmp_path / "room", to_end=True)
-    assert held(stream) == [0, 1, 2]
-    assert [row["value"] for row in rows(stream.dead)] == [b"torn", b"torn too", b"torn as well"]
-
-
-def test_a_tombstone_that_is_skipped_is_no_row_and_no_dead_letter(
-    broker: Any, topic: str, tmp_path: Path
-) -> None:
-    stream = made(broker, topic, tmp_path, leaf={"tombstones": "skip"})
-    send(broker, topic, [*numbers(2), None, None], 0, key=b"k")
-    assert follow(stream, tmp_path / "room", to_end=True).messages == 4
-    assert held(stream) == [0, 1]
-    assert positions_of(stream) == [(0, 4)]
-
-
-def test_a_field_that_changes_its_type_on_the_way_fills_the_dead_letters(
-    broker: Any, topic: str, tmp_path: Path
-) -> None:
-    stream = made(broker, topic, tmp_path)
-    send(broker, topic, [*numbers(5), *({"n": str(n), "s": ""} for n in range(5))], 0)
-    follow(stream, tmp_path / "room", to_end=True)
-    assert held(stream) == list(range(5))
-    assert len(rows(stream.dead)) == 5
-
-
-# -- bad luck --------------------------------------------------------------------------------------
 
 
 def test_it_waits_for_a_broker_that_is_gone_and_says_so(own_broker: Any, tmp_path: Path) -> None:

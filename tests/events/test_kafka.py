@@ -17,12 +17,6 @@ from drivetrain.events.topic.topic import Topic
 TYPES: Any = {"n": "int64", "s": "string"}
 
 
-@pytest.fixture
-def topic(broker: Any) -> str:
-    """A topic of two partitions."""
-    return broker.topic(2)
-
-
 def send(broker: Any, topic: str, values: Sequence[Any], *partitions: int, **more: Any) -> None:
     """Write messages, plain data as JSON, to partitions in turn."""
     data = [json.dumps(v).encode() if isinstance(v, dict) else v for v in values]

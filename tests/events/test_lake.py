@@ -1,4 +1,4 @@
-"""A lake: each row once, whoever stops or interferes; columns that come; files kept apart."""
+"""A lake has each row once, whoever stops or interferes."""
 
 import os
 import signal
@@ -6,37 +6,16 @@ import subprocess
 import sys
 import textwrap
 import threading
-from datetime import datetime
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, Transaction, write_deltalake
+from lakes import numbers, some
 
 from drivetrain.core.schema import Field, Schema
 from drivetrain.events.delta import Delta
 from drivetrain.events.lake import lake as module
 from drivetrain.events.lake.lake import Lake
-
-MICROSECOND = pa.timestamp("us")
-
-
-def some(start=0, count=3, **more):
-    return pa.table({"n": list(range(start, start + count)), **more})
-
-
-def numbers(path):
-    leaf = Delta(path)
-    chunks = [chunk["n"].to_pylist() for chunk in leaf.chunks(leaf.schema.select(("n",)), 1000)]
-    return sorted(n for chunk in chunks for n in chunk)
-
-
-@pytest.fixture
-def path(tmp_path):
-    """Where a table is to lie."""
-    return tmp_path / "orders"
-
-
-# -- exactly once ----------------------------------------------------------------------------------
 
 
 def test_rows_and_positions_land_together_and_are_found_again(path):
@@ -286,171 +265,6 @@ def test_a_table_that_forgets_positions_takes_rows_that_nobody_keeps_account_of_
     with pytest.raises(ValueError, match="positions are never forgotten"):
         lake.append(some(3), "w", {"t": 3})
     assert numbers(path) == [0, 1, 2]
-
-
-# -- columns ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("column", "found", "due"),
-    [
-        (pa.array(["a", "b"]), "string", "int64"),
-        (pa.array([1.5, 2.5]), "double", "int64"),
-        (pa.array([1, 2], MICROSECOND), r"timestamp\[us\]", "int64"),
-        (
-            pa.array([[1], [2]], pa.list_(pa.int64(), 1)),
-            r"fixed_size_list<item: int64>\[1\]",
-            "int64",
-        ),
-        (pa.array([{"a": 1}, None]), "struct<a: int64>", "int64"),
-    ],
-)
-def test_a_type_that_changes_is_an_error_and_nothing_is_written(path, column, found, due):
-    lake = Lake.open(path)
-    lake.append(some(0), "w", {"t": 3})
-    before = sorted(path.rglob("*"))
-    allowed = f"orders, column 'n': found {found}, allowed: {due}, as the table has it"
-    with pytest.raises(ValueError, match=allowed):
-        lake.append(pa.table({"n": column}), "w", {"t": 5})
-    assert sorted(path.rglob("*")) == before
-    lake.append(some(3), "w", {"t": 6})
-    assert numbers(path) == list(range(6))
-
-
-def test_numbers_that_are_wider_or_narrower_without_loss_go_in(path):
-    lake = Lake.open(path, Schema((Field("n", "int64"), Field("x", "float64"))))
-    lake.append(pa.table({"n": pa.array([1], pa.int8()), "x": pa.array([0.5], pa.float32())}))
-    lake.append(pa.table({"n": pa.nulls(1), "x": [float("nan")]}))
-    chunks = Delta(path).chunks(Delta(path).schema, 10)
-    assert pa.concat_tables(chunks).to_pylist() == [{"n": 1, "x": 0.5}, {"n": None, "x": None}]
-    with pytest.raises(ValueError, match="column 'x': found int64, allowed: double"):
-        lake.append(pa.table({"n": [1], "x": [2**53 + 1]}))
-
-
-def test_a_foreign_table_keeps_its_types_and_a_value_that_they_cannot_hold_is_an_error(path):
-    columns = {"n": pa.array([1], pa.int32()), "t": pa.array([1], MICROSECOND)}
-    write_deltalake(path, pa.table(columns))
-    lake = Lake.open(path)
-    lake.append(pa.table({"n": [2], "t": pa.array([5], pa.timestamp("us", "UTC"))}))
-    assert pa.schema(DeltaTable(path).schema().to_arrow()).field("n").type == pa.int32()
-    assert Delta(path).count() == 2
-    with pytest.raises(ValueError, match=r"column 'n': found a value that is not .* int32"):
-        lake.append(pa.table({"n": [2**40]}))
-
-
-def test_columns_that_nothing_can_hold_or_that_are_there_twice_are_errors(path):
-    lake = Lake.open(path)
-    lake.append(some(0))
-    with pytest.raises(
-        ValueError, match="orders, column 'deep': found 'struct<a: int64>', allowed"
-    ):
-        lake.append(some(0, deep=pa.array([{"a": 1}] * 3)))
-    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["n", "n"])
-    with pytest.raises(
-        ValueError, match=r"orders, columns: found \['n'\], allowed: each name once"
-    ):
-        lake.append(twice)
-    lake.append(some(3, empty=pa.nulls(3)))
-    assert Delta(path).schema.names == ("n",), "a column without a value has no type yet"
-
-
-def test_a_schema_makes_the_table_and_is_held_against_one_that_is_there(path):
-    schema = Schema((Field("n", "int64"), Field("v", "float32", (3,))))
-    lake = Lake.open(path, schema)
-    assert lake.schema == schema
-    assert Lake.open(path, schema).version == 0
-    with pytest.raises(ValueError, match="column 'n': found string, allowed: int64"):
-        Lake.open(path, Schema((Field("n", "string"),)))
-    wrong_shape = pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))
-    with pytest.raises(ValueError, match="column 'v': found fixed_size_list"):
-        lake.append(pa.table({"n": [1], "v": wrong_shape}))
-
-
-def test_an_empty_lake_has_no_table_yet(path):
-    lake = Lake.open(path)
-    with pytest.raises(FileNotFoundError, match="orders: there is no Delta table"):
-        _ = lake.version
-    first = Lake.open(path)
-    first.append(some(0), "w", {"t": 3})
-    with pytest.raises(ValueError, match="these rows are in the table already"):
-        lake.append(some(0), "w", {"t": 3})
-
-
-# -- files -----------------------------------------------------------------------------------------
-
-
-def test_files_are_kept_apart_by_the_day_or_hour_of_a_time(path):
-    at = [datetime(2026, 1, 1, 23, 59), None, datetime(1969, 12, 31, 1), datetime(2026, 1, 2)]
-    rows = some(0, 4, at=pa.array(at, MICROSECOND))
-    lake = Lake.open(path, partition_by=("hour(at)",))
-    lake.append(rows)
-    again = Lake.open(path)  # the table knows what its columns are made of
-    again.append(rows)
-    folders = {item.name for item in path.iterdir() if item.name != "_delta_log"}
-    due = {"2026-01-01T23", "__HIVE_DEFAULT_PARTITION__", "1969-12-31T01", "2026-01-02T00"}
-    assert folders == {f"at_hour={hour}" for hour in due}
-    found = pa.concat_tables(Delta(path).chunks(Delta(path).schema, 10)).to_pylist()
-    assert {(row["n"], row["at_hour"]) for row in found} == {
-        (0, "2026-01-01T23"),
-        (1, None),
-        (2, "1969-12-31T01"),
-        (3, "2026-01-02T00"),
-    }
-    assert Lake.open(path, partition_by=("hour(at)",)).version == 2
-    with pytest.raises(
-        ValueError, match=r"partition_by: found \['at_day'\], allowed: \['at_hour'\]"
-    ):
-        Lake.open(path, partition_by=("day(at)",))
-
-
-@pytest.mark.parametrize(
-    ("declared", "error"),
-    [
-        (("minute(at)",), r"unknown unit 'minute' in partition_by 'minute\(at\)'"),
-        (("day(att)",), "unknown column 'att'"),
-        (("day(n)",), "found 'n', allowed: a column of timestamps"),
-        (("m",), "unknown column 'm'"),
-        ("n", r"found 'n', allowed: names, such as \('n',\)"),
-        (("day(at)",), "found 'at_day', allowed: a name not yet taken"),
-    ],
-)
-def test_what_files_cannot_be_kept_apart_by_is_an_error(path, declared, error):
-    schema = Schema((Field("n", "int64"), Field("at", "timestamp"), Field("at_day", "string")))
-    with pytest.raises(ValueError, match=error):
-        Lake.open(path, schema, partition_by=declared)
-    assert not path.exists()
-
-
-def test_compaction_makes_few_files_of_many_and_leaves_partitions_apart(path):
-    lake = Lake.open(path, partition_by=("k",))
-    for number in range(6):
-        lake.append(some(number, 1, k=["ab"[number % 2]]), "w", {"t": number + 1})
-    assert lake.files == 6
-    done = lake.compact()
-    assert (done.removed, done.added, lake.files) == (6, 2, 2)
-    assert lake.compact().removed == 0
-    lake.append(some(6, 1, k=["a"]), "w", {"t": 7})
-    assert numbers(path) == list(range(7))
-    with pytest.raises(ValueError, match="compact target: found 0"):
-        lake.compact(0)
-
-
-def test_vacuum_removes_what_no_version_needs_and_guards_what_is_young(path):
-    lake = Lake.open(path)
-    for number in range(3):
-        lake.append(some(number, 1))
-    lake.compact()
-    orphan = path / "part-of-a-commit-that-failed.parquet"
-    orphan.write_bytes(b"PAR1")
-    assert lake.vacuum() == []
-    with pytest.raises(ValueError, match=r"orders: .*retention"):
-        lake.vacuum(0)
-    removed = lake.vacuum(0, guard=False)
-    assert len(removed) == 4
-    assert not orphan.exists()
-    assert numbers(path) == [0, 1, 2]
-    with pytest.raises(ValueError, match="vacuum hours: found -1"):
-        lake.vacuum(-1)
 
 
 def test_positions_of_a_writer_without_turns_are_seen_too(path):

@@ -1,12 +1,7 @@
-"""Examples: every row once, in a repeatable order, from a cache that is whole or absent."""
+"""Examples: every row once, in a repeatable order, cached or streamed."""
 
-import os
-import pwd
-import resource
-import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numbered import TARGETS, Numbered, Twice, made, numbers
 
 import drivetrain.features.order as order_module
 from drivetrain.core.batch import Batch
 from drivetrain.core.metric import Metric, Progress
-from drivetrain.core.schema import MISSING_INT, FeatureField, FeatureSchema, Field, Schema
+from drivetrain.core.schema import Field, Schema
 from drivetrain.core.seams import Order, Shard, Split
 from drivetrain.features.examples import Examples
 
@@ -28,72 +24,6 @@ some = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-TARGETS = Schema((Field("late", "int64"), Field("delay", "float64")))
-
-
-@dataclass
-class Numbered:
-    """A source whose row ``i`` is the number ``i``; remembers what was read."""
-
-    length: int
-    at_once: int = 7
-    lacks: tuple[int, ...] = ()
-    read: list[int] = field(default_factory=list)
-    schema: Schema = Schema((Field("row", "int64"), *TARGETS, Field("text", "string")))
-
-    def batches(self, split: Split, shard: Shard = Shard()) -> Iterator[Batch]:
-        rows = np.arange(self.length)[shard.index :: shard.count]
-        for start in range(0, len(rows), self.at_once):
-            part = rows[start : start + self.at_once]
-            self.read.append(len(part))
-            late = np.where(np.isin(part, self.lacks), MISSING_INT, part % 2)
-            text = np.array(["x"] * len(part), dtype=object)
-            yield Batch({"row": part, "late": late, "delay": part / 4, "text": text})
-
-
-@dataclass
-class Twice:
-    """A transform: dense is the row and its double, index the row modulo ten."""
-
-    transformed: int = 0
-    features: FeatureSchema = FeatureSchema(
-        (
-            FeatureField(name="number", kind="dense", width=2),
-            FeatureField(name="digit", kind="index", cardinality=10),
-            FeatureField(name="words", kind="bag", width=3, cardinality=70_000),
-            FeatureField(name="image", kind="tensor", shape=(2, 2)),
-        )
-    )
-
-    def run(self, batch: Batch) -> Batch:
-        self.transformed += len(batch)
-        row = batch["row"]
-        return Batch(
-            {
-                "dense": np.stack([row, 2 * row], axis=1).astype(np.float32),
-                "index": (row % 10)[:, None],
-                "words": np.stack([row % 70_000, row * 0, row % 3], axis=1),
-                "image": np.broadcast_to(row.astype(np.float32)[:, None, None], (len(row), 2, 2)),
-            }
-        )
-
-
-def made(length: int, cache: Path | None = None, **source: Any) -> Examples:
-    return Examples(Numbered(length, **source), Twice(), TARGETS, cache)
-
-
-def numbers(batches: Any) -> list[int]:
-    found: list[int] = []
-    for batch in batches:
-        rows = batch["dense"][:, 0].astype(np.int64)
-        np.testing.assert_array_equal(batch["dense"][:, 1], 2 * rows)
-        np.testing.assert_array_equal(batch["index"][:, 0], rows % 10)
-        np.testing.assert_array_equal(batch["words"][:, 2], rows % 3)
-        np.testing.assert_array_equal(batch["image"][:, 1, 1], rows)
-        np.testing.assert_array_equal(batch["late"], rows % 2)
-        np.testing.assert_array_equal(batch["delay"], rows / 4)
-        found += rows.tolist()
-    return found
 
 
 @pytest.fixture(params=["cached", "streamed"])
@@ -325,95 +255,6 @@ def test_arguments_out_of_range_are_refused(cache: Path | None) -> None:
             examples.batches("train", **mistake)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="Did you mean 'train'"):
         examples.batches("trian", size=1)  # pyright: ignore[reportArgumentType]
-
-
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
-    # A limit on the size of a file stops a write as a full disk does, for this process alone.
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
-    try:
-        with pytest.raises(OSError, match="the examples of split 'train' can't be kept"):
-            made(500, tmp_path).batches("train", size=8)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [p.name for p in tmp_path.iterdir()] == [".train.lock"]
-    assert numbers(made(500, tmp_path).batches("train", size=8)) == list(range(500))
-
-
-def test_no_permission_is_said() -> None:
-    # Not in pytest's own directory, which root keeps closed to the user that it becomes here.
-    with tempfile.TemporaryDirectory() as parent:
-        closed = Path(parent) / "closed"
-        closed.mkdir()
-        Path(parent).chmod(0o755)
-        closed.chmod(0o555)
-        user = os.geteuid()
-        if user == 0:  # root may write anywhere, and so becomes nobody for a moment
-            os.seteuid(pwd.getpwnam("nobody").pw_uid)
-        try:
-            with pytest.raises(PermissionError, match="can't be kept"):
-                made(5, closed / "a").batches("train", size=8)
-        finally:
-            os.seteuid(user)
-        assert not any(closed.iterdir())
-
-
-def test_a_place_that_is_no_directory_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="can't be kept"):
-        made(5, tmp_path / "file" / "a").batches("train", size=8)
-
-
-def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
-    (tmp_path / ".train.killed").mkdir()
-    (tmp_path / ".train.killed" / "dense").write_bytes(b"half")
-    (tmp_path / ".trainer").mkdir()
-    numbers(made(5, tmp_path).batches("train", size=8))
-    assert {p.name for p in tmp_path.iterdir()} == {".train.lock", "train", ".trainer"}
-
-
-def test_a_damaged_cache_is_told(tmp_path: Path) -> None:
-    numbers(made(50, tmp_path).batches("train", size=8))
-    file = max((tmp_path / "train").iterdir(), key=lambda path: path.stat().st_size)
-    with file.open("r+b") as opened:
-        opened.truncate(3)
-    with pytest.raises(ValueError, match=r"found 3 bytes.*delete"):
-        made(50, tmp_path).batches("train", size=8)
-
-
-def test_a_cache_of_other_tensors_is_refused(tmp_path: Path) -> None:
-    numbers(made(5, tmp_path).batches("train", size=8))
-    other = Examples(Numbered(5), Twice(), Schema((Field("late", "int64"),)), tmp_path)
-    with pytest.raises(ValueError, match="holds other tensors"):
-        other.batches("train", size=8)
-
-
-def test_several_threads_make_a_split_once(tmp_path: Path) -> None:
-    source = Numbered(200)
-    found: list[list[int]] = []
-
-    def read() -> None:
-        examples = Examples(source, Twice(), TARGETS, tmp_path)
-        found.append(numbers(examples.batches("train", size=8)))
-
-    threads = [threading.Thread(target=read) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [list(range(200))] * 4
-    assert sum(source.read) == 200
-
-
-def test_a_sources_error_rises_and_leaves_nothing(tmp_path: Path) -> None:
-    class Torn(Numbered):
-        def batches(self, split: Split, shard: Shard = Shard()) -> Iterator[Batch]:
-            yield from super().batches(split, shard)
-            raise ValueError("row group 3 is torn")
-
-    with pytest.raises(ValueError, match="torn"):
-        Examples(Torn(20), Twice(), TARGETS, tmp_path).batches("train", size=8)
-    assert [p.name for p in tmp_path.iterdir()] == [".train.lock"]
 
 
 def test_leaving_an_epoch_early_ends_its_thread(tmp_path: Path, small_windows: None) -> None:
