@@ -15,13 +15,13 @@ from typing import TextIO
 
 import msgspec
 
-from drivetrain.core.cores import cores
 from drivetrain.core.errors import wrong
 from drivetrain.core.placement import AUTO, CPU, checked
 from drivetrain.serve import native
 from drivetrain.serve.application import Application
 from drivetrain.serve.event_loop import import_loop, new_loop
-from drivetrain.serve.execution.engine import Batching, Engine
+from drivetrain.serve.execution.batching import Batching
+from drivetrain.serve.execution.engine import Engine
 from drivetrain.serve.execution.loading import Loader, Verify
 from drivetrain.serve.execution.models import Resolve, checked_name, pinned
 from drivetrain.serve.execution.weights import Weights, shared_weights
@@ -148,9 +148,7 @@ class Server:
         self._access_log = access_log
         self._tracing = tracing
         self._limits = limits or HttpLimits()
-        # One process alone may use two cores for one version; of several each has its own.
-        alone = _count(workers) == 1
-        self._batching = batching or Batching(runs=min(cores(), Batching.threads) if alone else 1)
+        self._batching = batching or Batching.of(_count(workers))
         self._reload_seconds = reload_seconds
         self._drain_seconds = drain_seconds
         self._grace_seconds = grace_seconds

@@ -9,7 +9,7 @@ from typing import Any
 from drivetrain.core.bundle import GRAPH
 from drivetrain.core.placement import GPUS
 from drivetrain.core.schema import Field
-from drivetrain.serve.execution.engine import Batching
+from drivetrain.serve.execution.batching import Batching
 from drivetrain.serve.execution.models import Model
 
 _TYPES = {"BYTES": "TYPE_STRING"}

@@ -6,55 +6,18 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from time import monotonic
 
 import numpy as np
 
 from drivetrain.core.batch import Array
+from drivetrain.serve.execution.batching import Batching
 from drivetrain.serve.execution.columns import Values
 from drivetrain.serve.execution.live import Moment
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.execution.packed import Packed
 from drivetrain.serve.execution.runs import Run, compute
 from drivetrain.serve.telemetry.metrics import Histogram, Metrics, Reading
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batching:
-    """How requests share runs of the graph.
-
-    Attributes:
-        rows: a run takes further requests up to this many rows.
-        request_rows: rows of one request.
-        queue_rows: rows that may wait for a run; a request that finds more is sent away.
-        queue_bytes: what the requests of all models that wait or run may hold together, by an
-            estimate from above; one that finds none is always taken.
-        queue_seconds: what the rows that wait may take by what was measured, where more than
-            ``queue_requests`` wait.
-        queue_requests: those that may wait whatever they take.
-        inline_seconds: a run that is expected to take less happens on the loop's own thread; a
-            hand-over to another costs about as much as it would hide. What decodes images is
-            always handed over.
-        threads: for the runs that take longer, all models together.
-        runs: of one version at once, where what waits takes long and as long together as apart.
-    """
-
-    rows: int = 256
-    request_rows: int = 8192
-    queue_rows: int = 1 << 17
-    queue_bytes: int = 256 << 20
-    queue_seconds: float = 0.25
-    queue_requests: int = 64
-    inline_seconds: float = 300e-6
-    threads: int = 2
-    runs: int = 1
-
-    @property
-    def most_rows(self) -> int:
-        """Of one request."""
-        return min(self.request_rows, self.queue_rows)
-
 
 _VALUE_BYTES = 96
 """The most that CPython takes for a value of a column, its place in a list included: the head of
