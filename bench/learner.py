@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from bench.figure import Figure, figure, show, words
-from bench.recall import ENVIRONMENTS, FILMS, _films
+from bench.films import films, lay, trained
 
 OPTIONS = {"factors": 64, "alpha": 4.0, "l2": 40.0}
 K = 20
@@ -115,36 +114,19 @@ def _interval(users: Any, values: Any) -> tuple[float, float]:
 
 def _trained(user: Any, item: Any, seed: int) -> bytes:
     """The graph of a bundle that such rows train, through the whole pipeline."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     import drivetrain as dt
     from drivetrain.core.bundle import GRAPH
 
+    method = dt.ALS(target="item", k=K, seed=seed, online=dt.Online(guard=1.0), **OPTIONS)
     with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
         at = Path(folder)
-        part = ["train", *["train"] * (len(user) - 2), "test"]
-        pq.write_table(pa.table({"user": user, "item": item, "part": part}), at / "f.parquet")
-        system = dt.System(
-            name="films",
-            events=dt.Parquet(str(at / "f.parquet")).split(dt.ColumnSplit("part")),
-            features=(dt.Index("user"),),
-            targets=("item",),
-            train=dt.ALS(target="item", k=K, seed=seed, online=dt.Online(guard=1.0), **OPTIONS),
-            probes=(dt.Ranking(k=K),),
-        )
-        site = dt.Site(store=str(at / "store"), work=str(at / "work"), device="cpu")
-        bundle = dt.run(system, site)
-        assert bundle is not None
-        return bundle.read(GRAPH)
+        lay(at, user, item, ["train", *["train"] * (len(user) - 2), "test"])
+        return trained(at, method).read(GRAPH)
 
 
 def _in_time() -> tuple[Any, Any]:
     """Users and films of MovieLens 100k in the order of time."""
-    _films()
-    wheel = next((ENVIRONMENTS / "films").glob("recbole-*.whl"))
-    with zipfile.ZipFile(wheel) as files, files.open(FILMS) as rows:
-        user, item, at = np.loadtxt(rows, skiprows=1, usecols=(0, 1, 3)).T.astype(np.int64)
+    user, item, at = films()
     order = np.lexsort((item, user, at))
     return user[order], item[order]
 

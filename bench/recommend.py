@@ -107,50 +107,30 @@ def made(folder: Path, *, quick: bool = True, **changes: Any) -> Any:
 
 def on_films(quick: bool) -> Iterator[Figure]:
     """Recall and NDCG at 20 of the whole system, over seeds."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     import drivetrain as dt
-    from bench.recall import ALS, EASE, _films
+    from bench.films import figures_of, films, lay, trained
+    from bench.recall import ALS, EASE
     from drivetrain.apps.recommender import Ranker, Recommender
     from drivetrain.models import MLP
 
-    user, item = _films()
+    user, item, _ = films()
     ease: dict[str, Any] = {**EASE}
     als: dict[str, Any] = {**ALS}
+    recall = dt.Fused(
+        target="item",
+        methods=(dt.EASE(target="item", **ease), dt.ALS(target="item", **als)),
+        seen_in=("train", "validate"),
+    )
+    method = Recommender(
+        target="item", recall=recall, ranking=Ranker(model=MLP(hidden=(16,), dim=4))
+    )
     found: dict[str, list[float]] = {"ndcg": [], "recall": []}
     with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
         for seed in range(2 if quick else 5):
             home = Path(folder) / str(seed)
-            home.mkdir()
-            part = dt.random_parts(user, seed=seed)
-            columns = {"user": user, "item": item, "part": part.tolist()}
-            pq.write_table(pa.table(columns), home / "films.parquet")
-            system = dt.System(
-                name="films",
-                events=dt.Parquet(str(home / "films.parquet")).split(dt.ColumnSplit("part")),
-                features=(dt.Index("user"),),
-                targets=("item",),
-                train=Recommender(
-                    target="item",
-                    recall=dt.Fused(
-                        target="item",
-                        methods=(
-                            dt.EASE(target="item", **ease),
-                            dt.ALS(target="item", **als),
-                        ),
-                        seen_in=("train", "validate"),
-                    ),
-                    ranking=Ranker(model=MLP(hidden=(16,), dim=4)),
-                ),
-                probes=(dt.Ranking(k=20),),
-            )
-            site = dt.Site(store=str(home / "store"), work=str(home / "work"), device="cpu")
-            bundle = dt.run(system, site)
-            assert bundle is not None
-            figures = bundle.manifest.metrics
-            for name, values in found.items():
-                values.append(figures[f"test/{name}@20"])
+            lay(home, user, item, dt.random_parts(user, seed=seed))
+            for name, value in figures_of(trained(home, method)).items():
+                found[name].append(value)
             print(f"seed {seed}: {found}", file=sys.stderr, flush=True)
     yield figure("ndcg20_system", found["ndcg"], "the issue's goal", 0.365)
     yield figure("recall20_system", found["recall"], "EASE, reported", 0.397)

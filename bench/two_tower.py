@@ -192,33 +192,18 @@ def beside_torch(quick: bool) -> Iterator[Figure]:
 
 def on_films(quick: bool) -> Iterator[Figure]:
     """Recall and NDCG at 20 through the whole pipeline, over seeds."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     import drivetrain as dt
-    from bench.recall import _films
+    from bench.films import figures_of, films, lay, trained
 
-    user, item = _films()
+    user, item, _ = films()
     found: dict[str, list[float]] = {"recall": [], "ndcg": []}
     for seed in range(2 if quick else 5):
-        with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
-            rows = Path(folder) / "films.parquet"
-            part = dt.random_parts(user, seed=seed).tolist()
-            pq.write_table(pa.table({"user": user, "item": item, "part": part}), rows)
+        with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as name:
+            folder = Path(name)
+            lay(folder, user, item, dt.random_parts(user, seed=seed))
             method: Any = dt.TwoTower(target="item", k=20, seen_in=("train", "validate"))
-            system = dt.System(
-                name="films",
-                events=dt.Parquet(str(rows)).split(dt.ColumnSplit("part")),
-                features=(dt.Index("user"),),
-                targets=("item",),
-                train=method,
-                probes=(dt.Ranking(k=20),),
-            )
-            site = dt.Site(store=f"{folder}/store", work=f"{folder}/work", device="cpu")
-            bundle = dt.run(system, site)
-            assert bundle is not None
-            for name, values in found.items():
-                values.append(bundle.manifest.metrics[f"test/{name}@20"])
+            for what, value in figures_of(trained(folder, method)).items():
+                found[what].append(value)
         _say(f"films, seed {seed}: {found}")
     yield figure("recall20_two_tower", found["recall"], "implicit's ALS, reported", 0.392)
     yield figure("ndcg20_two_tower", found["ndcg"], "implicit's ALS, reported", 0.328)
