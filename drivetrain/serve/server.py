@@ -154,7 +154,7 @@ class Server:
         self._grace_seconds = grace_seconds
         self._last: threading.Timer | None = None
         self._workers = _count(workers)
-        kept = (self._workers, self.metrics, self._batching.most_rows)
+        kept = (self._workers, self.metrics, self._batching.most_rows, self._batching.runs)
         self._states = States(state or Keeping(), *kept)
         if hang_seconds < _LEAST_HANG_SECONDS:
             raise wrong("hang_seconds", hang_seconds, f"{_LEAST_HANG_SECONDS:g} or more")

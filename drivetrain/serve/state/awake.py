@@ -26,12 +26,13 @@ class Awake:
 
     Args:
         learner: what it is.
+        runs: of its version at once.
     """
 
-    def __init__(self, learner: "Learner") -> None:
+    def __init__(self, learner: "Learner", runs: int = 1) -> None:
         self.learner = learner
         learner.changed()
-        self.published = Published(learner.tensors)
+        self.published = Published(learner.tensors, runs + 1)
         self._before: dict[Any, dict[str, Array]] = {}
 
     def tell(self, event: Event) -> tuple[int, int, int]:

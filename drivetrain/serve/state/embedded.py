@@ -65,15 +65,18 @@ class Embedded(State):
         room: the directory of its log and its snapshots; None keeps memory only.
         most_bytes: that the tracks may take in memory.
         metrics: where it is counted.
+        runs: of one version at once.
 
     Raises:
         OSError: the directory cannot be read or written.
         ValueError: another process uses it, or a file in it is damaged.
     """
 
-    def __init__(self, name: str, room: Path | None, most_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self, name: str, room: Path | None, most_bytes: int, metrics: Metrics, runs: int = 1
+    ) -> None:
         super().__init__(name, metrics)
-        self.memory = Memory()
+        self.memory = Memory(runs)
         self._most_bytes = most_bytes
         self._metrics = metrics
         self._changed: _Change | None = None

@@ -108,9 +108,13 @@ class Learners:
     Attributes:
         held: those that learn, and those that learnt before these, for a way back.
         wanted: the digests of those that learn.
+
+    Args:
+        runs: of one version at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, runs: int = 1) -> None:
+        self._runs = runs
         self.held: dict[str, Held] = {}
         self.wanted: tuple[str, ...] = ()
         self._rings: dict[str, Ring] = {}
@@ -144,7 +148,7 @@ class Learners:
             if not held.learns:
                 due.append([due[-1][1] if due else held.at, None])
             due = _still_here(due, ring, digest)
-        awake = Awake(learner)
+        awake = Awake(learner, self._runs)
         for start, stop in due:
             for event in ring.within(start or 0, end if stop is None else stop):
                 awake.tell(event)

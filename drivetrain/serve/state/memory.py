@@ -57,11 +57,14 @@ class Memory:
         tracks: what is read.
         learners: what learns.
         positions: of each source, behind the last row that was observed.
+
+    Args:
+        runs: of one version at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, runs: int = 1) -> None:
         self.tracks: dict[str, Tracks] = {}
-        self.learners = Learners()
+        self.learners = Learners(runs)
         self.positions: dict[str, int] = {}
         self.kept: dict[str, Kept] = {}
         self._wanted: frozenset[str] = frozenset()

@@ -9,6 +9,8 @@ from drivetrain.core.batch import Array
 
 Places = Array | None
 """Rows of a tensor, int64 ``[n]``; None for all of them."""
+_BEHIND = 64
+"""Changes that a side which nobody reads may lack: all at once would hold the loop up."""
 
 
 class Side:
@@ -30,6 +32,11 @@ class Side:
         """Remember rows that have changed since it was the present one."""
         for name, places in changed.items():
             self._lacks.setdefault(name, _Lacking()).add(places, len(self.arrays[name]))
+
+    @property
+    def behind(self) -> int:
+        """How many changes it lacks."""
+        return max((len(lacking.parts) for lacking in self._lacks.values()), default=0)
 
     def pay(self, source: Mapping[str, Array]) -> None:
         """Be what the source is now."""
@@ -66,21 +73,23 @@ class Published:
 
     A run holds the side that is the present one when it begins. What changes meanwhile goes into
     another side, which is then the present one, so neither side waits for the other (left-right,
-    Ramalhete and Correia 2015). A side is brought up to date by the rows that it lacks. Two are
-    enough while runs come one after the other; one more is made for each that does not, and goes
-    when it is free.
+    Ramalhete and Correia 2015). A side is brought up to date by the rows that it lacks. One more
+    than there are runs at once is enough; where more are held another one is made, and goes when
+    it is free. To make one takes milliseconds for each of its megabytes, as its memory is new.
 
     :meth:`publish` and :meth:`hold` belong to one thread, :meth:`release` to any.
 
     Args:
         source: gives the tensors as they are now, rows first.
+        sides: that are made at once, on whatever thread this is.
     """
 
-    def __init__(self, source: Callable[[], Mapping[str, Array]]) -> None:
+    def __init__(self, source: Callable[[], Mapping[str, Array]], sides: int = 1) -> None:
         self._source = source
         self._lock = threading.Lock()
         self._now = self._copy()
-        self._others: list[Side] = []
+        self._others = [self._copy() for _ in range(sides - 1)]
+        self._spare = max(1, sides - 1)
 
     def _copy(self) -> Side:
         return Side({name: array.copy() for name, array in self._source().items()})
@@ -115,7 +124,11 @@ class Published:
             self._others.append(self._now)
             self._now = side
         spare = [side for side in free if side is not self._now]
-        self._others = [s for s in self._others if s is not self._now and s not in spare[1:]]
+        gone = spare[self._spare :]
+        self._others = [s for s in self._others if s is not self._now and s not in gone]
+        for side in spare[: self._spare]:
+            if side.behind > _BEHIND:
+                side.pay(self._source())
 
     def hold(self) -> Side:
         """The tensors of now; to be released."""

@@ -64,12 +64,16 @@ class States:
         processes: how many serve the same port.
         metrics: where they are counted.
         most_rows: of a post.
+        runs: of one version at once.
     """
 
-    def __init__(self, keeping: Keeping, processes: int, metrics: Metrics, most_rows: int) -> None:
+    def __init__(
+        self, keeping: Keeping, processes: int, metrics: Metrics, most_rows: int, runs: int = 1
+    ) -> None:
         self._keeping = keeping
         self._processes = processes
         self._metrics = metrics
+        self._runs = runs
         self._limits = Limits(most_rows, keeping.ahead)
         self._lock = threading.Lock()
         self._states: dict[str, State] = {}
@@ -119,7 +123,7 @@ class States:
         from drivetrain.serve.state.embedded import Embedded
 
         room = Path(keeping.place) / name if keeping.place else None
-        return Embedded(name, room, keeping.bytes, self._metrics)
+        return Embedded(name, room, keeping.bytes, self._metrics, self._runs)
 
     def adopt(self, release: Release) -> None:
         """Keep what the versions of an alias need, and give them their windows; before they are

@@ -14,9 +14,9 @@ ROWS, WIDE = 400, 16
 class Source:
     """Tensors whose every row holds what it was last written with."""
 
-    def __init__(self):
+    def __init__(self, sides=1):
         self.tensors = {"a": np.zeros((ROWS, WIDE), np.float32), "b": np.zeros(ROWS, np.int64)}
-        self.published = Published(lambda: self.tensors)
+        self.published = Published(lambda: self.tensors, sides)
 
     def change(self, places, value):
         self.tensors["a"][places] = value
@@ -76,6 +76,34 @@ def test_sides_that_too_many_held_go_when_they_are_free():
     held = source.published.hold()
     source.change(np.array([1]), 9)
     assert source.published.hold().arrays["b"][:2].tolist() == [9, 9]
+
+
+def test_sides_that_were_made_at_once_are_kept_and_no_other_is_made():
+    """Memory that is new takes milliseconds, on the thread that answers."""
+    source, held = Source(sides=3), []
+    made = set(map(id, source.published._others)) | {id(source.published._now)}
+    assert source.published.sides == len(made) == 3
+    for value in range(20):
+        held.append(source.published.hold())
+        source.change(np.array([value]), value + 1)
+        if len(held) == 2:  # as many runs as there may be at once
+            source.published.release(held.pop(0))
+        now = source.published._now
+        assert id(now) in made
+        np.testing.assert_array_equal(now.arrays["a"], source.tensors["a"])
+    assert source.published.sides == 3
+
+
+@pytest.mark.parametrize("sides", [2, 3])
+def test_what_nobody_reads_is_never_far_behind(sides):
+    source = Source(sides=sides)
+    for value in range(ROWS):
+        source.change(np.array([value]), value)
+        assert max(side.behind for side in source.published._others) <= 64
+    held = source.published.hold()
+    source.change(np.array([0]), 9)
+    assert source.published.hold().arrays["b"].tolist() == [9, *range(1, ROWS)]
+    assert held.arrays["b"].tolist() == [*range(ROWS)]
 
 
 @pytest.mark.parametrize("places", [None, np.arange(ROWS)])
