@@ -8,8 +8,10 @@ A film that training did not see comes last there; its very first row is foresee
 left out. Intervals are those of the mean over rows when users are drawn anew.
 
 ``learner_us_64``: microseconds of CPU that one event takes, 64 factors, 100,000 made items.
+``learner_bytes_per_user``: what each user takes who comes new.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -147,34 +149,7 @@ def alone(quick: bool) -> Iterator[Figure]:
 
 def _seconds(factors: int, items: int, events: int) -> list[float]:
     """CPU seconds of one event, thrice, when most lists are full."""
-    from drivetrain.core import learner as tensors
-    from drivetrain.core.initializers import Initializers
-    from drivetrain.core.online import Online, Spec
-
-    random, users = np.random.default_rng(0), 20_000
-    online = Online(guard=1.0)
-    x, y = (random.normal(0, 0.3, (n, factors + 1)).astype(np.float32) for n in (users, items))
-    held = np.zeros((items + online.capacity + 1, factors + 1), np.float32)
-    held[:items] = y
-    x[:, -1] = 0
-    spec = Spec(user="user", item="item", user_type="int64", item_type="int64",
-                alpha=4.0, l2=40.0, online=online)  # fmt: skip
-    arrays = {
-        tensors.SPEC: np.array(spec.to_json(), object),
-        tensors.USER: np.full((1, factors + 1), np.nan, np.float32),
-        tensors.HAD: np.full((1, online.recent), items + online.capacity),
-        tensors.ITEMS: held,
-        tensors.NEW: np.full(online.capacity + 1, -(2**63)),
-        tensors.CATALOGUE: np.arange(items),
-        tensors.USERS: np.arange(users),
-        tensors.USER_FACTORS: x,
-        tensors.USER_COUNTS: np.full(users, 50),
-        tensors.ITEM_COUNTS: np.full(items, 50 * users // items),
-        tensors.STARTS: np.zeros(users + 1, np.int64),
-        tensors.KNOWN: np.full(1, items, np.int32),
-    }
-    names = {name: name for name in arrays}
-    learner = tensors.Learner(Initializers(arrays, names, frozenset(tensors.LIVE)))
+    random, learner = np.random.default_rng(1), _drawn(factors, items)
     share = 1 / np.arange(1, items + 1) ** 0.8
     drawn = random.choice(items, 4 * events, p=share / share.sum())
     pairs = list(zip(random.integers(0, 100, 4 * events).tolist(), drawn.tolist(), strict=True))
@@ -189,9 +164,62 @@ def _seconds(factors: int, items: int, events: int) -> list[float]:
     return seconds
 
 
+def in_memory(quick: bool) -> Iterator[Figure]:
+    """What users that come new take, with the slots that are in use and without names."""
+    learner, users = _drawn(64, 500, "string"), 20_000 if quick else 60_000
+    for number in range(2_000):
+        learner.tell((f"warm {number}", number % 500))
+    before, held = learner.bytes, _resident()
+    for number in range(users):
+        learner.tell((f"user-{number:08d}", number % 500))
+    values = [(learner.bytes - before) / users, (_resident() - held) / users]
+    _say(f"a new user: {values[0]:.0f} bytes of arrays, {values[1]:.0f} of the process")
+    peer = "none: stated; 64 factors and partners, names of 13 letters; the greater is resident"
+    yield figure("learner_bytes_per_user", values, peer, 0.0, value=max(values))
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _drawn(factors: int, items: int, kind: Any = "int64") -> Any:
+    """A learner of made factors and users."""
+    from drivetrain.core import learner as tensors
+    from drivetrain.core.initializers import Initializers
+    from drivetrain.core.online import Online, Spec
+
+    random, users = np.random.default_rng(0), 20_000
+    online = Online(guard=1.0)
+    x, y = (random.normal(0, 0.3, (n, factors + 1)).astype(np.float32) for n in (users, items))
+    held = np.zeros((items + online.capacity + 1, factors + 1), np.float32)
+    held[:items] = y
+    x[:, -1] = 0
+    spec = Spec(user="user", item="item", user_type=kind, item_type="int64",
+                alpha=4.0, l2=40.0, online=online)  # fmt: skip
+    names = np.arange(users)
+    arrays = {
+        tensors.SPEC: np.array(spec.to_json(), object),
+        tensors.USER: np.full((1, factors + 1), np.nan, np.float32),
+        tensors.HAD: np.full((1, online.recent), items + online.capacity),
+        tensors.ITEMS: held,
+        tensors.NEW: np.full(online.capacity + 1, -(2**63)),
+        tensors.CATALOGUE: np.arange(items),
+        tensors.USERS: names.astype(str).astype(object) if kind == "string" else names,
+        tensors.USER_FACTORS: x,
+        tensors.USER_COUNTS: np.full(users, 50),
+        tensors.ITEM_COUNTS: np.full(items, 50 * users // items),
+        tensors.STARTS: np.zeros(users + 1, np.int64),
+        tensors.KNOWN: np.full(1, items, np.int32),
+    }
+    called = {name: name for name in arrays}
+    return tensors.Learner(Initializers(arrays, called, frozenset(tensors.LIVE)))
+
+
 def figures(quick: bool) -> Iterator[Figure]:
     """Every figure; what cannot be had is told and left out."""
-    for part in (on_films, alone):
+    for part in (on_films, alone, in_memory):
         try:
             yield from part(quick)
         except subprocess.CalledProcessError as error:

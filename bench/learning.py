@@ -28,6 +28,7 @@ import numpy as np
 
 from bench import recommend
 from bench.figure import Figure, figure, show, words
+from bench.graphs import Drawn
 from bench.load import Request, cpu_of, wrk
 from bench.ours import READY, status
 from bench.processes import Running, free_port, started
@@ -42,15 +43,6 @@ def drawn(folder: Path) -> Any:
     import pyarrow.parquet as pq
 
     import drivetrain as dt
-    from drivetrain.train.recall.least_squares import Factors
-
-    class Drawn(dt.ALS):
-        """A factorization that is not trained."""
-
-        def factorized(self, had: Any, run: Any) -> Any:
-            random = np.random.default_rng(self.seed)
-            sides = (had.rows, had.wide)
-            return tuple(Factors.drawn(rows, self.factors, random) for rows in sides)
 
     random = np.random.default_rng(0)
     item = np.append(np.arange(ITEMS), (random.random(2 * ITEMS) ** 2 * ITEMS).astype(int))

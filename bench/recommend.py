@@ -8,7 +8,6 @@ it is no better. `made` writes the bundle that `bench/learning.py` asks: 100,000
 
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from bench.figure import Figure, figure, show, words
+from bench.graphs import cpu_ms
 
 ROWS = 1 << 20
 """Made rows that are drawn at once."""
@@ -139,7 +139,7 @@ def on_films(quick: bool) -> Iterator[Figure]:
 def alone(quick: bool) -> Iterator[Figure]:
     """`recommend_cpu_ms_row`: CPU milliseconds a row of the made world's graph, 16 rows at once.
 
-    Beside the same graph without its ranker, which tells what ranking costs.
+    Beside the same graph without its ranker, which tells what ranking costs, and one row alone.
     """
     import drivetrain as dt
 
@@ -147,32 +147,25 @@ def alone(quick: bool) -> Iterator[Figure]:
         home = Path(folder)
         site = dt.Site(store=str(home / "store"), work=str(home / "work"), device="cpu")
         costs: dict[str, list[float]] = {}
-        for name, changes in {"whole": {}, "recall": {"ranking": None}}.items():
+        sides = {"recall": ({"ranking": None}, 16), "whole": ({}, 16), "single": ({}, 1)}
+        for name, (changes, rows) in sides.items():
             bundle = dt.run(made(home, quick=quick, **changes), site)
             assert bundle is not None
-            costs[name] = _cost(bundle)
+            costs[name] = _cost(bundle, rows)
     ratio = [a / b for a, b in zip(costs["whole"], costs["recall"], strict=True)]
     yield figure("recommend_cpu_ms_row", costs["whole"], "10 ms at concurrency 16, 2 cores", 1.0)
+    yield figure("recommend_cpu_ms_single", costs["single"], "none: stated; one row alone", 0.0)
     yield figure("recommend_vs_recall_alone", ratio, "the same graph without a ranker", 1.5)
 
 
-def _cost(bundle: Any, rows: int = 16) -> list[float]:
+def _cost(bundle: Any, rows: int) -> list[float]:
     from drivetrain.core.draw import draw, feeds
 
     session = bundle.graph.session(threads=1)
     manifest = bundle.manifest
     batch = draw(manifest.inputs, bundle.fitted, rows)
     given = feeds(session.inputs, session.input_schema, batch)
-    outputs = list(session.outputs.names)
-    for _ in range(5):
-        session.raw(given, outputs)
-    found: list[float] = []
-    for _ in range(7):
-        begin = time.process_time()
-        for _ in range(10):
-            session.raw(given, outputs)
-        found.append((time.process_time() - begin) * 100 / rows)
-    return found
+    return cpu_ms(session, given, rows)
 
 
 def figures(quick: bool) -> Iterator[Figure]:

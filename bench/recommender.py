@@ -23,6 +23,7 @@ MODULES = (
     "learner",
     "learning",
     "retrieval",
+    "graphs",
 )
 
 if __name__ == "__main__":
