@@ -1,4 +1,4 @@
-"""What the graphs of recommending take: CPU milliseconds a row on one thread, by rows asked at once.
+"""What graphs of recommending take: CPU milliseconds a row on one thread, by rows asked at once.
 
     python bench/graphs.py --quick --json
 
