@@ -7,6 +7,10 @@ frozen one has its trained vectors, and what was had most often for users whom t
 A film that training did not see comes last there; its very first row is foreseen by neither and
 left out. Intervals are those of the mean over rows when users are drawn anew.
 
+``learner_shuffled_…``: after the first 4,000 events of that half, once in another order, how far
+scores lie apart (root mean square), and how many of each first 20 stay.
+``online_vs_frozen_auc_noisy``: nine random events follow each one.
+
 ``learner_us_64``: microseconds of CPU that one event takes, 64 factors, 100,000 made items.
 ``learner_bytes_per_user``: what each user takes who comes new.
 """
@@ -18,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,8 @@ import numpy as np
 
 from bench.figure import Figure, figure, show, words
 from bench.films import films, lay, trained
+from drivetrain.core.initializers import initializers
+from drivetrain.core.learner import CATALOGUE, ITEMS, USER_FACTORS, USERS, Learner
 
 OPTIONS = {"factors": 64, "alpha": 4.0, "l2": 40.0}
 K = 20
@@ -63,11 +70,37 @@ def on_films(quick: bool) -> Iterator[Figure]:
         yield figure(f"online_vs_frozen_{name}", values, "the same bundle, frozen", 1.0)
 
 
-def _progressive(seed: int, every: int) -> Iterator[Foreseen]:
-    """Foresee rows of the second half, each before it is learnt."""
-    from drivetrain.core.initializers import initializers
-    from drivetrain.core.learner import CATALOGUE, ITEMS, USER_FACTORS, USERS, Learner
+def disturbed(quick: bool) -> Iterator[Figure]:
+    """Events in another order, and among events that mean nothing."""
+    user, item = _in_time()
+    half, events = len(user) // 2, 4_000
+    model = _trained(user[:half], item[:half], 0)
+    pairs = np.stack([user, item], 1)[half : half + events]
+    told: list[Any] = []
+    for order in (np.arange(events), np.random.default_rng(0).permutation(events)):
+        learner = Learner.of(model)
+        assert learner is not None
+        for who, film in pairs[order].tolist():
+            learner.tell((who, film))
+        trained = len(initializers(model, (CATALOGUE,)).arrays[CATALOGUE])
+        who = np.unique(pairs[:, 0])
+        told.append(learner.read(who) @ learner.tensors()[ITEMS][:trained].T)
+    first, other = told
+    rms = float(np.sqrt(((first - other) ** 2).mean() / (first**2).mean()))
+    best = [np.argsort(-scores, axis=1, kind="stable")[:, :K] for scores in told]
+    same = [len({*a} & {*b}) / K for a, b in zip(*(b.tolist() for b in best), strict=True)]
+    peer = f"the order of time, {events:,} events, {len(first)} users"
+    yield figure("learner_shuffled_rms", [rms], peer, 0.0)
+    yield figure("learner_shuffled_first20", [float(np.mean(same))], peer, 1.0)
+    rows = list(islice(_progressive(0, 3, noise=9), 1_000 if quick else 10_000))
+    online, frozen = np.array([(row.online[0], row.frozen[0]) for row in rows]).mean(axis=0)
+    _say(f"nine random events to each: online {online:.4f}, frozen {frozen:.4f}")
+    ratio = float(online / frozen)
+    yield figure("online_vs_frozen_auc_noisy", [ratio], "the same bundle, frozen", 1.0)
 
+
+def _progressive(seed: int, every: int, noise: int = 0) -> Iterator[Foreseen]:
+    """Foresee rows of the second half, each before it is learnt, and random events after it."""
     user, item = _in_time()
     half = len(user) // 2
     model = _trained(user[:half], item[:half], seed)
@@ -77,6 +110,7 @@ def _progressive(seed: int, every: int) -> Iterator[Foreseen]:
     rows = {who: row for row, who in enumerate(held[USERS].tolist()) if row > 1}
     places = {film: at for at, film in enumerate(held[CATALOGUE].tolist())}
     trained, had = len(places), dict[int, list[int]]()
+    random, known, films_of = np.random.default_rng(seed), [*rows], [*places]
     for who, film in zip(user[:half].tolist(), item[:half].tolist(), strict=True):
         had.setdefault(who, []).append(places[film])
     later = zip(user[half:].tolist(), item[half:].tolist(), strict=True)
@@ -93,6 +127,8 @@ def _progressive(seed: int, every: int) -> Iterator[Foreseen]:
             yield Foreseen(who, who in rows, *both)
         learner.tell((who, film))
         had.setdefault(who, []).append(places.setdefault(film, len(places)))
+        for at, other in random.integers(0, (len(known), trained), (noise, 2)):
+            learner.tell((known[at], films_of[other]))
     _say(f"seed {seed}: {learner.figures()}")
 
 
@@ -219,7 +255,7 @@ def _drawn(factors: int, items: int, kind: Any = "int64") -> Any:
 
 def figures(quick: bool) -> Iterator[Figure]:
     """Every figure; what cannot be had is told and left out."""
-    for part in (on_films, alone, in_memory):
+    for part in (on_films, disturbed, alone, in_memory):
         try:
             yield from part(quick)
         except subprocess.CalledProcessError as error:
