@@ -66,7 +66,7 @@ class Held:
         whole = memoryview(state)
         pieces = [whole[n : n + _PIECE] for n in range(0, len(whole), _PIECE)]
         schema = self.schema.to_json()
-        return {"schema": schema, "at": self.at, "due": self.due, "state": pieces}
+        return {"schema": schema, "at": self.at, "due": [*self.due], "state": pieces}
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Held":
@@ -120,6 +120,7 @@ class Learners:
         self._rings: dict[str, Ring] = {}
         self._ready: dict[str, _Ready] = {}
         self._made: tuple[str, ...] = ()
+        self._coming = set[str]()
 
     def _ring(self, schema: Schema) -> Ring:
         return self._rings.get(canonical(schema.to_json())) or Ring()
@@ -135,6 +136,7 @@ class Learners:
         """
         learner = learning.learner()
         digest = learner.digest
+        self._coming.add(digest)  # before it is looked for: from now on it is not put to sleep
         held = self.held.get(digest)
         if held is not None and held.awake is not None:
             return digest
@@ -159,6 +161,7 @@ class Learners:
     def make(self, digests: Sequence[str]) -> None:
         """Have these answer, each prepared; what comes new learns from :meth:`keep` on."""
         self._made = tuple(digests)
+        self._coming.clear()
         for digest, ready in list(self._ready.items()):
             held = self.held.get(digest)
             if held is not None and held.awake is not None:
@@ -220,17 +223,29 @@ class Learners:
         self.wanted = now
 
     def _drop(self, now: Sequence[str], states: Mapping[str, bytes]) -> None:
-        """Let those sleep that learnt until now, and forget those before them."""
+        """Let those sleep that learnt until now, and forget those before them.
+
+        One that is to answer again, as its alias has moved back meanwhile, stays awake and is told
+        what it misses once the log says that it learns.
+        """
         for digest, held in list(self.held.items()):
-            if digest in now or digest in self._made:
+            if digest in now:
                 continue
-            self._ready.pop(digest, None)
+            returns = digest in self._made or digest in self._coming
             if digest not in self.wanted:
-                del self.held[digest]
+                if not returns:
+                    self._ready.pop(digest, None)
+                    del self.held[digest]
                 continue
-            if digest in states:
-                held.state, held.awake = states[digest], None
-            held.sleep(self._ring(held.schema).end)
+            end = self._ring(held.schema).end
+            held.sleep(end)
+            if held.awake is not None:
+                held.state = states.get(digest) or held.awake.learner.dump()
+            if returns and held.awake is not None:
+                self._ready[digest] = _Ready(held.awake, held.schema, end, [[end, None]], end)
+            else:
+                self._ready.pop(digest, None)
+                held.awake = None
         used = {canonical(held.schema.to_json()) for held in self.held.values()}
         self._rings = {name: ring for name, ring in self._rings.items() if name in used}
 
