@@ -363,7 +363,7 @@ def _from_arrow(column: Any, field: Field) -> Column:
     if math.prod(n or 0 for n in found.shape) != math.prod(n or 0 for n in field.shape):
         raise wrong(where, str(column.type), f"{field.dtype} of shape {field.shape}")
     if field.shape and field.dtype == "string":
-        return _texts(column, field)
+        return _texts(column.cast(_arrow_type(found)), field)  # views, codes and nulls too
     if field.dtype in ("string", "bytes"):
         if not pa.types.is_dictionary(column.type):
             column = pc.dictionary_encode(column)
@@ -380,13 +380,8 @@ def _from_arrow(column: Any, field: Field) -> Column:
 
 def _texts(column: Any, field: Field) -> Array:
     """Fixed-size lists of strings as an object array; a missing one is the empty string."""
-    pa = need("pyarrow", "data")
-    rows = len(column)
-    column = elements(column)
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    found: Array = column.fill_null("").to_numpy(zero_copy_only=False)
-    return found.astype(object, copy=False).reshape(rows, *field.shape)
+    found: Array = elements(column).fill_null("").to_numpy(zero_copy_only=False)
+    return found.astype(object, copy=False).reshape(len(column), *field.shape)
 
 
 def _numbers(column: Any, field: Field) -> Array:

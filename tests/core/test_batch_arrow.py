@@ -184,6 +184,20 @@ def test_lists_with_nulls_at_any_offset(start: int, kind: Any, missing: float):
     np.testing.assert_array_equal(read(array.slice(start)), whole[start:])
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_lists_of_text_of_any_kind_with_nulls_at_any_offset(kind: Any):
+    array = pa.array([["a", None], None, ["ü", ""], ["b", "c"]], pa.list_(kind, 2))
+    assert read(array).tolist() == [["a", ""], ["", ""], ["ü", ""], ["b", "c"]]
+    assert read(array.slice(1, 2)).tolist() == [["", ""], ["ü", ""]]
+
+
+def test_lists_of_text_that_are_codes_or_all_missing():
+    codes = pa.array(["a", None, "a", "b"]).dictionary_encode()
+    assert read(pa.FixedSizeListArray.from_arrays(codes, 2)).tolist() == [["a", ""], ["a", "b"]]
+    nothing = pa.array([[None, None], None], pa.list_(pa.null(), 2))
+    assert read(nothing).tolist() == [["", ""], ["", ""]]
+
+
 def test_nested_lists_and_flat_ones_fill_a_shape():
     nested = pa.array([[[1, 2], [3, 4]], None], pa.list_(pa.list_(pa.float64(), 2), 2))
     assert field_of_arrow("x", nested.type) == Field("x", "float64", (2, 2))
