@@ -4,12 +4,14 @@
 
 Factors, users and what they had are made and seeded, not trained, which makes no difference to what
 a run costs; factors are of 64 numbers. `als_ms_…`: the best 100 of so many items, what a user had
-left out. `fused_ms_…`: two factorizations as one, 200 candidates of 100,000 items, beside one of
-them alone (`one_ms_…`). `live_ms_…`: the best 20 of 100,000 items that change while they are
-served; `live_few_vs_packed_…` is how much faster few rows are where the items are read once, and
-not packed in every run. `rerank_ms_…`: 20 of 200 candidates: the best, drawn, diverse, or both.
+left out; `als_mb_…`: the memory that such a process has at most. `fused_ms_…`: two factorizations
+as one, 200 candidates of 100,000 items, beside one of them alone (`one_ms_…`). `live_ms_…`: the
+best 20 of 100,000 items that change while they are served; `live_few_vs_packed_…` is how much
+faster few rows are where the items are read once, and not packed in every run. `rerank_ms_…`: 20 of
+200 candidates: the best, drawn, diverse, or both.
 """
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,6 +41,14 @@ from drivetrain.train.rerank.steps import Diverse, Explore, Rerank
 
 USERS, FACTORS, HAD = 20_000, 64, 20
 INDEX = Field("index", "int64", (1,))
+ALONE = """
+import sys
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1])
+session.run(None, {"index": numpy.arange(2, int(sys.argv[2]) + 2)[:, None]})
+print(*[line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")])
+"""
+"""Loads a graph and runs it once; prints the kilobytes that it had at most."""
 
 
 class Drawn(dt.ALS):
@@ -103,6 +113,20 @@ def of_factors(quick: bool) -> Iterator[Figure]:
         for rows in (1, 256):
             what = f"{items:,} items, the best 100, {rows} rows"
             yield stated(f"als_ms_{items // 1000}k_{rows}", asked(graph, rows), what)
+
+
+def in_memory(quick: bool) -> Iterator[Figure]:
+    """The most memory of a process that loads the graph of 200,000 items and runs it, by rows."""
+    found = world(200_000)
+    served = Serving(index=INDEX, column=0, k=100, out=found.had)
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        file.write(served.graph(found, factorization(found, served, 0)).model)
+        file.flush()
+        for rows in (1, 4096):
+            command = [sys.executable, "-c", ALONE, file.name, str(rows)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            what = f"megabytes, 200,000 items, {rows} rows, ONNX Runtime and numpy alone"
+            yield stated(f"als_mb_{rows}", [int(done.stdout) / 1e3], what)
 
 
 def of_several(quick: bool) -> Iterator[Figure]:
@@ -184,7 +208,7 @@ def of_lists(quick: bool) -> Iterator[Figure]:
 
 def figures(quick: bool) -> Iterator[Figure]:
     """Every figure."""
-    for part in (of_factors, of_several, of_live, of_lists):
+    for part in (of_factors, in_memory, of_several, of_live, of_lists):
         yield from part(quick)
 
 

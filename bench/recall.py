@@ -32,6 +32,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, float], str]] = {
     "popularity": ("Popularity", {}, (0.175, 0.149), "popularity"),
     "item_neighbours": ("ItemNeighbours", {"neighbours": 50}, (0.175, 0.149), "popularity"),
     "ease": ("EASE", {"l2": 400.0}, (0.397, 0.348), "EASE"),
+    "ease_even": ("EASE", EASE, (0.397, 0.348), "EASE"),
     "als": ("ALS", {"alpha": 4.0, "l2": 40.0}, (0.392, 0.328), "implicit's ALS"),
     "fused": ("Fused", {"methods": (("EASE", EASE), ("ALS", ALS))}, (0.397, 0.365), "EASE"),
 }
