@@ -351,10 +351,20 @@ class Engine:
         self._go_on(lane)
 
     def _back(self, lane: _Lane, batch: list[Task], rows: int, run: Run) -> None:
-        """A run has ended, on its thread."""
+        """A run has ended, on its thread.
+
+        Who is answered now often asks again at once. What waits lets the loop look at its sockets
+        first, so that it shares a run with them and they need not wait for its own.
+        """
         lane.running -= 1
         del self._away[id(batch)]
-        self._land(lane, batch, rows, run)
+        waits = bool(lane.tasks) and not lane.scheduled
+        lane.scheduled = lane.scheduled or waits
+        try:
+            self._land(lane, batch, rows, run)
+        finally:
+            if waits:  # what was read of the sockets stands before this in the loop's queue
+                self._loop.call_soon(self._loop.call_soon, self._turn, lane)
 
     def _at_once(self, lane: _Lane) -> int:
         """How many batches of a version may run at once."""
@@ -367,8 +377,8 @@ class Engine:
         rows = 0
         tasks, now = lane.tasks, monotonic()
         limit = self.batching.rows if lane.shares else 1
-        free = self._at_once(lane) - lane.running
-        if free > 1 and lane.model.cost.seconds(lane.rows) > free * _LONG_SECONDS:
+        free, cost = self._at_once(lane) - lane.running, lane.model.cost
+        if free > 1 and cost.seconds(lane.rows) > free * _LONG_SECONDS and cost.divides(lane.rows):
             limit = min(limit, -(-lane.rows // free))  # the others take the rest
         while tasks and (not batch or rows + tasks[0].rows <= limit):
             task = tasks.popleft()

@@ -30,8 +30,10 @@ NOTHING: Mapping[str, Array] = {}
 _WARM_ROWS = 8
 _PAYS = 0.8
 """A batch of eight that takes more than this share of eight runs is not worth waiting for."""
-_APART = 1.2
-"""Two halves of a batch that take more than this times the whole are not worth two threads."""
+_APART = 0.75
+"""A half of a batch that takes more than this share of the whole is not worth its own thread."""
+_BESIDE = 0.8
+"""The same of what came later than the other half, and would else wait for its end."""
 
 
 def checked_name(name: str) -> str:
@@ -108,12 +110,12 @@ class Cost:
         rows: how many these are.
         steady: see below.
         half: of one over half of ``rows``; None where it lies on the line between the two. It
-            does not where a product of one row is done another way than that of two.
+            does not where a product of one row is done another way than that of two; two rows
+            and more are expected on the line through these two.
 
     Attributes:
         pays: whether a batch costs clearly less than its requests alone.
-        splits: whether the halves of a batch cost about what it does, so that two threads are
-            worth it.
+        splits: whether two runs at once, on a thread each, give large batches clearly sooner.
         steady: whether the number of rows tells the time; an encoded image takes as long to
             decode as its sender likes.
     """
@@ -132,11 +134,26 @@ class Cost:
         self.pays = several < _PAYS * rows * one
         self.scale = 1.0
         half = self.seconds(rows // 2) if half is None else half
-        self.splits = 2 * half <= _APART * several
+        each = max(several - half, 0.0) / (rows - rows // 2)
+        self._lines = one, several - each * rows, each
+        self.splits = self._half(2 * rows) <= _BESIDE
 
     def seconds(self, rows: int, runs: int = 1) -> float:
         """The expected time of so many rows, in one run or several."""
         return self.scale * (self.fixed * runs + self.per_row * rows)
+
+    def divides(self, rows: int) -> bool:
+        """Whether two halves of a batch, on a thread each, are there clearly before the whole."""
+        return rows > 1 and self._half(rows) <= _APART
+
+    def _half(self, rows: int) -> float:
+        """The time of half of a batch as a share of the whole's."""
+        whole = self._run(rows)
+        return self._run((rows + 1) // 2) / whole if whole > 0 else 1.0
+
+    def _run(self, rows: int) -> float:
+        one, fixed, each = self._lines
+        return one if rows == 1 else max(one, fixed + each * rows)
 
     def seen(self, rows: int, seconds: float) -> None:
         """Learn from a run; one slow run moves the expectation by no more than a fifth."""

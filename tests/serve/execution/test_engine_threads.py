@@ -100,6 +100,41 @@ def test_requests_that_run_again_alone_are_not_one_long_run():
     assert set(alone) == {""}
 
 
+def test_what_waited_for_a_run_shares_the_next_with_who_was_answered_and_asks_again():
+    """Or two groups of clients would wait for one another's runs from then on."""
+    gate, fates = threading.Event(), []
+    model = Doubling(seconds=1.0, gate=gate)
+
+    class Asking(Noted):
+        """Asks again when it is answered, as soon as the loop looks at its sockets."""
+
+        __slots__ = ()
+
+        def done(self, inputs, outputs):
+            super().done(inputs, outputs)
+            fates.append(self.fate)
+            if len(fates) == 1:
+                asyncio.get_running_loop().call_soon(engines[0].submit, Asking(model, [3.0]))
+
+    engines = []
+
+    async def main():
+        engines.append(Engine(Batching(), Metrics(), asyncio.get_running_loop()))
+        engines[0].open(model)
+        engines[0].submit(Asking(model, [1.0]))
+        while not model.runs:
+            await asyncio.sleep(0.001)
+        engines[0].submit(Asking(model, [2.0]))
+        gate.set()
+        while len(fates) < 3:
+            await asyncio.sleep(0.001)
+        engines[0].shut_down()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert model.runs == [[1.0], [2.0, 3.0]]
+    assert fates == [[2.0], [4.0], [6.0]]
+
+
 @pytest.mark.parametrize("runs", [1, 2])
 def test_what_takes_long_for_each_row_runs_on_two_threads_where_it_may(runs):
     """In half of the time, if there are two cores; a barrier of two ends only if both run."""
@@ -133,3 +168,14 @@ def test_what_takes_little_or_long_in_halves_too_is_not_divided(cost):
     tasks = [Noted(model, [float(n)]) for n in range(8)]
     drive(model, tasks, runs=2)
     assert [len(run) for run in model.runs] == [8]
+
+
+def test_a_batch_is_divided_where_its_halves_are_there_clearly_sooner():
+    """A run that has to read all items whatever it is asked takes most of its time for few rows
+    too: eight of these are not worth two threads, but many are, and two that are cheap alone."""
+    cost = Cost(2.0, 4.6, 8, half=3.6)
+    assert [rows for rows in (1, 2, 4, 8, 16, 32, 256) if cost.divides(rows)] == [2, 16, 32, 256]
+    assert cost.splits
+    whole = Cost(1.0, 1.2, 8)
+    assert not whole.splits
+    assert not any(whole.divides(rows) for rows in (1, 2, 4, 8, 16))
