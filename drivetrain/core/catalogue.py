@@ -15,7 +15,7 @@ ITEMS = "catalogue/items"
 places up and is no item. A graph that is joined behind another has it under a longer name."""
 COUNTS = "catalogue/counts"
 """The initializer that holds how often each was had in training, int64 ``[n]``."""
-_LIVE = "learner/catalogue"
+LEARNT = "learner/catalogue"
 """Holds the items instead where others may come new behind them."""
 
 
@@ -34,8 +34,8 @@ class Catalogue:
     @classmethod
     def of(cls, graph: "Graph") -> "Catalogue | None":
         """The catalogue that lies in a graph, or None where there is none."""
-        found = initializers(graph.model, (ITEMS, COUNTS, _LIVE)).arrays
-        items, counts = found.get(ITEMS, found.get(_LIVE)), found.get(COUNTS)
+        found = initializers(graph.model, (ITEMS, COUNTS, LEARNT)).arrays
+        items, counts = found.get(ITEMS, found.get(LEARNT)), found.get(COUNTS)
         if items is None or counts is None:
             return None
         there = items != (MISSING_INT if items.dtype.kind == "i" else "")

@@ -10,16 +10,15 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from drivetrain.core.batch import Array, Batch
+from drivetrain.core.catalogue import LEARNT
 from drivetrain.core.errors import wrong
 from drivetrain.core.initializers import Initializers, initializers
 from drivetrain.core.one_side import Objective, Side
-from drivetrain.core.online import Spec
+from drivetrain.core.online import SPEC, Spec
 from drivetrain.core.schema import MISSING_INT, Dtype
 from drivetrain.core.standing import COMPARED, Standing, auc, drawn
 from drivetrain.core.tracks import Observed
 
-SPEC = "learner/spec"
-"""String: the JSON of a :class:`~drivetrain.core.online.Spec`."""
 USER = "learner/user"
 """Live, float32 ``[rows or 1, factors + 1]``: who asks; NaN: as trained."""
 HAD = "learner/had"
@@ -27,7 +26,7 @@ HAD = "learner/had"
 ITEMS = "learner/items"
 """Live, float32 ``[places, factors + 1]``: items, ``capacity`` free places, spare ones. The last
 number is how often an item was had, which is its score for whoever is not known."""
-CATALOGUE = "learner/catalogue"
+CATALOGUE = LEARNT
 """int64 or string ``[items]``: what stands at each place that training filled."""
 NEW = "learner/new"
 """Live, int64 or string ``[places - items]``: what stands at the others, missing where one is free.

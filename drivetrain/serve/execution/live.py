@@ -12,8 +12,6 @@ from drivetrain.core.schema import Field, Schema
 if TYPE_CHECKING:
     from drivetrain.core.learner import Learner
 
-_SPEC = "learner/spec"
-
 NONE: Mapping[str, "Learning"] = {}
 """Nothing that learns."""
 
@@ -58,9 +56,9 @@ class Learning:
     """
 
     def __init__(self, graph: bytes) -> None:
-        from drivetrain.core.online import Spec
+        from drivetrain.core.online import SPEC, Spec
 
-        spec = Spec.from_json(initializers(graph, (_SPEC,)).arrays[_SPEC].item())
+        spec = Spec.from_json(initializers(graph, (SPEC,)).arrays[SPEC].item())
         self.user = Field(spec.user, spec.user_type)
         self.item = Field(spec.item, spec.item_type)
         self._graph = graph
@@ -77,6 +75,8 @@ class Learning:
             OSError: it cannot be read.
             ValueError: it was changed since it was verified, or is of a newer version.
         """
+        if not live:  # as of nearly all graphs: what learns need not be imported
+            return None
         from drivetrain.core.learner import LIVE
 
         if not any(name.endswith(LIVE) for name in live):

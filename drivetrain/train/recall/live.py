@@ -12,13 +12,12 @@ from drivetrain.core.learner import (
     ITEM_COUNTS,
     ITEMS,
     NEW,
-    SPEC,
     USER,
     USER_COUNTS,
     USER_FACTORS,
     USERS,
 )
-from drivetrain.core.online import Online, Spec
+from drivetrain.core.online import SPEC, Online, Spec
 from drivetrain.core.schema import MISSING_INT, Field
 from drivetrain.core.seams import Examples
 from drivetrain.train.recall.graph import Asked, Serving

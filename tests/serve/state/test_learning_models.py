@@ -55,7 +55,8 @@ def test_a_placement_that_would_compile_live_tensors_in_is_refused(one):
 def test_a_graph_without_a_learner_is_not_read_for_one(tiny, monkeypatch):
     read = []
     monkeypatch.setattr(type(tiny), "read", lambda self, name: read.append(name))
-    assert Learning.of(tiny, frozenset({"some/table"})) is None
+    for live in (frozenset(), frozenset({"some/table"})):
+        assert Learning.of(tiny, live) is None
     assert not read
 
 
