@@ -33,7 +33,8 @@ def told(environment: Callable[..., Path]) -> dict[str, Any]:
     python = environment("bandits", "--no-deps", *PACKAGES)
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": sysconfig.get_path("purelib")}
     worker = Path(__file__).with_name("bandit_worker.py")
-    done = subprocess.run([python, worker], capture_output=True, text=True, env=variables)
+    command = [python, worker]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
