@@ -1,3 +1,5 @@
+"""Values as JSON: what is missing is null, and rows at once are as value by value."""
+
 import json
 
 import numpy as np
