@@ -27,9 +27,11 @@ log = logging.getLogger("drivetrain.serve")
 VERSION_DIGITS = 12
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 NOTHING: Mapping[str, Array] = {}
-_WARM_ROWS = 8
+_WARM_ROWS = 16
+_SLOW_SECONDS = 5e-3
+"""Where one row takes longer a start does not wait for so many, but for half of them."""
 _PAYS = 0.8
-"""A batch of eight that takes more than this share of eight runs is not worth waiting for."""
+"""A batch that takes more than this share of the runs of its rows is not worth waiting for."""
 _APART = 0.75
 """A half of a batch that takes more than this share of the whole is not worth its own thread."""
 _BESIDE = 0.8
@@ -263,22 +265,26 @@ class Model:
         of it: they hold up a long run rather than a short one, so that no batch would seem to pay.
         """
         clock = time.thread_time if self.placement == CPU else time.perf_counter
-        half = _WARM_ROWS // 2
-        times = dict.fromkeys((1, half, _WARM_ROWS), math.inf)
-        for rows in times:
-            batch = [[_missing(field, rows) for field in self.whole]]
-            spent = 0.0
-            for attempt in range(10):
-                started = clock()
-                outputs = self._quick(batch, rows) if attempt else self.run(batch)[1]
-                seconds = clock() - started
-                times[rows], spent = min(times[rows], seconds), spent + seconds
-                if attempt == 0:
-                    self._check_outputs(outputs, rows)
-                if spent > 0.05 and attempt:
-                    break
+        one = self._settled(1, clock)
+        rows = _WARM_ROWS if one <= _SLOW_SECONDS else _WARM_ROWS // 2
+        half, several = (self._settled(n, clock) for n in (rows // 2, rows))
         steady = not any(name.endswith(PIXELS_SUFFIX) for name, _ in self._session.inputs)
-        return Cost(times[1], times[_WARM_ROWS], _WARM_ROWS, steady, times[half])
+        return Cost(one, several, rows, steady, half)
+
+    def _settled(self, rows: int, clock: Callable[[], float]) -> float:
+        """The seconds of a run over so many rows, the least of some."""
+        batch = [[_missing(field, rows) for field in self.whole]]
+        least, spent = math.inf, 0.0
+        for attempt in range(10):
+            started = clock()
+            outputs = self._quick(batch, rows) if attempt else self.run(batch)[1]
+            seconds = clock() - started
+            least, spent = min(least, seconds), spent + seconds
+            if attempt == 0:
+                self._check_outputs(outputs, rows)
+            if spent > 0.05 and attempt:
+                break
+        return least
 
     def _quick(self, batch: Sequence[Sequence[Values]], rows: int) -> list[Array]:
         """The outputs as the engine gets them; if the graph's do not lie as the manifest has
