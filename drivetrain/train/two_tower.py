@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 from drivetrain.core.describe import digest
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.seams import Examples, Run, Source
+from drivetrain.train.content import Content
 from drivetrain.train.recall.method import FromHistory
 from drivetrain.train.sampled_softmax import SampledSoftmax
 from drivetrain.train.single import Single
 
 if TYPE_CHECKING:
     from drivetrain.core.batch import Array
-    from drivetrain.train.content import Content
     from drivetrain.train.recall.graph import Scorer, Serving
     from drivetrain.train.recall.interactions import Interactions
     from drivetrain.train.towers.pairs import Pairs
@@ -56,7 +56,7 @@ class TwoTower(FromHistory):
             rows that a batch takes with ``rows=RowWise()``.
     """
 
-    content: "Content | None" = None
+    content: Content | None = None
     dim: int = 64
     hidden: tuple[int, ...] = ()
     pooling: "Pooling" = "mean"
@@ -69,8 +69,6 @@ class TwoTower(FromHistory):
         super().__post_init__()
         self.at_least("dim", 1)
         if self.content is not None:
-            from drivetrain.train.content import Content
-
             if not isinstance(self.content, Content):
                 raise wrong("TwoTower.content", type(self.content).__name__, "Content, or None")
             if self.content.target != self.target:

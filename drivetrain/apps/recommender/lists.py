@@ -16,7 +16,7 @@ from drivetrain.core.graph import Session
 from drivetrain.core.schema import FeatureSchema, Field, Schema
 from drivetrain.core.seams import Shard, Split
 from drivetrain.models.list_ranking import HISTORY, PLACES, RECALL
-from drivetrain.train.recall.interactions import FIRST_USER, Sparse, alongside
+from drivetrain.train.recall.interactions import Sparse, alongside, first_rows
 from drivetrain.train.recall.last_rows import Last, Log
 
 HAD = "had"
@@ -123,9 +123,7 @@ class Lists:
             if follow is not None:
                 at = np.flatnonzero(follow(user) & waits[user])
             else:
-                at = np.flatnonzero(waits[user] & (user >= FIRST_USER))
-                at = at[np.sort(np.unique(user[at], return_index=True)[1])]
-                waits[user[at]] = False
+                at = first_rows(user, waits)
             for first in range(0, len(at), TOGETHER):
                 rows = at[first : first + TOGETHER]
                 yield tensors.take(rows), raw.take(rows), user[rows]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from drivetrain.apps.recommender.ranker import Ranker
@@ -111,23 +112,15 @@ class Recommender:
         scorer = method.scorer(source, found, run, served)
         if isinstance(method, Fused) and scorer.several is not None:  # weights are learnt once
             method = replace(method, weights=scorer.several.weights)
-        history = None
-        if self.ranking is not None:
-            history = self.ranking.history_field(source.events.schema, found)
+        ranking, schema = self.ranking, source.events.schema
+        history = None if ranking is None else ranking.history_field(schema, found)
         recalled = Recalled(served, found, scorer, history)
         ranked = None
         asked = self._asked(source.features)
-        if self.ranking is not None:
+        if ranking is not None:
             items = described(found.catalogue, self.target, self.items, self.item_features)
-            ranked = self.ranking.fit(
-                asked,
-                recalled,
-                items,
-                lambda found, run, served: method.scorer(source, found, run, served),
-                source,
-                self.target,
-                run,
-            )
+            fit = partial(method.scorer, source)
+            ranked = ranking.fit(asked, recalled, items, fit, source, self.target, run)
         return self._answer(source, recalled, asked, ranked).graph()
 
     def _asked(self, features: FeatureSchema) -> FeatureSchema:

@@ -9,7 +9,7 @@ from drivetrain.core.batch import Array, Batch
 from drivetrain.core.graph import Graph
 from drivetrain.core.seams import Examples
 from drivetrain.train.recall.graph import Asked, Scorer, Serving, Several
-from drivetrain.train.recall.interactions import FIRST_USER, Interactions, Sparse, alongside
+from drivetrain.train.recall.interactions import Interactions, Sparse, alongside, first_rows
 from drivetrain.train.recall.nodes import Nodes
 
 USERS = 4096
@@ -126,9 +126,11 @@ class Trial:
         session = graph.session()
         waits = np.zeros(self.out.rows, bool)
         waits[users] = True
-        for user, tensors, raw in asked(source, column, waits, self.out):
-            for first in range(0, len(user), _TOGETHER):
-                some = slice(first, first + _TOGETHER)
+        for tensors, raw in alongside(source, "train"):
+            user = tensors["index"][:, column]
+            at = first_rows(user, waits)
+            for first in range(0, len(at), _TOGETHER):
+                some = at[first : first + _TOGETHER]
                 given = {n: (tensors if n in tensors else raw)[n][some] for n, _ in session.inputs}
                 parts = session.run(Batch(given))["parts"]
                 for who, part in zip(user[some], parts, strict=True):
@@ -145,19 +147,6 @@ class Trial:
         wanted = np.zeros(parts.shape[1], bool)
         wanted[out] = True
         return List(np.ascontiguousarray(scores[pool]), np.flatnonzero(wanted[left][pool]))
-
-
-def asked(
-    source: Examples, column: int, waits: Array, out: Sparse
-) -> Iterator[tuple[Array, Batch, Batch]]:
-    """The first training row of each user that waits, as ``(users, tensors, raw rows)``."""
-    waits = waits.copy()
-    for tensors, raw in alongside(source, "train"):
-        user = tensors["index"][:, column]
-        at = np.flatnonzero(waits[user] & (user >= FIRST_USER))
-        at = at[np.sort(np.unique(user[at], return_index=True)[1])]
-        waits[user[at]] = False
-        yield user[at], tensors.take(at), raw.take(at)
 
 
 @dataclass(frozen=True, eq=False)

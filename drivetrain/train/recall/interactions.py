@@ -183,6 +183,19 @@ def aligned(source: Examples, column: int, split: Split) -> Iterator[tuple[Array
         yield tensors["index"][:, column], raw
 
 
+def first_rows(user: Array, waits: Array) -> Array:
+    """Where those who wait come first in some rows, int64, ascending; they wait no longer.
+
+    Args:
+        user: int64 ``[rows]``.
+        waits: bool ``[users]``; changed.
+    """
+    at = np.flatnonzero(waits[user] & (user >= FIRST_USER))
+    at = at[np.sort(np.unique(user[at], return_index=True)[1])]
+    waits[user[at]] = False
+    return at
+
+
 def alongside(source: Examples, split: Split) -> Iterator[tuple[Batch, Batch]]:
     """The tensors of examples and the raw rows that they were made of: both come in one order.
 
