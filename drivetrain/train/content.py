@@ -32,6 +32,9 @@ class Content(FromHistory):
             separators.
         separator: between categories.
         width: numbers for each item, in the served graph.
+        contrast: whether a score is by what somebody has more of than everybody has: the mean
+            cosine less that with all that was had in training (Rocchio 1971 takes off the mean of
+            what is not wanted). Without it what is much like anything commonly had comes first.
     """
 
     items: Source
@@ -39,6 +42,7 @@ class Content(FromHistory):
     categories: tuple[str, ...] = ()
     separator: str = "|"
     width: int = 128
+    contrast: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +76,11 @@ class Content(FromHistory):
         """Make vectors of the items."""
         from drivetrain.train.recall.from_history import by_vectors, scorer
 
-        return scorer(self, by_vectors(found, self.vectors(found.catalogue), served.spare(found)))
+        vectors = self.vectors(found.catalogue)
+        common = None
+        if self.contrast:
+            common = found.counts @ vectors.astype(float) / found.counts.sum()
+        return scorer(self, by_vectors(found, vectors, served.spare(found), common))
 
     def vectors(self, catalogue: "Array") -> "Array":
         """The vectors of items, float32 ``[items, width]``; of what the table lacks all 0."""

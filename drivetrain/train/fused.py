@@ -74,6 +74,12 @@ class Fused(Recall):
         return tuple(name for name in self._histories if name is not None)
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The targets that it and the methods read from the events."""
+        read = [name for method in self.methods for name in method.reads]
+        return tuple(dict.fromkeys([*super().reads, *read]))
+
+    @property
     def tables(self) -> tuple[Source, ...]:
         """The sources that the methods read beside the events."""
         return tuple(table for m in self.methods for table in getattr(m, "tables", ()))

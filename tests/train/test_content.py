@@ -142,6 +142,26 @@ def test_items_that_nobody_had_are_recommended_at_once(tables: dict[str, str], s
     assert not set(found[2].tolist()) & set(new), "who is not known gets what was had most often"
 
 
+def test_a_contrast_is_what_somebody_has_more_of_than_everybody(
+    tables: dict[str, str], site: Any
+) -> None:
+    strategy = content(tables, history="recent", seen="keep", k=60, contrast=True)
+    bundle = ran(tables, site, strategy)
+    catalogue = Catalogue.of(bundle.graph)
+    assert catalogue is not None
+    items, counts = catalogue.items.tolist(), catalogue.counts
+    vectors = strategy.vectors(catalogue.items).astype(float)
+    everybody = counts @ vectors / counts.sum()
+    recent = np.array([[4, 14], [7, MISSING_INT]])
+    found = bundle.session.run(Batch({"user": np.array([999, 998]), "recent": recent}))
+    for row, had in enumerate(([4, 14], [7])):
+        mean = vectors[[items.index(item) for item in had]].mean(axis=0)
+        due = vectors @ (mean - everybody)
+        place = [items.index(item) for item in found["items"][row].tolist()]
+        np.testing.assert_allclose(found["scores"][row], due[place], rtol=1e-3, atol=1e-5)
+        assert (np.diff(found["scores"][row]) <= 0).all()
+
+
 def test_a_history_of_items_that_nobody_had_finds_what_is_like_them(
     tables: dict[str, str], site: Any
 ) -> None:

@@ -55,8 +55,13 @@ def by_neighbours(found: Interactions, numbers: Array, values: Array, spare: int
     return score
 
 
-def by_vectors(found: Interactions, vectors: Array, spare: int) -> Score:
-    """The mean product with each item's vector: float32 ``[items, width]``."""
+def by_vectors(
+    found: Interactions, vectors: Array, spare: int, common: Array | None = None
+) -> Score:
+    """The mean product with each item's vector: float32 ``[items, width]``.
+
+    The profile's mean is taken less ``common``, where that is given: ``[width]``.
+    """
     items, width = vectors.shape
     held = np.concatenate([vectors, np.zeros((spare, width), np.float32)])
 
@@ -70,6 +75,8 @@ def by_vectors(found: Interactions, vectors: Array, spare: int) -> Score:
             whole = n.op("ReduceSum", each, n.ints(0), keepdims=1)
         some = n.op("Max", whole, n.held(np.array(1e-12, np.float32)))
         mean = n.op("Div", n.op("ReduceSum", rows, n.ints(0), keepdims=1), some)
+        if common is not None:
+            mean = n.op("Sub", mean, n.held(common[None].astype(np.float32)))
         return popular(n, found.counts, spare, asked, n.op("Gemm", mean, every, transB=1))
 
     return score
