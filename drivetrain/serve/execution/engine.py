@@ -2,13 +2,10 @@
 
 import asyncio
 import math
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
-
-import numpy as np
 
 from drivetrain.core.batch import Array
 from drivetrain.serve.execution.batching import Batching
@@ -16,6 +13,7 @@ from drivetrain.serve.execution.columns import Values
 from drivetrain.serve.execution.live import Moment
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.execution.packed import Packed
+from drivetrain.serve.execution.predicted import observe
 from drivetrain.serve.execution.runs import Run, compute
 from drivetrain.serve.telemetry.metrics import Histogram, Metrics, Reading
 
@@ -28,7 +26,7 @@ shape takes no more than that for each byte of its JSON, and one for each of its
 
 
 _FEW = 64
-"""Values that are counted one by one sooner than by numpy."""
+"""Rows that may wait without a question where each alone takes little."""
 _ALONE = 16
 """After so many runs of one request each the next ones do not wait for the end of the loop's turn,
 as it is known that nobody else comes. Every so many that is looked at again."""
@@ -440,21 +438,3 @@ class Engine:
         lane.tally.failed(monotonic() - task.received)
         task.failed(error)
         error.__traceback__ = None  # its frames hold the task, and that the run that holds it
-
-
-def observe(histogram: Histogram, array: Array) -> None:
-    """Count the finite values of an array."""
-    if array.size <= _FEW:
-        bounds, counts, total = histogram.bounds, histogram.counts, 0.0
-        for value in array.reshape(-1).tolist():
-            if value - value == 0.0:  # neither NaN nor infinite: such a sum would be lost
-                counts[bisect_left(bounds, value)] += 1
-                total += value
-        histogram.sum += total
-        return
-    values = array.reshape(-1).astype(np.float64)
-    values = values[np.isfinite(values)]
-    places = np.searchsorted(np.asarray(histogram.bounds), values)
-    for place, count in enumerate(np.bincount(places, minlength=len(histogram.counts)).tolist()):
-        histogram.counts[place] += count
-    histogram.sum += float(values.sum())

@@ -15,9 +15,9 @@ import numpy as np
 from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Schema
-from drivetrain.serve.execution.engine import observe
 from drivetrain.serve.execution.live import Live, Moment
 from drivetrain.serve.execution.models import Model
+from drivetrain.serve.execution.predicted import observe
 from drivetrain.serve.protocols.calls import Service
 from drivetrain.serve.telemetry.metrics import DECILES, DIFFERENCES, Counter, Histogram
 from drivetrain.serve.telemetry.record import Layout
