@@ -84,7 +84,7 @@ def slow(had: Sparse, times: Any, near: int, close: float) -> np.ndarray:
 def test_a_pair_was_had_when_it_was_had_last() -> None:
     log = Log()
     found = interactions(log)
-    due = {(u, i): MISSING_INT for u, i in zip(log.user, log.item, strict=True)}
+    due = dict.fromkeys(zip(log.user, log.item, strict=True), MISSING_INT)
     for user, item, at in zip(log.user, log.item, log.at, strict=True):
         due[user, item] = max(due[user, item], at)
     items = found.catalogue[found.had.columns]
