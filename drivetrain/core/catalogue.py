@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from drivetrain.core.initializers import initializers
+from drivetrain.core.learner_tensors import CATALOGUE as LEARNT
 from drivetrain.core.schema import MISSING_INT
 
 if TYPE_CHECKING:
@@ -12,11 +13,10 @@ if TYPE_CHECKING:
 
 ITEMS = "catalogue/items"
 """The initializer that holds the items, int64 or string ``[n]``; what is missing among them fills
-places up and is no item. A graph that is joined behind another has it under a longer name."""
+places up and is no item. A graph that is joined behind another has it under a longer name, and one
+that learns has its learner's instead, as others may come new behind them."""
 COUNTS = "catalogue/counts"
 """The initializer that holds how often each was had in training, int64 ``[n]``."""
-LEARNT = "learner/catalogue"
-"""Holds the items instead where others may come new behind them."""
 
 
 @dataclass(frozen=True, eq=False)

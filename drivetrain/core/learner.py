@@ -10,42 +10,29 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from drivetrain.core.batch import Array, Batch
-from drivetrain.core.catalogue import LEARNT
 from drivetrain.core.errors import wrong
 from drivetrain.core.initializers import Initializers, initializers
+from drivetrain.core.learner_tensors import (
+    CATALOGUE,
+    HAD,
+    ITEM_COUNTS,
+    ITEMS,
+    KNOWN,
+    LIVE,
+    NEW,
+    SPEC,
+    STARTS,
+    TENSORS,
+    USER,
+    USER_COUNTS,
+    USER_FACTORS,
+    USERS,
+)
 from drivetrain.core.one_side import Objective, Side
-from drivetrain.core.online import SPEC, Spec
+from drivetrain.core.online import Spec
 from drivetrain.core.schema import MISSING_INT, Dtype
 from drivetrain.core.standing import COMPARED, Standing, auc, drawn
 from drivetrain.core.tracks import Observed
-
-USER = "learner/user"
-"""Live, float32 ``[rows or 1, factors + 1]``: who asks; NaN: as trained."""
-HAD = "learner/had"
-"""Live, int64 ``[rows or 1, recent]``: places of what they had since; beyond them, ``beyond``."""
-ITEMS = "learner/items"
-"""Live, float32 ``[places, factors + 1]``: items, ``capacity`` free places, spare ones. The last
-number is how often an item was had, which is its score for whoever is not known."""
-CATALOGUE = LEARNT
-"""int64 or string ``[items]``: what stands at each place that training filled."""
-NEW = "learner/new"
-"""Live, int64 or string ``[places - items]``: what stands at the others, missing where one is free.
-ONNX Runtime copies text in every run, so what stays lies in the graph."""
-USERS = "learner/users"
-"""int64 or string ``[users]``: who each trained row is, missing where it is nobody."""
-USER_FACTORS = "learner/user_factors"
-"""Float32 ``[users, factors + 1]``; the last number is 1 for who is not known, else 0."""
-USER_COUNTS = "learner/user_counts"
-"""int64 ``[users]``: how many items each had in training."""
-ITEM_COUNTS = "learner/item_counts"
-"""int64 ``[items]``: how many known users had each in training."""
-STARTS = "learner/known/starts"
-"""int64 ``[users + 1]``: where each user's part of :data:`KNOWN` begins."""
-KNOWN = "learner/known/items"
-"""int32: places of what users had in training, ascending for each, and one more behind all."""
-
-LIVE = (USER, HAD, ITEMS, NEW)
-TENSORS = (SPEC, *LIVE, CATALOGUE, USERS, USER_FACTORS, USER_COUNTS, ITEM_COUNTS, STARTS, KNOWN)
 
 _FORMAT = b"drivetrain learner 1\n"
 
@@ -278,18 +265,26 @@ class Learner:
         made = cls.of(model)
         if made is None:
             raise wrong("the state of a learner", "a graph without one", "the graph that it is of")
+        made.restore(data)
+        return made
+
+    def restore(self, data: Bytes) -> None:
+        """As training left it, be what :meth:`dump` gave.
+
+        Raises:
+            ValueError: it is the state of another learner, or no such bytes.
+        """
         start = len(_FORMAT)
         if data[:start] != _FORMAT or len(data) < start + 32:
             raise wrong("the state of a learner", data[:start], "what dump() gave")
-        if data[start : start + 16] != made._digest:
+        if data[start : start + 16] != self._digest:
             raise ValueError(
                 "the state of a learner: found that of another training or declaration, allowed: "
                 "that of the same graph. Tell it its events anew."
             )
         if _hash(data[start + 32 :]) != data[start + 16 : start + 32]:
             raise wrong("the state of a learner", "damaged or cut bytes", "all that dump() gave")
-        made._fill(memoryview(data)[start + 32 :])
-        return made
+        self._fill(memoryview(data)[start + 32 :])
 
     @property
     def digest(self) -> str:

@@ -6,9 +6,6 @@ from dataclasses import asdict, dataclass
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Dtype
 
-SPEC = "learner/spec"
-"""The initializer of a served graph that holds the JSON of a :class:`Spec`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Online:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from drivetrain.core.batch import Array
 from drivetrain.core.bundle import GRAPH, Bundle
 from drivetrain.core.initializers import initializers
+from drivetrain.core.learner_tensors import LIVE, SPEC
 from drivetrain.core.schema import Field, Schema
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Learning:
     """
 
     def __init__(self, graph: bytes) -> None:
-        from drivetrain.core.online import SPEC, Spec
+        from drivetrain.core.online import Spec
 
         spec = Spec.from_json(initializers(graph, (SPEC,)).arrays[SPEC].item())
         self.user = Field(spec.user, spec.user_type)
@@ -75,10 +76,6 @@ class Learning:
             OSError: it cannot be read.
             ValueError: it was changed since it was verified, or is of a newer version.
         """
-        if not live:  # as of nearly all graphs: what learns need not be imported
-            return None
-        from drivetrain.core.learner import LIVE
-
         if not any(name.endswith(LIVE) for name in live):
             return None
         return cls(bundle.read(GRAPH))
@@ -101,19 +98,14 @@ class Learning:
     def __str__(self) -> str:
         return f"{self.item.name} of {self.user.name}"
 
-    def learner(self, state: bytes = b"") -> "Learner":
-        """As training left it, or as it was.
-
-        Args:
-            state: what its ``dump`` gave; empty for none.
+    def learner(self) -> "Learner":
+        """As training left it.
 
         Raises:
-            ValueError: not all of it is in the graph, or the state is another's or damaged.
+            ValueError: not all of it is in the graph.
         """
         from drivetrain.core.learner import Learner
 
-        if state:
-            return Learner.load(state, self._graph)
         found = Learner.of(self._graph)
         assert found is not None, "its declaration was found, and it is asked before forget()"
         return found

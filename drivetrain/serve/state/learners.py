@@ -145,7 +145,8 @@ class Learners:
         if held is None:
             due: list[Span] = [[max(ring.first, end - _TAKEN_OVER), None]]
         else:
-            learner = learning.learner(held.state) if held.state else learner
+            if held.state:
+                learner.restore(held.state)
             due = [list(span) for span in held.due]
             if not held.learns:
                 due.append([due[-1][1] if due else held.at, None])

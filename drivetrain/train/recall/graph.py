@@ -8,7 +8,7 @@ import numpy as np
 from drivetrain.core.batch import Array
 from drivetrain.core.catalogue import COUNTS, ITEMS
 from drivetrain.core.graph import Graph
-from drivetrain.core.learner import CATALOGUE, HAD, KNOWN, LIVE, NEW, STARTS, USER
+from drivetrain.core.learner_tensors import CATALOGUE, HAD, KNOWN, LIVE, NEW, STARTS, USER
 from drivetrain.core.schema import MISSING_INT, Field
 from drivetrain.train.recall.interactions import Interactions, Sparse
 from drivetrain.train.recall.nodes import Body, Nodes

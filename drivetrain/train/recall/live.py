@@ -6,18 +6,19 @@ import numpy as np
 
 from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
-from drivetrain.core.learner import (
+from drivetrain.core.learner_tensors import (
     CATALOGUE,
     HAD,
     ITEM_COUNTS,
     ITEMS,
     NEW,
+    SPEC,
     USER,
     USER_COUNTS,
     USER_FACTORS,
     USERS,
 )
-from drivetrain.core.online import SPEC, Online, Spec
+from drivetrain.core.online import Online, Spec
 from drivetrain.core.schema import MISSING_INT, Field
 from drivetrain.core.seams import Examples
 from drivetrain.train.recall.graph import Asked, Serving
