@@ -367,7 +367,9 @@ class Engine:
     def _at_once(self, lane: _Lane) -> int:
         """How many batches of a version may run at once."""
         cost, runs = lane.model.cost, self.batching.runs
-        return runs if runs > 1 and cost.splits and cost.seconds(1) > _LONG_SECONDS / 4 else 1
+        if runs == 1 or not cost.splits or cost.seconds(1) <= _LONG_SECONDS / 4:
+            return 1
+        return runs if not lane.running or cost.seconds(lane.rows) > _LONG_SECONDS else 1
 
     def _take(self, lane: _Lane) -> tuple[list[Task], int]:
         """The tasks of the next run: as many as fit and pay, at least one if any is left."""

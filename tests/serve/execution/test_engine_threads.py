@@ -135,6 +135,36 @@ def test_what_waited_for_a_run_shares_the_next_with_who_was_answered_and_asks_ag
     assert fates == [[2.0], [4.0], [6.0]]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "begun"), [pytest.param(1.0, 2, id="long"), pytest.param(4e-4, 1, id="short")]
+)
+def test_what_comes_during_a_run_begins_beside_it_where_it_takes_long(seconds, begun):
+    """Two threads that come and go soon would take turns with the loop on its core."""
+    gate = threading.Event()
+    model = Doubling(gate=gate)
+    model.cost = Cost(seconds, 8 * seconds, 8)
+    tasks = [Noted(model, [1.0]), Noted(model, [2.0])]
+
+    async def main():
+        engine = Engine(Batching(runs=2), Metrics(), asyncio.get_running_loop())
+        engine.open(model)
+        for number, task in enumerate(tasks):
+            engine.submit(task)
+            while len(model.runs) < min(number + 1, begun):
+                await asyncio.sleep(0.001)
+        for _ in range(5):  # turns of the loop, in which no other begins
+            await asyncio.sleep(0)
+        found = len(model.runs)
+        gate.set()
+        while any(task.fate is None for task in tasks):
+            await asyncio.sleep(0.001)
+        engine.shut_down()
+        return found
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == begun
+    assert [task.fate for task in tasks] == [[2.0], [4.0]]
+
+
 @pytest.mark.parametrize("runs", [1, 2])
 def test_what_takes_long_for_each_row_runs_on_two_threads_where_it_may(runs):
     """In half of the time, if there are two cores; a barrier of two ends only if both run."""
