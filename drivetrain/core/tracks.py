@@ -12,7 +12,7 @@ from drivetrain.core.cores import cores
 from drivetrain.core.errors import wrong
 from drivetrain.core.key_hash import Hashes, hashes_of
 from drivetrain.core.native import kernel
-from drivetrain.core.schema import Dtype, Field, Schema
+from drivetrain.core.schema import MISSING_INT, Dtype, Field, Schema
 from drivetrain.core.window import FORGOTTEN, STATS, Track, Window, Windows, microseconds_of
 
 ASK, TELL, BOTH = 1, 2, 3
@@ -26,7 +26,8 @@ _KINDS: Mapping[Dtype, int] = {
     "string": 3,
     "bytes": 3,
 }
-_FORMAT = b"drivetrain windows 1\n"
+FORMAT = b"drivetrain windows 1\n"
+"""What the state of windows begins with."""
 
 Bytes: TypeAlias = bytes
 """``Tracks.bytes`` is how many there are."""
@@ -160,7 +161,13 @@ class Tracks:
         return {name: found[name] for name in self.windows.names}
 
     def run(
-        self, track: int, keys: Array, times: Array, values: Array | None, kinds: Array
+        self,
+        track: int,
+        keys: Array,
+        times: Array,
+        values: Array | None,
+        kinds: Array,
+        told: Array | None = None,
     ) -> list[Array]:
         """The raw form, for one track: rows ask, tell, or ask and then tell, in order.
 
@@ -174,6 +181,7 @@ class Tracks:
             values: what is told: float64, int64, or uint64 hashes ``[rows]``, see
                 :meth:`values`; None for a track of rows themselves.
             kinds: uint8 ``[rows]``: ``ASK``, ``TELL`` or ``BOTH``.
+            told: int64 ``[rows]``: of the knowledge, where ``times`` are of the question alone.
 
         Returns:
             The track's windows in their order, an array of ``[rows]`` (``recent``: ``[rows, n]``)
@@ -186,7 +194,7 @@ class Tracks:
         self._native[track].run(
             np.ascontiguousarray(keys, np.uint64),
             times,
-            times,
+            times if told is None else np.ascontiguousarray(told, np.int64),
             held,
             np.ascontiguousarray(kinds, np.uint8),
             outs,
@@ -202,6 +210,25 @@ class Tracks:
     def values(self, track: int, batch: Batch) -> Array | None:
         """What rows tell a track, as :meth:`run` takes it; None for a track of rows themselves."""
         return self._values(self.tracks[track], batch)
+
+    def told(self, track: int, batch: Batch, keys: Array, values: Array | None) -> Array:
+        """When what rows tell a track became known: int64 ``[rows]``; missing: they tell nothing.
+
+        Args:
+            track: its position in ``tracks``.
+            batch: has the track's columns.
+            keys: what :meth:`hash` gave of it.
+            values: what :meth:`values` gave of it.
+        """
+        declared = self.tracks[track]
+        known = _times(batch, declared.known).copy()
+        nothing = ~keys.any(axis=1)
+        if values is not None and values.dtype.kind == "f":
+            nothing |= ~(np.abs(values) <= 2.0**62)
+        elif values is not None:
+            nothing |= values == (0 if values.dtype.kind == "u" else MISSING_INT)
+        known[nothing] = MISSING_INT
+        return known
 
     # -- one row, in plain values --------------------------------------------------------------
 
@@ -262,7 +289,7 @@ class Tracks:
         """All state. Equal states give equal bytes."""
         parts = [native.dump() for native in self._native]
         body = b"".join((len(part).to_bytes(8, "little") + part) for part in parts)
-        return _FORMAT + self._digest(self.tracks) + kernel().siphash(body) + body
+        return FORMAT + self._digest(self.tracks) + kernel().siphash(body) + body
 
     @classmethod
     def load(
@@ -274,8 +301,8 @@ class Tracks:
             ValueError: it is the state of other windows, or no such bytes.
         """
         made = cls(windows, schema, threads)
-        start = len(_FORMAT)
-        if data[:start] != _FORMAT or len(data) < start + 32:
+        start = len(FORMAT)
+        if data[:start] != FORMAT or len(data) < start + 32:
             raise wrong("the state of windows", data[:start], "what dump() gave")
         if data[start : start + 16] != made._digest(made.tracks):
             raise ValueError(

@@ -151,7 +151,13 @@ class Follower:
         self._looked = self._shown = self._asked = 0.0
 
     def _ready(self, schema: Schema) -> None:
-        """Make ready what runs the steps."""
+        """Make ready what runs the steps, and what tells servers."""
+        self._steps(schema)
+        if self.stream.observe:
+            assert self._running is not None
+            self._telling = Telling(self.stream, self._running, self._token, self._warn)
+
+    def _steps(self, schema: Schema) -> None:
         assert self._running is not None
         events, limits = self.stream.events, Limits()
         self._plan: Plan = compile_plan(events, schema.names, self._running, limits, split=False)
@@ -159,8 +165,6 @@ class Follower:
         self._cleaning = Cleaning(self._plan, aside=self.stream.dead is not None)
         room = self.pace.path.parent
         self._recall = Recall(self.stream, self._plan, self._cleaning, room, self._note)
-        if self.stream.observe:
-            self._telling = Telling(self.stream, self._running, self._token, self._warn)
 
     def close(self) -> None:
         """Let go of the topic, and of the servers that are told."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from heapq import merge
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from drivetrain.events.stream import Stream
 from drivetrain.events.topic.messages import Messages, Reading, micros
 from drivetrain.events.topic.places import Places
 from drivetrain.events.topic.topic import Topic
+from drivetrain.events.windowed.standing import FOLDER, forget, found_in
 
 SHARE = 0.05
 """Of its time a stream spends at most about so much on keeping states."""
@@ -26,10 +28,11 @@ IN_FLIGHT = 1 << 20
 
 @dataclass(frozen=True)
 class Kept:
-    """A state on the disk, and the positions behind all that is in it."""
+    """A state on the disk, the positions behind all that is in it, and what reads it."""
 
     path: Path
     positions: Mapping[int, int]
+    state: Callable[[], bytes]
 
 
 class Recall:
@@ -81,6 +84,7 @@ class Recall:
         for other in self._room.glob("state-*.bin"):
             if other != path:
                 other.unlink(missing_ok=True)
+        forget(self._room)
         ended = time.monotonic()
         self._due = ended + (ended - begin) / SHARE
 
@@ -112,7 +116,7 @@ class Recall:
         begun: dict[int, int] = {}
         for kept in self._fitting(places, at):
             try:
-                self._plan.restore(kept.path.read_bytes().split(b"\n", 1)[1])
+                self._plan.restore(kept.state())
             except (ValueError, OSError) as error:  # of another plan, or damaged
                 self._say(f"{kept.path.name} is of no use: {error}")
                 continue
@@ -125,8 +129,15 @@ class Recall:
         return self._plan.state()
 
     def _fitting(self, places: Places, at: Mapping[int, int]) -> list[Kept]:
-        """The states of positions that are not beyond these, the newest first."""
-        found: list[Kept] = []
+        """The states of positions that are not beyond these, the newest first.
+
+        Those of a run on Spark lie in a folder of their own.
+        """
+        found = [
+            Kept(one.path, one.positions, one.state)
+            for one in found_in(self._room / FOLDER)
+            if one.topic == places.identity and _within(one.positions, at)
+        ]
         for path in self._room.glob("state-*.bin"):
             try:
                 with path.open("rb") as opened:
@@ -134,10 +145,8 @@ class Recall:
                 positions = {int(n): int(p) for n, p in head["positions"].items()}
             except (OSError, ValueError, KeyError):
                 continue
-            if head.get("topic") == places.identity and all(
-                p <= at.get(n, -1) for n, p in positions.items()
-            ):
-                found.append(Kept(path, positions))
+            if head.get("topic") == places.identity and _within(positions, at):
+                found.append(Kept(path, positions, partial(_state, path)))
         return sorted(found, key=lambda kept: -sum(kept.positions.values()))
 
     def _again(self, begun: Mapping[int, int], at: Mapping[int, int]) -> None:
@@ -181,6 +190,14 @@ class Recall:
                 held, values, size = [], [], 0
         if held:
             yield Messages(held, values, size=size)
+
+
+def _within(positions: Mapping[int, int], at: Mapping[int, int]) -> bool:
+    return all(position <= at.get(n, -1) for n, position in positions.items())
+
+
+def _state(path: Path) -> bytes:
+    return path.read_bytes().split(b"\n", 1)[1]
 
 
 def _of(topic: Topic, partition: int, start: int, end: int) -> Iterator[Any]:

@@ -21,13 +21,14 @@ from drivetrain.events.asof import LastBefore
 from drivetrain.events.dialect.sql import identifier, quote
 from drivetrain.events.duckdb import ROW, Limits, engine
 from drivetrain.events.join import AsOfJoin, Join
-from drivetrain.events.plan import AsOf, one, outline
+from drivetrain.events.plan import outline
 from drivetrain.events.reading.arrow import arrow_schema
 from drivetrain.events.spark.functions import register
 from drivetrain.events.spark.held import Held, few, opened
 from drivetrain.events.spark.pieces import PLACE, spine
 from drivetrain.events.spark.rows import local_directory, over, struct
 from drivetrain.events.split import SPLIT
+from drivetrain.events.stages import AsOf, one
 from drivetrain.events.table import Assign, DropDuplicates, RowStep, Table
 from drivetrain.events.windowed.backfill import Windowed
 from drivetrain.events.windows import WithWindows

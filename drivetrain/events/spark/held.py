@@ -13,9 +13,9 @@ from drivetrain.core.batch import Array
 from drivetrain.core.need import need
 from drivetrain.core.schema import Schema
 from drivetrain.events.duckdb import ROW
-from drivetrain.events.plan import Stage, Staged, Tally
 from drivetrain.events.reading.read import chunks_of
 from drivetrain.events.spark.rows import columns
+from drivetrain.events.stages import Stage, Staged, Tally
 from drivetrain.events.table import Leaf, Table
 
 FEW = 1 << 20

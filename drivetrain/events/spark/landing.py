@@ -5,7 +5,7 @@ becomes of an executor or of a task that is tried twice, a table has each row on
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -16,16 +16,16 @@ import pyarrow as pa
 
 from drivetrain.core.batch import Array
 from drivetrain.core.need import need
-from drivetrain.events.duckdb import Limits, engine
-from drivetrain.events.follow.cleaning import Cleaning
-from drivetrain.events.follow.dead import SCHEMA, Buried, letters
+from drivetrain.events.duckdb import Engine, Limits, engine
+from drivetrain.events.follow.cleaning import Cleaned, Cleaning
+from drivetrain.events.follow.dead import Buried, letters
 from drivetrain.events.follow.pace import SAMPLED
 from drivetrain.events.lake.additions import Addition, lay
 from drivetrain.events.lake.lake import Lake
-from drivetrain.events.plan import compile_plan
-from drivetrain.events.reading.arrow import arrow_schema
+from drivetrain.events.plan import Plan, compile_plan
 from drivetrain.events.spark.rows import local_directory
 from drivetrain.events.stream import Stream
+from drivetrain.events.table import Table
 from drivetrain.events.topic.bounded import misfit
 from drivetrain.events.topic.messages import Messages, Reading, Refused
 
@@ -48,6 +48,8 @@ class Report:
         letters: of the dead letters.
         times: what the clock of some messages said, in microseconds; -1 where unknown.
         problem: what ended it, as the name of the error and its text.
+        laid: where its rows lie that wait for their windows; none where there is none.
+        refused: of those the messages that a step behind windows fails on, and why.
     """
 
     behind: Mapping[int, int] = field(default_factory=dict[int, int])
@@ -58,6 +60,8 @@ class Report:
     letters: Sequence[Addition] = ()
     times: Sequence[int] = ()
     problem: tuple[str, str] | None = None
+    laid: Mapping[str, str] = field(default_factory=dict[str, str])
+    refused: Mapping[int, str] = field(default_factory=dict[int, str])
 
     def to_json(self) -> str:
         """A text that :meth:`from_json` reads."""
@@ -67,7 +71,8 @@ class Report:
     def from_json(cls, text: str) -> Self:
         """The report that became ``text``."""
         data = json.loads(text)
-        data["behind"] = {int(number): at for number, at in data["behind"].items()}
+        for name in ("behind", "refused"):
+            data[name] = {int(number): value for number, value in data[name].items()}
         for name in ("files", "letters"):
             data[name] = tuple(map(Addition.from_json, data[name]))
         return cls(**data)
@@ -124,15 +129,34 @@ class Landing:
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """The report on a task's records, as a row of :data:`REPORT`."""
-        try:
-            report = self._land(batches)
-        except (ValueError, OSError, MemoryError) as error:
-            report = Report(problem=(type(error).__name__, str(error)))
-        yield pa.record_batch({"report": pa.array([report.to_json()], pa.string())})
+        report = told(lambda: self._land(batches))
+        yield pa.record_batch({"report": pa.array([report], pa.string())})
 
     def _land(self, batches: Iterator[pa.RecordBatch]) -> Report:
-        ready = _ready(self)
-        tables, dead = [], []
+        tables: list[pa.Table] = []
+        report = self.take(batches, lambda messages, found: tables.append(found.table))
+        if not report.messages:
+            return report
+        rows = pa.concat_tables(tables)
+        return replace(report, rows=len(rows), files=self.into.lay(rows))
+
+    def take(
+        self,
+        batches: Iterator[pa.RecordBatch],
+        keep: Callable[["Records", Cleaned], None],
+    ) -> Report:
+        """Clean a task's records and lay down those that do not fit.
+
+        Args:
+            batches: the records.
+            keep: is given the messages of each batch that are new, and what they became.
+
+        Returns:
+            The report, as yet without the rows.
+        """
+        ready = self.ready
+        reading = ready.reading()
+        dead: list[pa.Table] = []
         behind: dict[int, int] = {}
         times: list[int] = []
         count = 0
@@ -140,30 +164,56 @@ class Landing:
             messages = self._new(batch)
             if not len(messages):
                 continue
-            table, refused = self._clean(ready, messages)
-            tables.append(table)
+            found = self.fitting(ready.cleaning(0)(reading(messages)), messages)
+            keep(messages, found)
             offsets, partitions = messages.offsets, messages.partitions
             for number in np.unique(partitions):
                 behind[int(number)] = int(offsets[partitions == number].max()) + 1
-            lies = ready.buried
-            new = [i for i in refused if lies is None or lies.lacks(messages.raw[i.message])]
-            if new:
-                dead.append(letters(messages, new))
+            dead += self.letters(messages, found.refused)
             count += len(messages)
             times += messages.times(max(len(messages) // SAMPLED, 1)).tolist()
-        if not count:
-            return Report()
-        rows = pa.concat_tables(tables)
-        buried = pa.concat_tables(dead) if dead else arrow_schema(SCHEMA).empty_table()
-        return Report(
-            behind=behind,
-            messages=count,
-            rows=len(rows),
-            dead=len(buried),
-            files=self.into.lay(rows),
-            letters=() if self.dead is None else self.dead.lay(buried),
-            times=times,
-        )
+        laid = self.bury(dead)
+        rows = sum(file.rows for file in laid)
+        return Report(behind=behind, messages=count, dead=rows, letters=laid, times=times)
+
+    def letters(self, messages: Messages, refused: Sequence[Refused]) -> list[pa.Table]:
+        """The rows of those refused messages that are not in the table of dead letters yet."""
+        lies = self.ready.buried
+        new = [i for i in refused if lies is None or lies.lacks(messages.raw[i.message])]
+        return [letters(messages, new)] if new else []
+
+    def bury(self, found: Sequence[pa.Table]) -> Sequence[Addition]:
+        """Lay dead letters down."""
+        if self.dead is None or not found:
+            return ()
+        return self.dead.lay(pa.concat_tables(found))
+
+    def fitting(self, found: Cleaned, messages: Messages) -> Cleaned:
+        """What messages became.
+
+        Raises:
+            ValueError: one is refused, and there is no table for such.
+        """
+        if found.refused and self.stream.dead is None:
+            first = found.refused[0]
+            raise misfit(self.stream.topic, messages.raw[first.message], first.reason)
+        return found
+
+    @property
+    def ready(self) -> "Ready":
+        """The steps of the run, made ready once for each process of an executor."""
+        global _held
+        if _held is None or _held.landing.run != self.run:
+            if _held is not None:
+                _held.held.close()
+                _held = None
+            _held = Ready.of(self)
+        return _held
+
+    @property
+    def parts(self) -> Sequence[tuple[Table, Sequence[str]]]:
+        """Steps that need no rows but their own, and the columns that are wanted of each."""
+        return ((self.stream.events, self.columns),)
 
     def _new(self, batch: pa.RecordBatch) -> "Records":
         """The records that are not in the table yet: all of them, or a batch was read again."""
@@ -173,13 +223,6 @@ class Landing:
         for number, at in self.at.items():
             known |= (partitions == number) & (offsets < at)
         return Records.of(self.stream.topic.topic, table.filter(pa.array(~known)))
-
-    def _clean(self, ready: "_Ready", messages: Messages) -> tuple[pa.Table, Sequence[Refused]]:
-        found = ready.cleaning(ready.reading(messages))
-        if found.refused and self.stream.dead is None:
-            first = found.refused[0]
-            raise misfit(self.stream.topic, messages.raw[first.message], first.reason)
-        return found.table, found.refused
 
 
 # -- records as messages ---------------------------------------------------------------------------
@@ -265,37 +308,59 @@ class Records(Messages):
 
 
 @dataclass(frozen=True)
-class _Ready:
+class Ready:
     """A stream's steps, ready to run; what they join with is held, and what is buried once read.
 
     No message is read twice in a run of Spark's query, so what lies in the table of dead letters
     when it begins is all that matters.
+
+    Attributes:
+        landing: of the run.
+        engine: runs the steps.
+        limits: of it.
+        buried: what lies in the table of dead letters, if there is one.
+        held: frees it all.
     """
 
-    run: str
-    reading: Reading
-    cleaning: Cleaning
+    landing: Landing
+    engine: Engine
+    limits: Limits
     buried: Buried | None
     held: ExitStack
+    _plans: dict[int, Plan] = field(default_factory=dict[int, Plan])
 
-
-_held: _Ready | None = None
-
-
-def _ready(landing: Landing) -> _Ready:
-    """The steps of a run, made ready once for each process of an executor."""
-    global _held
-    if _held is None or _held.run != landing.run:
-        if _held is not None:
-            _held.held.close()
-            _held = None
+    @classmethod
+    def of(cls, landing: Landing) -> Self:
+        """For a run."""
         with ExitStack() as stack:
             directory = local_directory() or landing.limits.directory
             limits = replace(landing.limits, directory=directory)
             running = stack.enter_context(engine(limits))
-            stream = landing.stream
-            plan = compile_plan(stream.events, landing.columns, running, limits, split=False)
-            reading = Reading(stream.topic, plan.reads)
-            cleaning = Cleaning(plan, aside=stream.dead is not None)
-            _held = _Ready(landing.run, reading, cleaning, landing.buried, stack.pop_all())
-    return _held
+            return cls(landing, running, limits, landing.buried, stack.pop_all())
+
+    def plan(self, part: int) -> Plan:
+        """One of the parts of the steps."""
+        if part not in self._plans:
+            table, names = self.landing.parts[part]
+            made = compile_plan(table, names, self.engine, self.limits, split=False)
+            self._plans[part] = made
+        return self._plans[part]
+
+    def cleaning(self, part: int) -> Cleaning:
+        """What runs one of the parts."""
+        return Cleaning(self.plan(part), aside=self.landing.stream.dead is not None)
+
+    def reading(self) -> Reading:
+        """What makes rows of messages."""
+        return Reading(self.landing.stream.topic, self.plan(0).reads)
+
+
+_held: Ready | None = None
+
+
+def told(report: Callable[[], Report]) -> str:
+    """A report as text, or what ended it."""
+    try:
+        return report().to_json()
+    except (ValueError, OSError, MemoryError) as error:
+        return Report(problem=(type(error).__name__, str(error))).to_json()

@@ -14,10 +14,11 @@ import pyarrow as pa
 
 from drivetrain.events.duckdb import Limits, engine
 from drivetrain.events.join import Join
-from drivetrain.events.plan import Plan, Tally, compile_plan
+from drivetrain.events.plan import Plan, compile_plan
 from drivetrain.events.spark.held import few
 from drivetrain.events.spark.pieces import PLACE, Piece, chunks
 from drivetrain.events.spark.rows import local_directory, named
+from drivetrain.events.stages import Tally
 from drivetrain.events.table import Assign, Leaf, Table
 from drivetrain.events.windows import WithWindows
 

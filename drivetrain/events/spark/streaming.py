@@ -4,15 +4,15 @@ What Spark keeps of a query lives as long as the query. Where the stream stands 
 alone, in the commit of the rows, so there are no two answers to where it goes on.
 """
 
-import json
 import re
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -31,12 +31,13 @@ from drivetrain.events.follow.dead import SCHEMA, Buried
 from drivetrain.events.follow.following import OFTEN, PAUSES, REFRESH, Follower, only_one
 from drivetrain.events.follow.pace import STATUS, Pace
 from drivetrain.events.follow.telling import Telling
-from drivetrain.events.kafka import Kafka
 from drivetrain.events.lake.lake import Lake
+from drivetrain.events.spark.incoming import records_of, told
 from drivetrain.events.spark.landing import REPORT, Landing, Report, Target
+from drivetrain.events.spark.segments import segments
+from drivetrain.events.spark.walk import Gather
+from drivetrain.events.spark.windowing import Windowing
 from drivetrain.events.stream import Stream
-from drivetrain.events.table import Step, Table
-from drivetrain.events.windows import WithWindows
 
 KAFKA = ("python", "connector")
 """How Spark reads a topic."""
@@ -111,13 +112,14 @@ def follow(
             does not fit, and there is no table for such; the topic is not the one that the table
             was written from; another runner writes.
     """
-    check(stream, site)
+    check(site)
     room.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(only_one(room, stream.name))
         pace = Pace(stream.name, stream.topic.topic, emit, room / STATUS)
-        # Spark runs the steps; what servers are told, this process reads again by itself.
-        running = stack.enter_context(engine(Limits(threads=1))) if stream.observe else None
+        # Spark runs the steps; what servers are told, this process reads again by itself, and what
+        # windows know where that was not kept.
+        running = stack.enter_context(engine(Limits(threads=1)))
         follower = SparkFollower(stream, running, pace, emit, stop or Event(), token)
         stack.callback(follower.close)
         follower.spark = stack.enter_context(session(site))
@@ -126,17 +128,12 @@ def follow(
     return pace
 
 
-def check(stream: Stream, site: EngineSite) -> None:
-    """Hold a stream against what is done on Spark.
+def check(site: EngineSite) -> None:
+    """Hold a site against what is done on Spark.
 
     Raises:
-        ValueError: it keeps windows, or the session is one of Spark Connect.
+        ValueError: the session is one of Spark Connect, or the topic is read in an unknown way.
     """
-    where = f"stream {stream.name!r} with [engine] kind 'spark'"
-    for step in stream.events.chain()[1]:
-        if isinstance(step, WithWindows):
-            allowed = "steps that remember no rows; [engine] kind 'duckdb' keeps windows"
-            raise wrong(where, step.label, allowed)
     if site.kafka not in KAFKA:
         raise unknown("way", site.kafka, KAFKA, "[engine] kafka")
     if site.master.startswith("sc://"):
@@ -158,7 +155,7 @@ class SparkFollower(Follower):
     def __init__(
         self,
         stream: Stream,
-        running: Engine | None,
+        running: Engine,
         pace: Pace,
         emit: Emit,
         stop: Event,
@@ -170,6 +167,7 @@ class SparkFollower(Follower):
         self._run = ""
         self._letters: Lake | None = None
         self._buried: Buried | None = None
+        self._windowing: Windowing | None = None
         super().__init__(stream, running, pace, emit, stop, token)
 
     def _ready(self, schema: Schema) -> None:
@@ -184,6 +182,7 @@ class SparkFollower(Follower):
 
     def _loop(self) -> None:
         self._grow()
+        self._patiently(self._restore)
         pause, lost = PAUSES[0], 0
         while True:
             before = self.pace.commits
@@ -205,6 +204,22 @@ class SparkFollower(Follower):
             if self._stop.wait(pause):
                 return
             pause = min(2 * pause, PAUSES[1])
+
+    def _restore(self) -> None:
+        """Know what the windows knew where the table stands, if the steps have any."""
+        cut = segments(self._told.events, self._columns.names)
+        if len(cut) == 1:
+            return
+        parts = self.spark.sparkContext.defaultParallelism
+        asked = "spark.default.parallelism" in self.site.conf
+        windowing = Windowing(cut, self.pace.path.parent, parts, exactly=asked)
+        windowing.restore(self._places, self.at, self._remembered)
+        self._windowing = windowing
+
+    def _remembered(self) -> bytes:
+        """The state that the embedded runner would have where the table stands."""
+        self._steps(self._columns)
+        return self._recall.restore(self._places, self.at)
 
     def _alive(self, error: Exception) -> None:
         """Hold that the session is there still.
@@ -289,7 +304,8 @@ class SparkFollower(Follower):
                 raise
 
     def _land(self, records: Any) -> None:
-        landing = Landing(
+        windowing = self._windowing
+        landing = (Landing if windowing is None else Gather)(
             run=self._run,
             stream=self._told,
             columns=self._columns.names,
@@ -300,15 +316,15 @@ class SparkFollower(Follower):
             buried=self._buried,
         )
 
-        def land(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            return landing(batches)
+        def take(landing: Landing) -> list[Report]:
+            found = records.mapInArrow(lambda batches: landing(batches), REPORT).collect()
+            return [Report.from_json(row["report"]) for row in found]
 
-        found = records.mapInArrow(land, REPORT).collect()
-        reports = [Report.from_json(row["report"]) for row in found]
-        for report in reports:
-            if report.problem is not None:
-                name, text = report.problem
-                raise _ERRORS.get(name, OSError)(text)
+        if windowing is None:
+            reports = held(take(landing))
+        else:
+            assert isinstance(landing, Gather)
+            reports = windowing.batch(landing, take, partial(each, records.sparkSession), held)
         if any(report.messages for report in reports):
             try:
                 self._commit_reports(reports)
@@ -329,8 +345,12 @@ class SparkFollower(Follower):
             self._letters.commit_files(letters, name, self._places.kept(past))
             self._buried = replace(self._buried, ends={**self._buried.ends, **past})
         files = [file for report in reports for file in report.files]
+        if self._windowing is not None:
+            self._windowing.ready(self._places, {**self.at, **behind})
         version = self._lake.commit_files(files, name, kept)
         self.at |= behind
+        if self._windowing is not None:
+            self._windowing.keep()
         self._topic.tell(behind)
         self.pace.problem = None
         self.pace.batch(
@@ -363,76 +383,29 @@ class SparkFollower(Follower):
         self.pace.look(positions, lag, ended=False)
 
 
-def records_of(spark: Any, stream: Stream, site: EngineSite, at: Mapping[int, int]) -> Any:
-    """A streaming ``DataFrame`` of the raw records of a stream's topic from given offsets on."""
-    if site.kafka == "connector":
-        found = spark.readStream.format("kafka").options(**connector_options(stream, at)).load()
-        return found.selectExpr(*CONNECTOR_COLUMNS)
-    from drivetrain.events.spark.source import NAME, KafkaSource
+def each(spark: Any, count: int, task: Callable[[int], str]) -> list[str]:
+    """What a task gives for each number below ``count``, run by executors."""
 
-    leaf = stream.topic
-    spark.dataSource.register(KafkaSource)
-    options = {
-        "servers": leaf.brokers,
-        "topic": leaf.topic,
-        "properties": leaf.properties,
-        "positions": json.dumps({str(number): offset for number, offset in at.items()}),
-        "rows": str(stream.messages),
-    }
-    return spark.readStream.format(NAME).options(**options).load()
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            found = [task(number) for number in batch.column(0).to_pylist()]
+            yield pa.record_batch({"report": pa.array(found, pa.string())})
+
+    found = spark.range(0, count, 1, count).mapInArrow(run, REPORT).collect()
+    return [row["report"] for row in found]
 
 
-CONNECTOR_COLUMNS = (
-    "partition",
-    "offset",
-    "IF(timestampType < 0, -1, unix_micros(timestamp)) AS timestamp",
-    "key",
-    "value",
-)
-"""The columns of our source out of those of spark-sql-kafka."""
-
-
-def connector_options(stream: Stream, at: Mapping[int, int]) -> dict[str, str]:
-    """What spark-sql-kafka is told, so that it reads what our own source would.
-
-    Its jar was not at hand: these options are what its documentation asks for, and were never run
-    (https://spark.apache.org/docs/latest/streaming/structured-streaming-kafka-integration.html).
+def held(reports: Sequence[Report]) -> list[Report]:
+    """Reports that have no problem.
 
     Raises:
-        ValueError: the topic's properties are those of another client.
+        Exception: the problem of the first one that has one.
     """
-    leaf = stream.topic
-    if leaf.properties:
-        allowed = "none with [engine] kafka 'connector': they are librdkafka's, not the JVM's"
-        raise wrong(f"Kafka({leaf.topic!r}) properties", leaf.properties, allowed)
-    starts = {leaf.topic: {str(number): offset for number, offset in sorted(at.items())}}
-    return {
-        "kafka.bootstrap.servers": leaf.brokers,
-        "subscribe": leaf.topic,
-        "startingOffsets": json.dumps(starts),
-        "maxOffsetsPerTrigger": str(stream.messages),
-        "failOnDataLoss": "true",
-        "kafka.isolation.level": "read_committed",
-    }
-
-
-def told(table: Table) -> Table:
-    """The same steps on a topic whose columns are all declared.
-
-    Raises:
-        OSError: the topic is to be asked for its columns, and cannot be.
-        ValueError: it shows none.
-    """
-    if isinstance(table, Step):
-        return replace(table, source=told(table.source))
-    assert isinstance(table, Kafka)
-    if table.types or table.format not in ("json", "arrow"):
-        return table
-    payload = [field for field in table.schema if field.name not in table.places]
-    if any(field.shape or field.dtype == "bytes" for field in payload):
-        return table  # an Arrow stream says it of itself
-    types: Any = {field.name: field.dtype for field in payload}
-    return replace(table, types=types)
+    for report in reports:
+        if report.problem is not None:
+            name, text = report.problem
+            raise _ERRORS.get(name, OSError)(text)
+    return list(reports)
 
 
 def raised(text: str) -> Exception:

@@ -24,6 +24,7 @@ from drivetrain.core.window import Windows
 from drivetrain.events.dialect.sql import identifier
 from drivetrain.events.duckdb import CHUNK, ROW, Engine
 from drivetrain.events.reading.arrow import arrow_type
+from drivetrain.events.windowed.order import InOrder, NotInOrderError
 from drivetrain.events.windowed.spill import Rows, Values
 
 pc = need("pyarrow.compute", "data")
@@ -32,9 +33,6 @@ ASK, TELL = 1, 2
 
 PIECE = 1 << 18
 """So many sorted questions and observations are walked at a time."""
-
-STATE = 256 << 20
-"""Where all keys together take more bytes than this, they are sorted and walked one by one."""
 
 
 @dataclass
@@ -47,6 +45,7 @@ class Windowed:
         schema: the columns that they ask for and observe.
         keep: the other columns that go on, as SQL identifiers.
         label: the step, for errors.
+        at_once: whether rows are answered as they come, where that can be, before all are there.
         tracks: what a stream has made known so far.
     """
 
@@ -55,6 +54,7 @@ class Windowed:
     schema: Schema
     keep: Sequence[str]
     label: str
+    at_once: bool = False
     tracks: Tracks = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,17 +77,36 @@ class Windowed:
         self.tracks = Tracks.load(data, self.windows, self.schema, self.engine.threads)
 
     def over(self, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """All rows of a spine, table by table as they came."""
+        """All rows of a spine, table by table as they came.
+
+        Raises:
+            NotInOrderError: ``at_once``, and a row came that ought to have come earlier.
+        """
+        windows = replace(self.windows, lateness=0)  # nothing is late that is put in order
+        if self.at_once and all(track.known == windows.time for track in windows.tracks):
+            return self._as_they_come(windows, chunks)
+        return self._held_back(windows, chunks)
+
+    def _as_they_come(self, windows: Windows, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        walk = InOrder(self._tracks(windows, self.schema))
+
+        def answered(chunk: pa.Table) -> pa.Table:
+            return self._attach(chunk, walk.answer(self._batch(chunk, self.schema)))
+
+        return map(answered, chunks)
+
+    def _held_back(self, windows: Windows, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Each row once all have been read, which lie on disk meanwhile."""
         with TemporaryDirectory(prefix="windows-", dir=self.engine.directory) as name:
             folder = Path(name)
-            windows = replace(self.windows, lateness=0)  # nothing is late that is put in order
             rows = Rows(folder / "rows.arrow", self.label)
-            in_order = _InOrder(windows, self.schema, self._tracks, folder, self.label)
+            in_order = self._in_order(windows, folder)
             for chunk in chunks:
                 rows.add(chunk)
-                in_order.add(self._batch(chunk, self.schema))
+                if in_order is not None and not in_order.add(self._batch(chunk, self.schema)):
+                    in_order = None
             rows.close()
-            groups = [in_order.answers] if in_order.answers else []
+            groups = [] if in_order is None else [in_order.answers]
             answered = {name for group in groups for name in group.windows.names}
             for track in windows.tracks:
                 names = [name for name, _ in track.windows if name not in answered]
@@ -98,6 +117,15 @@ class Windowed:
                 stop = start + len(chunk)
                 yield self._attach(chunk, dict(i for g in groups for i in g.take(start, stop)))
                 start = stop
+
+    def _in_order(self, windows: Windows, folder: Path) -> "_AsTheyCame | None":
+        """What answers, while rows are read, the windows that are known at the row's own time."""
+        known = [track for track in windows.tracks if track.known == windows.time]
+        if not known:
+            return None
+        windows = windows.select([name for track in known for name, _ in track.windows])
+        tracks = self._tracks(windows, self.schema)
+        return _AsTheyCame(InOrder(tracks), _Answers(windows, tracks.fields, folder, self.label))
 
     def _by_key(self, windows: Windows, rows: Rows, folder: Path) -> "_Answers":
         """The windows of one track, its questions and observations sorted by key and time."""
@@ -126,11 +154,11 @@ class Windowed:
     def _attach(self, chunk: pa.Table, found: dict[str, Array]) -> pa.Table:
         columns = {name: chunk[name] for name in (*self.keep, ROW)}
         for given in self.tracks.fields:
-            columns[identifier(given.name)] = _column(found[given.name], given)
+            columns[identifier(given.name)] = column_of(found[given.name], given)
         return pa.table(columns)
 
 
-def _column(values: Array, field: Field) -> Any:
+def column_of(values: Array, field: Field) -> Any:
     """An Arrow column of windows, those that are missing as nulls."""
     flat = values.reshape(-1)
     missing = np.isnan(flat) if flat.dtype.kind == "f" else flat == MISSING_INT
@@ -160,56 +188,27 @@ class _Answers:
         return zip(self.names, self._values.take(start, stop), strict=True)
 
 
-class _InOrder:
-    """Answers rows as they come, for as long as they come in order of time.
+class _AsTheyCame:
+    """The windows of rows that were answered as they came, while no later row can change them."""
 
-    Attributes:
-        answers: the windows of all rows so far whose tracks are known at the row's own time; None
-            if there is no such track, or the rows were not in order.
-    """
+    def __init__(self, walk: InOrder, answers: _Answers) -> None:
+        self.answers = answers
+        self._walk: InOrder | None = walk
+        self._rows = 0
 
-    def __init__(
-        self,
-        windows: Windows,
-        schema: Schema,
-        make: Callable[[Windows, Schema], Tracks],
-        folder: Path,
-        label: str,
-    ) -> None:
-        at_once = [track for track in windows.tracks if track.known == windows.time]
-        windows = windows.select([name for track in at_once for name, _ in track.windows])
-        self.answers: _Answers | None = None
-        self._rows, self._latest = 0, MISSING_INT
-        if at_once:
-            self._time = windows.time
-            self._tracks = make(windows, schema)
-            self.answers = _Answers(windows, self._tracks.fields, folder, label)
-
-    def add(self, batch: Batch) -> None:
-        """The next rows."""
-        if self.answers is None:
-            return
-        times = batch[self._time]
-        times = times[times != MISSING_INT]
-        if len(times):
-            if times[0] < self._latest or bool((times[1:] < times[:-1]).any()):
-                self._give_up()
-                return
-            self._latest = int(times[-1])
-        found = self._tracks.replay(batch)
+    def add(self, batch: Batch) -> bool:
+        """The next rows; False: they came too late, and all that was found is of no use."""
+        assert self._walk is not None
+        try:
+            found = self._walk.answer(batch)
+        except NotInOrderError:
+            self._walk = None  # neither its memory nor its place on the disk is kept
+            self.answers.drop()
+            return False
         rows = np.arange(self._rows, self._rows + len(batch))
         self.answers.put(rows, [found[name] for name in self.answers.names])
         self._rows += len(batch)
-        self._tracks.expire(self._latest)
-        if self._tracks.bytes > STATE:
-            self._give_up()
-
-    def _give_up(self) -> None:
-        """What was found is of no use: neither its memory nor its place on the disk is kept."""
-        assert self.answers is not None
-        self.answers.drop()
-        self.answers = None
-        del self._tracks
+        return True
 
 
 # -- key by key ------------------------------------------------------------------------------------

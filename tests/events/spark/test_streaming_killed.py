@@ -1,4 +1,4 @@
-"""A stream on Spark that is killed, driver and JVM, again and again, and asked to end.
+"""A stream with windows on Spark that is killed, driver and JVM, again and again, asked to end.
 
 The embedded runner begins it and ends it: either goes on where the other stopped.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from drivetrain.events.lake.lake import Lake
@@ -22,10 +23,15 @@ from drivetrain.events.lake.snapshot import Snapshot
 STREAM = """\
 import drivetrain as dt
 
-events = dt.Kafka({topic!r}, servers={servers!r}, types={{"n": "int64", "s": "string"}})
+types = {{"n": "int64", "s": "string", "third": "int64", "sixth": "int64", "at": "timestamp"}}
+events = dt.Kafka({topic!r}, servers={servers!r}, types=types, time="at")
 stream = dt.Stream(
     name="made",
-    events=events.where(dt.col("n") >= 0),
+    events=events.where(dt.col("n") >= 0).with_windows(
+        lateness="1d",
+        before=dt.Window(by="third", stat="count"),
+        minute=dt.Window("n", by=("sixth", "third"), over="1m", stat="sum"),
+    ),
     into={into!r},
     dead={dead!r},
     every="20ms",
@@ -98,12 +104,21 @@ class Place:
         for partition in range(self._partitions):
             values: list[bytes] = []
             for n in numbers[partition :: self._partitions]:
-                values.append(json.dumps({"n": n, "s": "x" * draw.randrange(50)}).encode())
+                at = str(np.datetime64("2026-01-01") + np.timedelta64(n, "s"))
+                row = {"n": n, "third": n % 3, "sixth": n % 6, "at": at}
+                values.append(json.dumps({**row, "s": "x" * draw.randrange(50)}).encode())
                 if draw.random() < 0.03:
                     values.append(b"torn %d" % n)
                     torn += 1
             self._broker.send(self.topic, values, partition=partition)
         return torn
+
+    def rows(self) -> list[tuple[int, int, float]]:
+        """Of the table, with their windows, in order."""
+        snapshot = Snapshot.open(self.into)
+        schema = snapshot.schema.select(("n", "before", "minute"))
+        found = [row for t in snapshot.chunks(schema, 100_000) for row in t.to_pylist()]
+        return sorted(tuple(row.values()) for row in found)
 
     def column(self, path: str, name: str) -> list[Any]:
         """Of a table, in order."""
@@ -142,7 +157,13 @@ def test_killed_again_and_again_it_loses_nothing_and_writes_nothing_twice(
     rows = len(place.column(place.into, "n"))
     assert rows < 3_000, "it was to be killed and ended on the way"
     embedded += ["--set", "messages=1000"]
-    assert subprocess.run(embedded, capture_output=True, timeout=PATIENCE).returncode == 0
+    ended = subprocess.run(embedded, capture_output=True, timeout=PATIENCE)
+    assert ended.returncode == 0
+    assert b"read again" not in ended.stderr + ended.stdout
     assert place.column(place.into, "n") == list(range(3_000))
     values = place.column(place.dead, "value")
     assert (len(values), len(set(values))) == (torn, torn)
+    assert place.rows() == [
+        (n, n // 3, sum(m for m in range(n % 6, n, 6) if n - m <= 60)) for n in range(3_000)
+    ]
+    assert "read again" not in (tmp_path / "run.log").read_text(), "no state was lost"
