@@ -19,10 +19,10 @@ import numpy as np
 from bench.figure import Figure, figure, show, speed_ratios, words
 from bench.made import NUMERIC, TEXT, flights
 from bench.transform_peers import ROUTES, Tensors, duckdb, polars, scikit_learn
+from drivetrain.core.ahead import in_parallel
 from drivetrain.events.files import Parquet
 from drivetrain.events.prepared import Prepared, prepare
 from drivetrain.events.split import HashSplit
-from drivetrain.features.ahead import in_parallel
 from drivetrain.features.categorical import Index
 from drivetrain.features.compile import compile
 from drivetrain.features.engines.duckdb import DuckDB

@@ -1,11 +1,12 @@
 """DuckDB within bounds: a connection of its own, and queries over one chunk of rows at a time."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,15 +49,58 @@ class Limits:
             raise wrong("Limits.chunk", self.chunk, "at least one row")
 
 
+class StoppedError(Exception):
+    """A thread was to end; whoever stopped it knows, and nobody else sees this."""
+
+
 class Engine:
-    """One DuckDB in memory that runs queries over chunks and holds the tables they look up in."""
+    """One DuckDB in memory that runs queries over chunks and holds the tables they look up in.
+
+    Threads may run queries side by side: each has a connection of its own, with a chunk of its own.
+    """
 
     def __init__(
         self, connection: "duckdb.DuckDBPyConnection", directory: Path, threads: int
     ) -> None:
         """Run on a connection; ``directory`` is for what lies on disk as long as it does."""
-        self.connection, self.directory, self.threads = connection, directory, threads
+        self.directory, self.threads = directory, threads
         self._numbers = count()
+        self._whole = connection
+        self._stopped = False
+        self._lock = Lock()
+        self._connections = {get_ident(): _quiet(connection)}
+
+    @property
+    def connection(self) -> "duckdb.DuckDBPyConnection":
+        """The connection of the thread that asks."""
+        with self._lock:
+            found = self._connections.get(get_ident())
+            if found is None:
+                found = self._connections[get_ident()] = _quiet(self._whole.cursor())
+            return found
+
+    def stop(self) -> None:
+        """End the queries of all threads, and let none begin."""
+        self._stopped = True
+        with self._lock:
+            for connection in self._connections.values():
+                connection.interrupt()
+
+    def lasting(self, chunks: "Iterable[pa.Table]") -> "Iterator[pa.Table]":
+        """The chunks, for as long as the engine is not stopped."""
+        for chunk in chunks:
+            self._go_on()
+            yield chunk
+
+    def _go_on(self) -> None:
+        if self._stopped:
+            raise StoppedError
+
+    def close(self) -> None:
+        """Close the connections of all threads, none of which runs a query any more."""
+        with self._lock:
+            for connection in self._connections.values():
+                connection.close()
 
     def create(self, columns: str) -> str:
         """Make an empty table; ``columns`` are names and types in SQL. Returns its name."""
@@ -66,8 +110,8 @@ class Engine:
 
     def insert(self, table: str, query: str, chunk: pa.Table, label: str) -> None:
         """Append what ``query`` gives for :data:`CHUNK` to a table."""
-        with self._seen(chunk), _named(label):
-            self.connection.execute(f"INSERT INTO {table} {query}")
+        with self._seen(chunk) as connection, _named(label):
+            connection.execute(f"INSERT INTO {table} {query}")
 
     def drop(self, table: str) -> None:
         """Let go of a table."""
@@ -84,7 +128,9 @@ class Engine:
         """
         with _named(label):
             found = self.connection.sql(f"SELECT * FROM {table} ORDER BY {', '.join(by)}")
-            yield from found.to_arrow_reader(rows)
+            for piece in found.to_arrow_reader(rows):
+                self._go_on()
+                yield piece
 
     def run(self, query: str, chunk: pa.Table, label: str) -> pa.Table:
         """What ``query`` gives for :data:`CHUNK`, in order of :data:`ROW`.
@@ -99,20 +145,22 @@ class Engine:
             MemoryError: one chunk needs more than the memory limit.
             OSError: DuckDB cannot spill.
         """
-        with self._seen(chunk), _named(label):
-            result = self.connection.sql(query).to_arrow_table()
+        with self._seen(chunk) as connection, _named(label):
+            result = connection.sql(query).to_arrow_table()
         rows = result[ROW].to_numpy()
         if len(rows) > 1 and not bool((rows[1:] > rows[:-1]).all()):
             result = result.take(pa.array(np.argsort(rows)))
         return result
 
     @contextmanager
-    def _seen(self, chunk: pa.Table) -> Iterator[None]:
-        self.connection.register(CHUNK, chunk)
+    def _seen(self, chunk: pa.Table) -> "Iterator[duckdb.DuckDBPyConnection]":
+        self._go_on()
+        connection = self.connection
+        connection.register(CHUNK, chunk)
         try:
-            yield
+            yield connection
         finally:
-            self.connection.unregister(CHUNK)
+            connection.unregister(CHUNK)
 
 
 @contextmanager
@@ -152,9 +200,14 @@ def engine(limits: Limits) -> Iterator[Engine]:
             connection = duckdb.connect(":memory:", config=settings)
         except duckdb.Error as error:
             raise wrong("memory", limits.memory, f"an amount such as '1GB' ({error})") from None
-        # A local setting; the bar would be written between the lines of our own output.
-        connection.execute("SET enable_progress_bar = false")
+        running = Engine(connection, Path(spill), threads)
         try:
-            yield Engine(connection, Path(spill), threads)
+            yield running
         finally:
-            connection.close()
+            running.close()
+
+
+def _quiet(connection: "duckdb.DuckDBPyConnection") -> "duckdb.DuckDBPyConnection":
+    """A connection without a progress bar, which would be written between lines of our output."""
+    connection.execute("SET enable_progress_bar = false")
+    return connection

@@ -6,13 +6,14 @@ to see all rows before they answer the first; those lie on disk meanwhile. What 
 not depend on where chunks begin; the rows keep the order of the spine.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 
+from drivetrain.core.ahead import ahead
 from drivetrain.core.batch import Array, Batch
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
@@ -25,6 +26,17 @@ from drivetrain.events.duckdb import CHUNK, ROW, Engine, Limits, engine
 from drivetrain.events.join import AsOfJoin, Join
 from drivetrain.events.reading.arrow import arrow_schema
 from drivetrain.events.split import SPLIT, HashSplit
+from drivetrain.events.stages import (
+    AsOf,
+    Assigned,
+    Distinct,
+    Query,
+    Stage,
+    Staged,
+    Tally,
+    Whole,
+    one,
+)
 from drivetrain.events.table import Assign, DropDuplicates, Leaf, RowStep, Step, Table
 from drivetrain.events.windowed.carry import Remembers, pack, unpack
 from drivetrain.events.windows import WithWindows
@@ -32,142 +44,12 @@ from drivetrain.events.windows import WithWindows
 pc = need("pyarrow.compute", "data")
 
 
-@dataclass
-class Tally:
-    """How many rows came to a step that may leave rows out, and how many it kept."""
-
-    step: str
-    rows: int = 0
-    kept: int = 0
-
-    def count(self, before: pa.Table, after: pa.Table) -> pa.Table:
-        """Count what a step did with a chunk, and pass the result on."""
-        self.rows += len(before)
-        self.kept += len(after)
-        return after
-
-
-class Stage(Protocol):
-    """What a chunk goes through."""
-
-    def __call__(self, chunk: pa.Table) -> pa.Table: ...
-
-
-@runtime_checkable
-class Whole(Protocol):
-    """A stage that gives other rows where it may see all of them first."""
-
-    def over(self, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """What all chunks become, each at its place."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Staged(Step):
-    """A step that brings what does it."""
-
-    def stage(self, tally: Tally) -> Stage:
-        """What does it, and counts the rows that it leaves out."""
-        raise AssertionError(type(self))
-
-
-@dataclass(frozen=True)
-class Query:
-    """Steps that are one SQL query over the chunk."""
-
-    engine: Engine
-    sql: str
-    label: str
-    tally: Tally | None = None
-
-    def __call__(self, chunk: pa.Table) -> pa.Table:
-        result = self.engine.run(self.sql, chunk, self.label)
-        return self.tally.count(chunk, result) if self.tally else result
-
-
-@dataclass(frozen=True)
-class AsOf:
-    """Adds what was last observed before each row's time."""
-
-    search: LastBefore
-    observed: pa.Table
-    by: Sequence[str]
-    time: str
-    keep: Sequence[str]
-
-    def __call__(self, chunk: pa.Table) -> pa.Table:
-        chunk = chunk.combine_chunks()
-        keys = [one(chunk[name]) for name in self.by]
-        rows = self.search.find(keys, one(chunk[self.time]))
-        found = self.observed.take(pa.array(rows, mask=rows < 0))
-        columns = {name: chunk[name] for name in (*self.keep, ROW)}
-        return pa.table({**columns, **{name: found[name] for name in found.column_names}})
-
-
-@dataclass(frozen=True)
-class Distinct:
-    """Keeps the first row of each key, over all chunks so far."""
-
-    engine: Engine
-    seen: str
-    by: Sequence[str]
-    tally: Tally
-
-    def __call__(self, chunk: pa.Table) -> pa.Table:
-        keys = ", ".join(self.by)
-        same = " AND ".join(f"c.{name} IS NOT DISTINCT FROM s.{name}" for name in self.by)
-        first = f"row_number() OVER (PARTITION BY {keys} ORDER BY {ROW}) = 1"
-        sql = (
-            f"SELECT * FROM (SELECT * FROM {CHUNK} QUALIFY {first}) c "
-            f"WHERE NOT EXISTS (SELECT 1 FROM {self.seen} s WHERE {same})"
-        )
-        kept = self.engine.run(sql, chunk, self.tally.step)
-        self.engine.insert(self.seen, f"SELECT {keys} FROM {CHUNK}", kept, self.tally.step)
-        return self.tally.count(chunk, kept)
-
-    @property
-    def label(self) -> str:
-        """The step, as it was written."""
-        return self.tally.step
-
-    def dump(self) -> bytes:
-        """All keys seen so far."""
-        seen = self.engine.connection.table(self.seen).to_arrow_table()
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, seen.schema) as writer:
-            writer.write_table(seen)
-        return sink.getvalue().to_pybytes()
-
-    def load(self, data: bytes) -> None:
-        """Have seen those keys.
-
-        Raises:
-            ValueError: they are damaged.
-        """
-        keys = ", ".join(self.by)
-        try:
-            seen = pa.ipc.open_stream(data).read_all()
-        except pa.ArrowInvalid as error:
-            raise wrong(f"{self.label}, its state", str(error), "what dump gave") from None
-        self.engine.connection.execute(f"DELETE FROM {self.seen}")
-        self.engine.insert(self.seen, f"SELECT {keys} FROM {CHUNK}", seen, self.label)
-
-
-@dataclass(frozen=True)
-class Assigned:
-    """Drops the rows that belong to no split."""
-
-    tally: Tally
-
-    def __call__(self, chunk: pa.Table) -> pa.Table:
-        return self.tally.count(chunk, chunk.filter(pc.is_valid(chunk[SPLIT])))
-
-
 @dataclass(kw_only=True)
 class Plan:
     """A table's steps made ready to run on chunks of its spine.
 
     Attributes:
+        engine: where the stages run.
         spine: where the rows come from.
         reads: the columns of the spine that the steps need.
         gives: the columns of the result; its split, an int64, comes beside them as ``SPLIT``.
@@ -176,6 +58,7 @@ class Plan:
         rows: how many rows of the spine have gone through.
     """
 
+    engine: Engine
     spine: Leaf
     reads: Schema
     gives: Schema
@@ -198,9 +81,39 @@ class Plan:
         A window then holds what was known at its row's time in any row, as :meth:`run` can't tell:
         it has seen no further than its chunk.
         """
-        found: Iterable[pa.Table] = map(self._numbered, chunks)
+        return self._through(chunks, iter)
+
+    def over_ahead(
+        self, chunks: Iterable[pa.Table], waiting: Callable[[], None]
+    ) -> Generator[pa.Table, None, None]:
+        """The same, made by threads that each have one chunk at hand while the next is made.
+
+        Reading, the windows, and the steps before, between and behind them have one each. They end
+        with the last chunk, with an error and when this is closed, which also ends the engine's
+        work. An error rises where its chunk was due.
+
+        Args:
+            chunks: of the spine.
+            waiting: is called each second for which a chunk is waited for.
+        """
+        with ExitStack() as threads:
+
+            def handed(found: Iterable[pa.Table]) -> Iterator[pa.Table]:
+                return threads.enter_context(closing(ahead(found)))
+
+            found = self._through(self.engine.lasting(chunks), handed)
+            last = ahead(found, waiting=waiting, stopped=self.engine.stop)
+            yield from threads.enter_context(closing(last))
+
+    def _through(self, chunks: Iterable[pa.Table], handed: "_Handed") -> Iterator[pa.Table]:
+        """Chunks through all stages; ``handed`` brings them to a stage and what follows it."""
+        found: Iterator[pa.Table] = map(self._numbered, chunks)
+        fresh = True
         for stage in self.stages:
-            found = stage.over(found) if isinstance(stage, Whole) else map(stage, found)
+            if isinstance(stage, Whole):
+                found, fresh = stage.over(handed(found)), True
+            else:
+                found, fresh = map(stage, handed(found) if fresh else found), False
         return map(self._finished, found)
 
     def run(self, chunk: pa.Table) -> pa.Table:
@@ -242,8 +155,17 @@ class Plan:
         return pa.Table.from_arrays(columns, schema=schema)
 
 
+_Handed = Callable[[Iterable[pa.Table]], Iterator[pa.Table]]
+
+
 def compile_plan(
-    table: Table, columns: Sequence[str], engine: Engine, limits: Limits, *, split: bool = True
+    table: Table,
+    columns: Sequence[str],
+    engine: Engine,
+    limits: Limits,
+    *,
+    split: bool = True,
+    at_once: bool = False,
 ) -> Plan:
     """Make a table ready to run: check it, read and hold what it joins with, write its SQL.
 
@@ -254,14 +176,17 @@ def compile_plan(
         limits: for reading joined tables.
         split: whether rows are split; a table that names no split is split by a hash of all its
             columns.
+        at_once: whether rows are given windows that are known at their own time before all rows
+            have been read; ``Plan.over`` then raises ``NotInOrderError`` at a row that ought to
+            have come earlier, and another plan, which waits, has to run.
 
     Raises:
         ValueError: a step does not fit the columns, or a key occurs twice in a joined table.
         OSError: a file is absent or may not be read.
     """
     laid = outline(table, columns, split=split)
-    plan = Plan(spine=laid.spine, reads=laid.reads, gives=laid.gives)
-    compiler = _Compiler(plan, engine, limits)
+    plan = Plan(engine=engine, spine=laid.spine, reads=laid.reads, gives=laid.gives)
+    compiler = _Compiler(plan, engine, limits, at_once)
     for step, before, live in laid.steps:
         compiler.add(step, before, live)
     compiler.flush()
@@ -319,8 +244,8 @@ def outline(table: Table, columns: Sequence[str], *, split: bool = True) -> Outl
 class _Compiler:
     """Turns steps into stages: SQL as far as one query goes, then what SQL does not do."""
 
-    def __init__(self, plan: Plan, engine: Engine, limits: Limits) -> None:
-        self.plan, self.engine, self.limits = plan, engine, limits
+    def __init__(self, plan: Plan, engine: Engine, limits: Limits, at_once: bool) -> None:
+        self.plan, self.engine, self.limits, self.at_once = plan, engine, limits, at_once
         self.sql = CHUNK
         self.labels: list[str] = []
 
@@ -430,7 +355,8 @@ class _Compiler:
         self.flush()
         reads = before.select(dict.fromkeys((*windows.asked, *windows.observed)))
         own = [identifier(name) for name in live if name not in windows.names]
-        self.plan.stages.append(Windowed(self.engine, windows, reads, own, step.label))
+        made = Windowed(self.engine, windows, reads, own, step.label, at_once=self.at_once)
+        self.plan.stages.append(made)
 
     def _distinct(self, step: DropDuplicates, before: Schema) -> None:
         self.flush()
@@ -445,12 +371,6 @@ def _columns(fields: "Iterator[Field]") -> str:
     types = FORMS["duckdb"].types
     shaped = ((f, "".join(f"[{size}]" for size in f.shape)) for f in fields)
     return ", ".join(f"{quote(f.name)} {types[f.dtype]}{shape}" for f, shape in shaped)
-
-
-def one(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece, also when it has no row."""
-    whole = column.combine_chunks()
-    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
 
 
 def stream(

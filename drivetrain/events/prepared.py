@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core import durable
@@ -19,12 +20,17 @@ from drivetrain.core.seams import SPLITS, Shard, Source, Split
 
 if TYPE_CHECKING:
     from drivetrain.core.batch import Batch
+    from drivetrain.events.duckdb import Limits
+    from drivetrain.events.plan import Plan
     from drivetrain.events.table import Leaf, Table
 
 FORMAT = 1
 """The layout of a prepared directory, and the meaning of the digest; part of every fingerprint."""
 
 MANIFEST = "prepared.json"
+
+CHUNK = 65_536
+"""Rows of the spine that go through the steps together: few, since several such are at hand."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +160,8 @@ def prepare(
         ValueError: the plan does not fit the files, a file is damaged, or no row is left.
         OSError: a file is absent or may not be read, or the disk is full.
     """
-    from drivetrain.events.duckdb import Limits, engine
-    from drivetrain.events.plan import compile_plan
-    from drivetrain.events.shelf import Shelf, from_plan, from_source
+    from drivetrain.events.duckdb import Limits
+    from drivetrain.events.shelf import Shelf, from_source
     from drivetrain.events.table import Table
 
     directory = Path(directory)
@@ -172,20 +177,46 @@ def prepare(
     dropped: list[dict[str, Any]] = []
     with ExitStack() as stack:
         target = stack.enter_context(durable.directory(directory))
-        shelf = stack.enter_context(Shelf(target, schema))
         if isinstance(table, Table):
-            limits = Limits(memory=memory, threads=threads, directory=directory.parent)
-            running = stack.enter_context(engine(limits))
-            plan = compile_plan(table, columns, running, limits)
-            from_plan(plan, limits, shelf, emit)
+            limits = Limits(memory=memory, threads=threads, chunk=CHUNK, directory=directory.parent)
+            plan, contents = _laid(table, schema, target, limits, emit)
             read = plan.rows
             dropped += [dataclasses.asdict(tally) for tally in plan.tallies]
         else:
-            read = from_source(table, schema, shelf, emit)
-        contents = shelf.close()
+            with Shelf(target, schema) as shelf:
+                read = from_source(table, schema, shelf, emit)
+                contents = shelf.close()
         report(contents, dropped, read, emit)
         record(target, schema, contents, dropped, sources)
     return Prepared.open(directory)
+
+
+def _laid(
+    table: "Table", schema: Schema, target: Path, limits: "Limits", emit: Emit
+) -> "tuple[Plan, dict[str, Any]]":
+    """Lay the rows of a pinned table down in ``target``: the plan that ran, and what was written.
+
+    Where there are windows, rows are first taken to come in order of time, as most logs do, and
+    pass through in one go. Where that turns out wrong, what was written goes, and they are read
+    anew to be put in order.
+    """
+    from drivetrain.events.duckdb import engine
+    from drivetrain.events.plan import compile_plan
+    from drivetrain.events.shelf import Shelf, from_plan
+    from drivetrain.events.windowed.order import NotInOrderError
+
+    for at_once in (True, False):
+        with Shelf(target, schema) as shelf, engine(limits) as running:
+            plan = compile_plan(table, schema.names, running, limits, at_once=at_once)
+            try:
+                from_plan(plan, limits, shelf, emit)
+            except NotInOrderError:
+                assert at_once
+            else:
+                return plan, shelf.close()
+        for split in SPLITS:
+            rmtree(target / split)
+    raise AssertionError
 
 
 def sources_of(table: "Table") -> list[Mapping[str, Any]]:

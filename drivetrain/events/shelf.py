@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +169,21 @@ def _bytes_of(texts: pa.Array) -> Any:
 
 
 def from_plan(plan: Plan, limits: Limits, shelf: Shelf, emit: Emit) -> None:
-    """Run a plan over all of its spine."""
-    for rows in plan.over(_told(plan, plan.spine.chunks(plan.reads, limits.chunk), emit)):
-        divide(rows[SPLIT], rows.select(plan.gives.names), shelf)
+    """Run a plan over all of its spine, telling how much of that has been read."""
+    told, total = -1, plan.spine.count()
+
+    def tell() -> None:
+        nonlocal told
+        if told != plan.rows:
+            told = plan.rows
+            emit(Progress(stage="events", done=told, total=total))
+
+    chunks = plan.spine.chunks(plan.reads, limits.chunk)
+    with contextlib.closing(plan.over_ahead(chunks, tell)) as found:
+        for rows in found:
+            divide(rows[SPLIT], rows.select(plan.gives.names), shelf)
+            del rows  # not held while the next ones are waited for
+            tell()
 
 
 def divide(numbers: pa.ChunkedArray, rows: pa.Table, shelf: Shelf) -> None:
@@ -182,14 +194,6 @@ def divide(numbers: pa.ChunkedArray, rows: pa.Table, shelf: Shelf) -> None:
             shelf.add(split, rows)
             break
         shelf.add(split, rows.filter(mine))
-
-
-def _told(plan: Plan, chunks: Iterable[pa.Table], emit: Emit) -> Iterator[pa.Table]:
-    """Chunks of the spine, and after each how far that is."""
-    total = plan.spine.count()
-    for chunk in chunks:
-        yield chunk
-        emit(Progress(stage="events", done=plan.rows, total=total))
 
 
 def from_source(source: Source, schema: Schema, shelf: Shelf, emit: Emit) -> int:

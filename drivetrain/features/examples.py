@@ -16,13 +16,13 @@ from typing import Protocol, cast
 
 import numpy as np
 
+from drivetrain.core.ahead import ahead, in_parallel
 from drivetrain.core.batch import Array, Batch
 from drivetrain.core.cores import cores
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Emit, Metric, Progress, silent
 from drivetrain.core.schema import MISSING_INT, FeatureSchema, Schema
 from drivetrain.core.seams import SPLITS, Order, Shard, Source, Split
-from drivetrain.features.ahead import ahead, in_parallel
 from drivetrain.features.blocks import Block, Blocks, blocks_of, fill
 from drivetrain.features.order import CHUNKS, Windows, generator, turns
 

@@ -19,7 +19,7 @@ from drivetrain.core.window import Window, microseconds_of
 from drivetrain.events import HashSplit, Parquet, col, prepare
 from drivetrain.events.duckdb import Engine, Limits, engine
 from drivetrain.events.plan import batches, compile_plan, stream
-from drivetrain.events.windowed import backfill, spill
+from drivetrain.events.windowed import backfill, order, spill
 
 MOMENTS = st.none() | st.integers(0, 12)
 ROWS = st.lists(
@@ -122,7 +122,7 @@ def test_rows_in_order_of_time_are_walked_as_they_come(tmp_path, monkeypatch):
     names = ("many", "seen", "least", "before", "since", "some")
     at_once = {name: WINDOWS[name] for name in names}
     plan = table(tmp_path / "rows.parquet", rows).with_windows(**at_once)
-    monkeypatch.setattr(backfill, "STATE", 0)
+    monkeypatch.setattr(order, "STATE", 0)
     by_key = filled(plan, 7, names)
     monkeypatch.undo()
     monkeypatch.setattr(Engine, "sorted", None)
@@ -145,7 +145,7 @@ def test_a_walk_that_is_given_up_leaves_nothing_on_the_disk(tmp_path, monkeypatc
     monkeypatch.setattr(Engine, "sorted", looked)
     window = {"many": WINDOWS["many"]}
     filled(table(tmp_path / "late.parquet", late).with_windows(**window), 7, window)
-    monkeypatch.setattr(backfill, "STATE", 0)
+    monkeypatch.setattr(order, "STATE", 0)
     filled(table(tmp_path / "rows.parquet", rows).with_windows(**window), 7, window)
     assert held == [1, 1], "the place of the walk by key, and no other"
 

@@ -1,11 +1,12 @@
 """Items made ahead, in order, with errors where they are due and no thread left over."""
 
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from drivetrain.features.ahead import ahead, in_parallel
+from drivetrain.core.ahead import ahead, in_parallel
 
 
 def test_items_come_in_order() -> None:
@@ -98,3 +99,64 @@ def test_an_error_of_the_items_rises_too() -> None:
 
     with pytest.raises(OSError, match="torn"):
         list(in_parallel(str, items(), 2))
+
+
+def test_who_waits_is_told_so_and_may_stop_what_is_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr("drivetrain.core.ahead.SECOND", 0.01)
+    go_on, said = threading.Event(), []
+
+    def items() -> Iterator[int]:
+        yield 1
+        assert go_on.wait(60)
+        yield 2
+        yield 3
+
+    def waiting() -> None:
+        said.append(threading.current_thread())
+        if len(said) == 3:
+            go_on.set()
+
+    found = ahead(items(), waiting=waiting, stopped=go_on.clear)
+    assert list(found) == [1, 2, 3]
+    assert set(said) == {threading.current_thread()}
+    assert go_on.is_set(), "all items were read, so there was nothing to stop"
+
+    found = ahead(items(), stopped=go_on.set)
+    go_on.clear()
+    assert next(found) == 1
+    found.close()
+    assert go_on.is_set()
+
+
+def test_an_error_of_who_waits_stops_what_is_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr("drivetrain.core.ahead.SECOND", 0.01)
+    stopped, before = threading.Event(), threading.active_count()
+
+    def items() -> Iterator[int]:
+        assert stopped.wait(60)
+        yield 1
+
+    def waiting() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(ahead(items(), waiting=waiting, stopped=stopped.set))
+    assert threading.active_count() == before
+
+
+def test_an_item_is_not_held_while_the_next_is_waited_for() -> None:
+    class Item:
+        pass
+
+    gone = threading.Event()
+
+    def items() -> Iterator[Item]:
+        yield (first := Item())
+        weakref.finalize(first, gone.set)
+        del first
+        assert gone.wait(60)
+        yield Item()
+
+    found = ahead(items())
+    next(found)
+    assert isinstance(next(found), Item)

@@ -2,29 +2,56 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
+SECOND = 1.0
+"""How often who waits for an item is told so."""
+
+
+def ahead(
+    items: Iterable[T],
+    *,
+    waiting: Callable[[], None] | None = None,
+    stopped: Callable[[], None] | None = None,
+) -> Generator[T, None, None]:
     """The same items in the same order, one made ahead; errors rise where the item was due.
 
     The thread lives while the iterator is being read: it ends with the last item, with an error,
     and when the iterator is closed or dropped.
+
+    Args:
+        items: are made in a thread of their own.
+        waiting: is called, in the caller's thread, each second for which an item is waited for.
+        stopped: is called where not all items are read, before the end of the one that is being
+            made is waited for: it may bring that about.
     """
     source = iter(items)
     nothing = object()
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="drivetrain-ahead") as thread:
-            pending = thread.submit(next, source, nothing)
-            while (item := pending.result()) is not nothing:
+            try:
                 pending = thread.submit(next, source, nothing)
-                yield item  # pyright: ignore[reportReturnType]
+                while (item := _made(pending, waiting)) is not nothing:
+                    pending = thread.submit(next, source, nothing)
+                    yield item  # pyright: ignore[reportReturnType]
+                    del item  # it is not held while the next one is waited for
+            except BaseException:
+                if stopped is not None:
+                    stopped()
+                raise
     finally:
         _close(source)
+
+
+def _made(pending: Future[R], waiting: Callable[[], None] | None) -> R:
+    while waiting is not None and not wait((pending,), SECOND).done:
+        waiting()
+    return pending.result()
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
