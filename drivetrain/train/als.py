@@ -29,16 +29,21 @@ class ALS(Recall):
         factors: numbers for each user and item.
         alpha: how much more sure a pair is that was had, by weight.
         l2: what a factor's square costs, above 0.
+        even: how evenly users count: ``alpha`` is weighted by ``n ** -even`` for a user with ``n``
+            items, so scaled that its mean over the interactions stays. 0 leaves the items' factors
+            to the few who had most.
         iterations: of both sides.
         steps: of conjugate gradients, each time.
         seed: of the first factors.
         online: whether a server goes on to learn from the events that it observes, and how. Each
-            pair counts once there, so ``weight`` cannot be had as well.
+            pair counts once there and each user alike, so ``weight`` and ``even`` cannot be had
+            as well.
     """
 
     factors: int = 64
     alpha: float = 1.0
     l2: float = 20.0
+    even: float = 0.0
     iterations: int = 15
     steps: int = 3
     seed: int = 0
@@ -51,6 +56,9 @@ class ALS(Recall):
         for name in ("alpha", "l2"):
             if not getattr(self, name) > 0:
                 raise wrong(f"ALS.{name}", getattr(self, name), "a number above 0")
+        self.at_least("even", 0)
+        if self.online is not None and self.even:
+            raise wrong("ALS.even", self.even, "0 where online is declared")
         if self.online is not None and self.weight is not None:
             raise wrong("ALS.weight", self.weight, "None where online is declared")
 
@@ -95,8 +103,11 @@ class ALS(Recall):
 
         from drivetrain.train.recall.interactions import Sparse
         from drivetrain.train.recall.least_squares import Factors, improve, loss
+        from drivetrain.train.recall.meeting import evenly, weighed
 
         had = Sparse(had.starts, had.columns, had.weights * np.float32(self.alpha), had.wide)
+        if self.even:
+            had = weighed(had, evenly(had, self.even))
         random = np.random.default_rng(self.seed)
         items = Factors.drawn(had.wide, self.factors, random)
         users = Factors.drawn(had.rows, self.factors, random)

@@ -1,8 +1,14 @@
 """Alternating least squares: the compiled loops and numpy solve the same systems, exactly so."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from drivetrain.core.online import Online
+from drivetrain.core.seams import Run
+from drivetrain.train.als import ALS
 from drivetrain.train.recall import least_squares
 from drivetrain.train.recall.interactions import Sparse
 from drivetrain.train.recall.least_squares import Factors, improve, loss
@@ -138,3 +144,21 @@ def test_what_is_no_matrix_is_refused_and_not_read() -> None:
     ):
         with pytest.raises(ValueError, match=r"allowed|matrix|width"):
             solve(*wrong)
+
+
+def test_users_that_count_evenly_have_confidences_by_a_power_of_their_length() -> None:
+    had, dense = made()
+    even = ALS(target="item", factors=6, iterations=2, alpha=2.0, even=0.5)
+    counts = np.maximum((dense > 0).sum(axis=1), 1) ** -0.5
+    counts *= (dense > 0).sum() / (counts * (dense > 0).sum(axis=1)).sum()
+    weights = had.weights * np.repeat(counts, had.lengths)
+    scaled = Sparse(had.starts, had.columns, weights.astype(np.float32), had.wide)
+    run = Run(directory=Path())
+    for one, other in zip(
+        even.factorized(had, run), replace(even, even=0.0).factorized(scaled, run), strict=True
+    ):
+        np.testing.assert_allclose(one.factors, other.factors, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match=r"ALS\.even: found -1"):
+        replace(even, even=-1)
+    with pytest.raises(ValueError, match=r"ALS\.even: found 0\.5, allowed: 0 where online"):
+        replace(even, online=Online())

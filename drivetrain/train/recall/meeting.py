@@ -28,12 +28,21 @@ def gram(had: Sparse) -> Array:
 def evened(had: Sparse, even: float) -> Sparse:
     """The rows, each by the root of its length to the power ``-even``; the sum of the squares of
     weights that are 1 stays what it was."""
-    if not even:
-        return had
+    return weighed(had, np.sqrt(evenly(had, even))) if even else had
+
+
+def evenly(had: Sparse, even: float) -> Array:
+    """The length of each row to the power ``-even``, so scaled that the mean over the entries is 1:
+    float64 ``[rows]``."""
     lengths = np.maximum(had.lengths, 1).astype(np.float64)
     counts = lengths**-even
     counts *= had.lengths.sum() / max((had.lengths * counts).sum(), _TINY)
-    weights = had.weights * np.repeat(np.sqrt(counts), had.lengths)
+    return counts
+
+
+def weighed(had: Sparse, rows: Array) -> Sparse:
+    """The rows, each multiplied by its number of ``[rows]``."""
+    weights = had.weights * np.repeat(rows, had.lengths)
     return Sparse(had.starts, had.columns, weights.astype(np.float32), had.wide)
 
 
