@@ -154,11 +154,11 @@ class Windowed:
     def _attach(self, chunk: pa.Table, found: dict[str, Array]) -> pa.Table:
         columns = {name: chunk[name] for name in (*self.keep, ROW)}
         for given in self.tracks.fields:
-            columns[identifier(given.name)] = _column(found[given.name], given)
+            columns[identifier(given.name)] = column_of(found[given.name], given)
         return pa.table(columns)
 
 
-def _column(values: Array, field: Field) -> Any:
+def column_of(values: Array, field: Field) -> Any:
     """An Arrow column of windows, those that are missing as nulls."""
     flat = values.reshape(-1)
     missing = np.isnan(flat) if flat.dtype.kind == "f" else flat == MISSING_INT
