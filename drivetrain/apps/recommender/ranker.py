@@ -45,7 +45,8 @@ class Ranker:
     ``Attention(history="history", item="item")`` weighs them by the candidate.
 
     What the model says is added to recall's score. On validation lists it must put what was had
-    higher than recall alone does, or it is left out of the served graph and the run says so.
+    higher than recall alone does, or it is left out of the served graph and the run says so; so it
+    is where no list has what was had.
 
     Attributes:
         model: a factory, called with the features of a candidate.
@@ -142,6 +143,11 @@ class Ranker:
         directory = run.directory / "ranking"
         lent = replace(run, directory=directory, emit=under("ranking", run.emit))
         examples = Kept(lists, lists, lists.targets, directory / "lists", lent.emit)
+        for split in ("train", "validate"):
+            if not examples.rows(split):
+                text = f"ranking is left out: recall finds nothing of what users had ({split})"
+                run.emit(Note(stage="train", text=text))
+                return None
         fitted = self.train.fit(model, examples, lent)
         graph = exported(self.train, fitted, model.features.tensors)[MODEL]
         before, after = compared(graph, examples, HAD)

@@ -130,6 +130,35 @@ def test_the_answers_of_recall_are_those_of_recall_alone(folder: Path, site: dt.
     np.testing.assert_allclose(found["scores"], answer["scores"], rtol=1e-6)
 
 
+def test_where_recall_finds_nothing_that_is_held_out_there_is_no_ranker(
+    tmp_path: Path, site: dt.Site
+) -> None:
+    user = np.repeat(np.arange(30), 3)
+    item = [f"own {n}" if n % 3 == 2 else f"common {n % 3}" for n in range(len(user))]
+    part = ["train"] * len(user) + ["validate", "test"]
+    rows = {"user": [*user, 0, 1], "item": [*item, "common 0", "common 1"], "part": part}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    train = Recommender(
+        target="item",
+        k=1,
+        candidates=2,
+        recall=dt.Popularity(target="item"),
+        ranking=Ranker(model=MLP(hidden=(4,))),
+    )
+    heard: list[Any] = []
+    system = dt.System(
+        name="films",
+        events=dt.Parquet(str(tmp_path / "rows.parquet")).split(dt.ColumnSplit("part")),
+        features=(dt.Index("user"),),
+        targets=("item",),
+        train=train,
+    )
+    bundle = dt.run(system, site, emit=heard.append)
+    assert bundle is not None
+    assert any("ranking is left out: recall finds nothing" in str(said) for said in heard)
+    assert bundle.session.run(Batch({"user": np.array([7])}))["items"].shape == (1, 1)
+
+
 @dataclass(frozen=True)
 class Backwards:
     """A strategy that puts the worst first."""
