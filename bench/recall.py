@@ -23,18 +23,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from bench.figure import Figure, figure, show, words
-from bench.films import figures_of, films, lay, trained
+from bench.films import GENRES, figures_of, films, lay, trained
 from bench.peer import ENVIRONMENTS, PEERS
 
-EASE, ALS = {"l2": 300.0, "even": 0.5}, {"factors": 128, "alpha": 4.0, "l2": 40.0}
+EVEN = {"l2": 300.0, "even": 0.5}
+EASE = {"l2": 150.0, "even": 0.5, "near": "5m", "time": "at"}
+ALS = {"factors": 128, "alpha": 4.0, "l2": 40.0, "even": 0.5}
+CONTENT = {"categories": ("genre",), "separator": " ", "width": 32, "contrast": True}
+FUSED = (("EASE", EASE), ("ALS", ALS), ("Content", CONTENT))
 """What is fused, by NDCG at 20 of validation rows (seeds 5, 6 and 7)."""
 METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, float], str]] = {
     "popularity": ("Popularity", {}, (0.175, 0.149), "popularity"),
     "item_neighbours": ("ItemNeighbours", {"neighbours": 50}, (0.175, 0.149), "popularity"),
     "ease": ("EASE", {"l2": 400.0}, (0.397, 0.348), "EASE"),
-    "ease_even": ("EASE", EASE, (0.397, 0.348), "EASE"),
+    "ease_even": ("EASE", EVEN, (0.397, 0.348), "EASE"),
+    "ease_near": ("EASE", EASE, (0.397, 0.348), "EASE"),
     "als": ("ALS", {"alpha": 4.0, "l2": 40.0}, (0.392, 0.328), "implicit's ALS"),
-    "fused": ("Fused", {"methods": (("EASE", EASE), ("ALS", ALS))}, (0.397, 0.365), "EASE"),
+    "als_even": ("ALS", ALS, (0.392, 0.328), "implicit's ALS"),
+    "fused": ("Fused", {"methods": FUSED}, (0.397, 0.365), "EASE"),
 }
 """Class, options, the goals of recall and NDCG at 20, and whose they are."""
 
@@ -132,11 +138,11 @@ def beside_faiss(quick: bool) -> Iterator[Figure]:
 
 def on_films(quick: bool) -> Iterator[Figure]:
     """Recall and NDCG at 20 of each method, through the whole pipeline, over seeds."""
-    user, item, _ = films()
+    user, item, at = films()
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
         for seed in range(2 if quick else 5):
-            for name, value in _measured(Path(folder) / str(seed), user, item, seed).items():
+            for name, value in _measured(Path(folder) / str(seed), user, item, at, seed).items():
                 found.setdefault(name, []).append(value)
     for name, (_, _, goals, peer) in METHODS.items():
         for what, goal in zip(("recall", "ndcg"), goals, strict=True):
@@ -144,25 +150,29 @@ def on_films(quick: bool) -> Iterator[Figure]:
             yield figure(called, found[f"{name}_{what}"], f"{peer}, reported", goal)
 
 
-def _measured(folder: Path, user: Any, item: Any, seed: int) -> dict[str, float]:
+def _measured(folder: Path, user: Any, item: Any, at: Any, seed: int) -> dict[str, float]:
     import drivetrain as dt
 
-    lay(folder, user, item, dt.random_parts(user, seed=seed))
+    lay(folder, user, item, dt.random_parts(user, seed=seed), at)
     found: dict[str, float] = {}
     for name, (kind, options, _, _) in METHODS.items():
-        method = replace(_method(kind, options), k=20, seen_in=("train", "validate"))
+        method = replace(method_of(kind, options, folder), k=20, seen_in=("train", "validate"))
         for what, value in figures_of(trained(folder, method)).items():
             found[f"{name}_{what}"] = value
     _say(f"seed {seed}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     return found
 
 
-def _method(kind: str, options: dict[str, Any]) -> Any:
+def method_of(kind: str, options: dict[str, Any], folder: Path) -> Any:
+    """A method of the films that lie in a folder, by its class and options."""
     import drivetrain as dt
 
     given = {**options, "target": "item"}
     if "methods" in given:
-        given["methods"] = tuple(_method(*each) for each in given["methods"])
+        inner = given["methods"]
+        given["methods"] = tuple(method_of(name, told, folder) for name, told in inner)
+    if kind == "Content":
+        given["items"] = dt.Parquet(str(folder / GENRES))
     return getattr(dt, kind)(**given)
 
 

@@ -109,26 +109,19 @@ def on_films(quick: bool) -> Iterator[Figure]:
     """Recall and NDCG at 20 of the whole system, over seeds."""
     import drivetrain as dt
     from bench.films import figures_of, films, lay, trained
-    from bench.recall import ALS, EASE
+    from bench.recall import FUSED, method_of
     from drivetrain.apps.recommender import Ranker, Recommender
     from drivetrain.models import MLP
 
-    user, item, _ = films()
-    ease: dict[str, Any] = {**EASE}
-    als: dict[str, Any] = {**ALS}
-    recall = dt.Fused(
-        target="item",
-        methods=(dt.EASE(target="item", **ease), dt.ALS(target="item", **als)),
-        seen_in=("train", "validate"),
-    )
-    method = Recommender(
-        target="item", recall=recall, ranking=Ranker(model=MLP(hidden=(16,), dim=4))
-    )
+    user, item, at = films()
     found: dict[str, list[float]] = {"ndcg": [], "recall": []}
     with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
         for seed in range(2 if quick else 5):
             home = Path(folder) / str(seed)
-            lay(home, user, item, dt.random_parts(user, seed=seed))
+            lay(home, user, item, dt.random_parts(user, seed=seed), at)
+            recall = method_of("Fused", {"methods": FUSED, "seen_in": ("train", "validate")}, home)
+            ranking = Ranker(model=MLP(hidden=(16,), dim=4))
+            method = Recommender(target="item", recall=recall, ranking=ranking)
             for name, value in figures_of(trained(home, method)).items():
                 found[name].append(value)
             print(f"seed {seed}: {found}", file=sys.stderr, flush=True)
