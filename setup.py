@@ -31,7 +31,8 @@ setup(
         ),
         part(
             "drivetrain.serve.native.compiled",
-            *("module", "reader", "json", "text"),
+            *("module", "reader", "json", "text", "http", "observe"),
+            flags=("-fvisibility=hidden",),  # their calls of each other go no way round
         ),
         part("drivetrain.train.native.recall", "recall"),
         part("drivetrain.train.native.rows", "rows"),

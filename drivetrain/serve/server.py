@@ -25,7 +25,8 @@ from drivetrain.serve.execution.engine import Engine
 from drivetrain.serve.execution.loading import Loader, Verify
 from drivetrain.serve.execution.models import Resolve, checked_name, pinned
 from drivetrain.serve.execution.weights import Weights, shared_weights
-from drivetrain.serve.protocols.calls import RequestIds, Service
+from drivetrain.serve.protocols.calls import Service
+from drivetrain.serve.protocols.identity import RequestIds
 from drivetrain.serve.state.states import Keeping, States
 from drivetrain.serve.telemetry.access import AccessLog
 from drivetrain.serve.telemetry.feedback import Feedback

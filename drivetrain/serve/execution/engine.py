@@ -9,21 +9,12 @@ from time import monotonic
 
 from drivetrain.core.batch import Array
 from drivetrain.serve.execution.batching import Batching
-from drivetrain.serve.execution.columns import Values
 from drivetrain.serve.execution.live import Moment
 from drivetrain.serve.execution.models import Model
-from drivetrain.serve.execution.packed import Packed
 from drivetrain.serve.execution.predicted import observe
 from drivetrain.serve.execution.runs import Run, compute
+from drivetrain.serve.execution.task import ExpiredError, OverloadedError, Task
 from drivetrain.serve.telemetry.metrics import Histogram, Metrics, Reading
-
-_VALUE_BYTES = 96
-"""The most that CPython takes for a value of a column, its place in a list included: the head of
-a string that is not ASCII."""
-_TEXT_BYTES = 4
-"""For each byte of a string that holds one character beyond the basic plane; an array with a
-shape takes no more than that for each byte of its JSON, and one for each of its binary data."""
-
 
 _FEW = 64
 """Rows that may wait without a question where each alone takes little."""
@@ -34,66 +25,6 @@ _LONG_SECONDS = 1e-3
 """Of a run that is worth two threads: both wait for the interpreter now and then."""
 _AGAIN = 7 / 8
 """A queue that was full takes requests again when it is no longer than this part of its limit."""
-
-
-class OverloadedError(Exception):
-    """The queue is full; the text says of what."""
-
-
-class ExpiredError(Exception):
-    """The time that the client gave was over before the run began; nothing was computed."""
-
-
-class Task:
-    """Rows of one request on their way through a run. Subclasses say what becomes of them.
-
-    Args:
-        model: the version that answers, to the end, whatever is loaded meanwhile.
-        columns: the checked columns.
-        rows: how many rows they have.
-        deadline: ``time.monotonic()`` after which nobody wants the answer.
-        received: ``time.monotonic()`` at which the request was whole; None is now.
-        size: the bytes that it came in.
-
-    Attributes:
-        queued: ``time.monotonic()`` at which it began to wait for a run.
-        run: the run that it went through, once that is over.
-        holds: the bytes that its columns take, estimated from above.
-    """
-
-    __slots__ = ("columns", "deadline", "holds", "model", "queued", "received", "rows", "run")
-
-    def __init__(
-        self,
-        model: Model,
-        columns: Sequence[Values],
-        rows: int,
-        deadline: float = math.inf,
-        received: float | None = None,
-        size: int = 0,
-    ) -> None:
-        self.model = model
-        self.columns = columns
-        self.rows = rows
-        self.deadline = deadline
-        self.received = self.queued = monotonic() if received is None else received
-        self.run: Run | None = None
-        if type(columns) is Packed:
-            self.holds = len(columns.data) + size
-        else:
-            self.holds = _VALUE_BYTES * rows * len(columns) + _TEXT_BYTES * size
-
-    def done(self, inputs: Sequence[Array], outputs: list[Array]) -> None:
-        """Called on the loop's thread with the columns and predictions of these rows."""
-        raise AssertionError("a task says what becomes of its answer")
-
-    def failed(self, error: Exception) -> None:
-        """Called on the loop's thread with the reason."""
-        raise AssertionError("a task says what becomes of its failure")
-
-    def cancel(self) -> None:
-        """Nobody waits for the answer any more."""
-        self.deadline = -math.inf
 
 
 class _Lane:
@@ -110,6 +41,8 @@ class _Lane:
         """Rows that may wait without a question: they take little time, one by one too."""
         self.alone = 0
         """Runs since one had several requests."""
+        self.looked = 0
+        """Requests that waited when it was last looked for more."""
         self.shares = model.cost.pays and model.columns.stackable
         self.lookup, self.live = model.lookup, model.live
         self.seconds = metrics.inference_seconds.of(model.name, model.version)
@@ -202,15 +135,11 @@ class Engine:
             OverloadedError: the queue is full.
         """
         lane = self._lanes[task.model]
-        rows, limits = lane.rows + task.rows, self.batching
-        if (
-            rows > limits.queue_rows
-            or self.held + task.holds > limits.queue_bytes
-            or rows > lane.quick
-        ):
+        rows, held = lane.rows + task.rows, self.held + task.holds
+        if rows > lane.quick or held > self.batching.queue_bytes:
             self._check(lane, task)
         task.queued = monotonic()
-        self.held += task.holds
+        self.held = held
         lane.tasks.append(task)
         lane.rows = rows
         if lane.scheduled or lane.running >= self._at_once(lane):
@@ -219,7 +148,23 @@ class Engine:
             self._turn(lane)
             return
         lane.scheduled = True
-        self._loop.call_soon(self._turn, lane)
+        self._loop.call_soon(self._gather, lane)
+
+    def _gather(self, lane: _Lane) -> None:
+        """Run what waits once the loop brings no more, or has brought enough: as long as each of
+        its turns does, they come faster than they are read, and a run of all of them costs less.
+        Nobody waits longer for others than for the run itself."""
+        waiting = len(lane.tasks)
+        if (
+            waiting > lane.looked
+            and lane.shares
+            and lane.rows < self.batching.rows
+            and monotonic() - lane.tasks[0].queued < lane.model.cost.seconds(lane.rows)
+        ):
+            lane.looked = waiting
+            self._loop.call_soon(self._gather, lane)
+            return
+        self._turn(lane)
 
     def _check(self, lane: _Lane, task: Task) -> None:
         """Look closely where a limit is near.
@@ -274,6 +219,7 @@ class Engine:
 
     def _turn(self, lane: _Lane) -> None:
         lane.scheduled = False
+        lane.looked = 0
         batch, rows = self._take(lane)
         if self.full:
             self._reopen()
@@ -402,7 +348,9 @@ class Engine:
         self._go_on(lane)
         cost = lane.model.cost
         cost.seen(rows, run.seconds)
-        lane.quick = _FEW if cost.seconds(_FEW, _FEW) < self.batching.queue_seconds else 0
+        limits = self.batching
+        quick = cost.seconds(_FEW, _FEW) < limits.queue_seconds
+        lane.quick = min(_FEW, limits.queue_rows) if quick else 0
         lane.seconds.observe(run.seconds)
         lane.sizes.observe(rows)
         whole = bool(run.outputs)

@@ -1,8 +1,8 @@
 """One run of a graph over the requests of a batch, in which only the offender fails."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ from drivetrain.serve.execution.models import Model
 from drivetrain.serve.execution.packed import Packed
 
 if TYPE_CHECKING:
-    from drivetrain.serve.execution.engine import Task
+    from drivetrain.serve.execution.task import Task
 
 Outcome = tuple[Sequence[Array], list[Array]] | Exception
 
@@ -137,22 +137,33 @@ def _computed(
         )
         return Run(outcomes, begun, fed, monotonic(), seconds, rows)
     inferred = monotonic()
-    outcomes = []
-    start = 0
-    for task in batch:
-        stop = start + task.rows
-        if inputs is not None:
-            given = Part(inputs, start, stop)
-        elif type(task.columns) is Packed:
-            given = task.columns
-        else:
-            given = Arrays(model.columns, task.columns)
-        outcomes.append((given, [array[start:stop] for array in outputs]))
-        start = stop
+    outcomes = list(zip(_given(model, batch, inputs), _cut(batch, rows, outputs), strict=False))
     for number, error in refused.items():
         outcomes[number] = error
     whole = () if refused else outputs
     return Run(outcomes, begun, fed, inferred, inferred - begun, rows, whole)
+
+
+def _given(
+    model: Model, batch: Sequence["Task"], inputs: Sequence[Array] | None
+) -> Iterator[Sequence[Array]]:
+    """The columns of each task."""
+    if inputs is None:
+        for task in batch:
+            given = task.columns
+            yield given if type(given) is Packed else Arrays(model.columns, given)
+        return
+    start = 0
+    for task in batch:
+        yield Part(inputs, start, start := start + task.rows)
+
+
+def _cut(batch: Sequence["Task"], rows: int, outputs: Sequence[Array]) -> Iterable[list[Array]]:
+    """The outputs of each task; views."""
+    if rows == len(batch) and outputs:  # of one row each: numpy cuts them sooner
+        return map(list, zip(*[array[:, None] for array in outputs], strict=True))
+    ends = list(accumulate([task.rows for task in batch], initial=0))
+    return [[array[start:stop] for array in outputs] for start, stop in pairwise(ends)]
 
 
 def _refused(batch: Sequence["Task"], unfit: Sequence[Unfit]) -> dict[int, UnfitError]:

@@ -145,6 +145,9 @@ static int take_number(Text *text, char code, Cell *cell) {
 }
 
 int take_value(Text *text, char code, Cell *cell) {
+    if (is_digit(text->at, text->end)) { /* most of them, with no space before */
+        return take_number(text, code, cell);
+    }
     if (take(text, 'n')) {
         if (text->end - text->at < 3 || memcmp(text->at, "ull", 3) != 0) {
             return 0;
@@ -159,14 +162,3 @@ int take_value(Text *text, char code, Cell *cell) {
     }
     return take_number(text, code, cell);
 }
-
-void put(char *memory, char code, Cell cell) {
-    if (code == 'f') {
-        float real = (float)cell.real; /* beyond float32 is infinite (IEC 60559), as in numpy */
-        memcpy(memory, &real, sizeof real);
-    } else {
-        memcpy(memory, &cell, sizeof cell);
-    }
-}
-
-Py_ssize_t size_of(char code) { return code == 'f' ? 4 : 8; }

@@ -7,6 +7,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 #include <stdint.h>
+#include <string.h>
 
 /* What is read of a text: from `at` on, never at or behind `end`. */
 typedef struct {
@@ -46,14 +47,24 @@ int take_string(Text *text, const char **start, Py_ssize_t *size);
 /* Take the value of a column of type `code` (q, d or f): a number or null. */
 int take_value(Text *text, char code, Cell *cell);
 
-/* Write a value in the type of its column. */
-void put(char *memory, char code, Cell cell);
-
 /* The bytes of a value of a column of type `code`. */
-Py_ssize_t size_of(char code);
+static inline Py_ssize_t size_of(char code) { return code == 'f' ? 4 : 8; }
 
-extern PyType_Spec reader_spec;
+/* Write a value in the type of its column. */
+static inline void put(char *memory, char code, Cell cell) {
+    if (code == 'f') {
+        float real = (float)cell.real; /* beyond float32 is infinite (IEC 60559), as in numpy */
+        memcpy(memory, &real, sizeof real);
+    } else {
+        memcpy(memory, &cell, sizeof cell);
+    }
+}
+
+extern PyType_Spec head_spec, reader_spec;
+PyObject *float32_between(PyObject *module, PyObject *const *given, Py_ssize_t count);
 PyObject *float32_text(PyObject *module, PyObject *value);
 PyObject *float32_rows(PyObject *module, PyObject *arguments);
+PyObject *observe(PyObject *module, PyObject *const *given, Py_ssize_t count);
+PyObject *wire(PyObject *module, PyObject *const *given, Py_ssize_t count);
 
 #endif

@@ -197,6 +197,10 @@ static PyObject *packed(const Reader *self, const Cell *cells, Py_ssize_t rows) 
     char *memory = PyBytes_AsString(found);
     for (Py_ssize_t i = 0; i < self->columns; i++) {
         char *at = memory + self->before[i] * rows, code = self->code[i];
+        if (rows == 1) {
+            put(at, code, cells[i]);
+            continue;
+        }
         for (Py_ssize_t row = 0; row < rows; row++, at += size_of(code)) {
             put(at, code, cells[row * self->columns + i]);
         }

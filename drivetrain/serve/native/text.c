@@ -122,6 +122,46 @@ PyObject *float32_text(PyObject *module, PyObject *value) {
     return end == NULL ? NULL : PyUnicode_FromStringAndSize(text, end - text);
 }
 
+/* One float32 between two texts. */
+PyObject *float32_between(PyObject *module, PyObject *const *given, Py_ssize_t count) {
+    char *before, *behind, text[LONGEST];
+    Py_ssize_t before_size, behind_size;
+    Py_buffer array;
+    (void)module;
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "float32_between: takes an array and two texts");
+        return NULL;
+    }
+    if (PyBytes_AsStringAndSize(given[1], &before, &before_size) < 0 ||
+        PyBytes_AsStringAndSize(given[2], &behind, &behind_size) < 0 ||
+        PyObject_GetBuffer(given[0], &array, PyBUF_SIMPLE) < 0) {
+        return NULL;
+    }
+    float value = 0;
+    int fits = array.len == (Py_ssize_t)sizeof value;
+    if (fits) {
+        memcpy(&value, array.buf, sizeof value);
+    }
+    PyBuffer_Release(&array);
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "float32_between: takes one value");
+        return NULL;
+    }
+    char *end = put_float(text, (double)value);
+    if (end == NULL) {
+        return NULL;
+    }
+    Py_ssize_t size = end - text;
+    PyObject *found = PyBytes_FromStringAndSize(NULL, before_size + size + behind_size);
+    if (found != NULL) {
+        char *to = PyBytes_AsString(found);
+        memcpy(to, before, (size_t)before_size);
+        memcpy(to + before_size, text, (size_t)size);
+        memcpy(to + before_size + size, behind, (size_t)behind_size);
+    }
+    return found;
+}
+
 static PyObject *row_of(const char *values, Py_ssize_t width, char *text) {
     char *at = text;
     *at++ = '[';

@@ -2,22 +2,21 @@
 
 import logging
 import math
-import os
-import re
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Protocol
 from urllib.parse import quote
 
 from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.serve.execution.columns import UnfitError, Values
-from drivetrain.serve.execution.engine import Engine, ExpiredError, OverloadedError, Task
+from drivetrain.serve.execution.engine import Engine
 from drivetrain.serve.execution.filling import AwayError
 from drivetrain.serve.execution.models import Model, Role
+from drivetrain.serve.execution.task import ExpiredError, OverloadedError, Task, held
+from drivetrain.serve.protocols.identity import PLAIN_ID, RequestIds, header_id
 from drivetrain.serve.state.states import States
 from drivetrain.serve.telemetry.access import entry
 from drivetrain.serve.telemetry.metrics import Counter, Metrics
@@ -33,9 +32,6 @@ from drivetrain.serve.transport.exchange import (
 from drivetrain.serve.workers.shared_memory import Place, SharedMemory
 
 log = logging.getLogger("drivetrain.serve")
-
-_ID = re.compile(r"[\x21-\x7e]{1,256}")
-_ID_LENGTH = 256
 
 
 class Recorder(Protocol):
@@ -60,18 +56,6 @@ class Echo(Protocol):
     def offer(self, request_id: str, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Take or drop, at once."""
         ...
-
-
-class RequestIds:
-    """Identities for requests that bring none: unique over processes, cheap to make."""
-
-    def __init__(self) -> None:
-        self._prefix = os.urandom(6).hex()
-        self._count = count(1)
-
-    def make(self) -> str:
-        """The next one."""
-        return f"{self._prefix}-{next(self._count):x}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +103,11 @@ class Series:
         body: bytes,
         kind: bytes = JSON,
         extra: bytes = b"",
-        request_id: str = "",
-        task: Task | None = None,
+        call: "Call | None" = None,
     ) -> float:
         """Answer and record it; gives the request's duration in seconds."""
         exchange.respond(status, body, kind, extra)
-        return self._record(exchange, status, len(body), request_id, task)
+        return self._record(exchange, status, len(body), call)
 
     def refuse(
         self,
@@ -132,16 +115,12 @@ class Series:
         status: int,
         message: str,
         extra: bytes = b"",
-        request_id: str = "",
-        task: Task | None = None,
+        call: "Call | None" = None,
     ) -> None:
         """Answer an error, in the form of the exchange's protocol, and record it."""
-        size = exchange.refuse(status, message, extra)
-        self._record(exchange, status, size, request_id, task)
+        self._record(exchange, status, exchange.refuse(status, message, extra), call)
 
-    def _record(
-        self, exchange: Exchange, status: int, size: int, request_id: str, task: Task | None
-    ) -> float:
+    def _record(self, exchange: Exchange, status: int, size: int, call: "Call | None") -> float:
         seconds = time.monotonic() - exchange.received
         counter = self._codes.get(status)
         if counter is None:
@@ -152,17 +131,11 @@ class Series:
         durations.counts[bisect_left(durations.bounds, seconds)] += 1
         durations.sum += seconds
         if self._told:
-            self._tell(exchange, status, size, seconds, request_id, task)
+            self._tell(exchange, status, size, seconds, call)
         return seconds
 
     def _tell(
-        self,
-        exchange: Exchange,
-        status: int,
-        size: int,
-        seconds: float,
-        request_id: str,
-        task: Task | None,
+        self, exchange: Exchange, status: int, size: int, seconds: float, call: "Call | None"
     ) -> None:
         """Give what became of a request to those who are told of each."""
         access, traces = self._service.access, self._service.traces
@@ -180,10 +153,10 @@ class Series:
             *self._labels,
             status,
             size,
-            request_id,
+            "" if call is None else call.request_id,
             exchange.received,
             exchange.received + seconds,
-            _timing(task),
+            _timing(call),
             exchange.client,
         )
         if traced:
@@ -194,7 +167,7 @@ class Series:
             access(entry(request, context))
 
 
-def _timing(task: Task | None) -> Timing | None:
+def _timing(task: "Call | None") -> Timing | None:
     if task is None or task.run is None:
         return None
     run = task.run
@@ -215,7 +188,7 @@ class Call(Task):
         beside: bytes of its inputs that are not in its body.
     """
 
-    __slots__ = ("_exchange", "_identity", "_route", "options", "request_id")
+    __slots__ = ("_exchange", "_named", "_route", "_shown", "options")
 
     def __init__(
         self,
@@ -232,29 +205,42 @@ class Call(Task):
         deadline = math.inf if exchange.deadline is None else exchange.deadline
         if timeout is not None:
             deadline = min(deadline, exchange.received + timeout)
-        service = route.service
-        size = len(exchange.body) + beside
-        super().__init__(route.model, columns, rows, deadline, exchange.received, size)
+        self.model = route.model  # as Task does, for which every request would call
+        self.columns = columns
+        self.rows = rows
+        self.deadline = deadline
+        self.received = self.queued = exchange.received
+        self.run = None
+        self.holds = held(columns, rows, len(exchange.body) + beside)
         self._route = route
         self._exchange = exchange
         self.options = options
+        self._named = None
         if request_id is None and b"x-request-id" not in exchange.headers:
-            name = shown = service.request_ids.make()
+            shown = route.service.request_ids.make()
         else:
-            name = shown = request_id or header_id(exchange) or service.request_ids.make()
-            if request_id and not _ID.fullmatch(request_id):
-                shown = quote(request_id, safe="")
-        self.request_id = name
-        self._identity = f"x-request-id: {shown}\r\n".encode()
+            name = self._named = request_id or header_id(exchange)
+            if name is None:
+                shown = route.service.request_ids.make()
+            elif PLAIN_ID.fullmatch(name):
+                shown = name.encode()
+            else:
+                shown = quote(name, safe="").encode()
+        self._shown = shown
+        """The identity as a header says it."""
         exchange.on_gone = self.cancel
+
+    @property
+    def request_id(self) -> str:
+        """Its identity: what the client named it, or what was made for it."""
+        return self._named or self._shown.decode()
 
     def done(self, inputs: Sequence[Array], outputs: list[Array]) -> None:
         exchange, route = self._exchange, self._route
         exchange.on_gone = None  # or the two would hold each other until a collection
         body, kind, extra = route.encode(self, outputs)
-        seconds = route.series.answer(
-            exchange, 200, body, kind, self._identity + extra, self.request_id, self
-        )
+        extra = b"x-request-id: %b\r\n%b" % (self._shown, extra)
+        seconds = route.series.answer(exchange, 200, body, kind, extra, self)
         recorder = route.service.recorder
         if recorder is not None:
             recorder.offer(self.model, self.request_id, seconds, inputs, outputs, route.role)
@@ -278,9 +264,8 @@ class Call(Task):
             self._fail(500, f"the graph failed on request {self.request_id!r}; the log says why.")
 
     def _fail(self, status: int, message: str, extra: bytes = b"") -> None:
-        self._route.series.refuse(
-            self._exchange, status, message, self._identity + extra, self.request_id, self
-        )
+        extra = b"x-request-id: %b\r\n%b" % (self._shown, extra)
+        self._route.series.refuse(self._exchange, status, message, extra, self)
 
 
 class Route:
@@ -383,32 +368,6 @@ def read_input(service: Service, exchange: Exchange, name: str, place: Place, be
             f"{service.tensor_bytes}.",
         )
     return memory.read(where, place)
-
-
-def header_id(exchange: Exchange) -> str | None:
-    """The identity in ``x-request-id``.
-
-    Raises:
-        ValueError: it is not visible ASCII, or longer than 256.
-    """
-    value = exchange.headers.get(b"x-request-id")
-    if value is None:
-        return None
-    text = value.decode("latin-1")
-    if not _ID.fullmatch(text):
-        raise wrong("header 'x-request-id'", text, "1 to 256 visible ASCII characters")
-    return text
-
-
-def body_id(value: str | None) -> str | None:
-    """The identity in a request's body: any text, not too long to be given back in a header.
-
-    Raises:
-        ValueError: it is too long.
-    """
-    if value is not None and len(value) > _ID_LENGTH:
-        raise wrong("id", value, f"at most {_ID_LENGTH} characters")
-    return value or None
 
 
 def header_timeout(exchange: Exchange) -> float | None:

@@ -20,7 +20,6 @@ from drivetrain.serve.protocols.calls import (
     Call,
     Route,
     Service,
-    body_id,
     header_timeout,
     parameter_timeout,
     read_input,
@@ -28,6 +27,7 @@ from drivetrain.serve.protocols.calls import (
 )
 from drivetrain.serve.protocols.grpc_layout import RAW, Input, Layout
 from drivetrain.serve.protocols.grpc_method import PROTOBUF, parsed
+from drivetrain.serve.protocols.identity import body_id
 from drivetrain.serve.protocols.messages_v2 import messages
 from drivetrain.serve.protocols.tensors import check, from_binary, to_binary
 from drivetrain.serve.protocols.wire import MalformedError, Span, chunk, read_chunk, split, varint

@@ -12,7 +12,7 @@ from drivetrain.core.errors import wrong
 from drivetrain.serve.execution.columns import Values
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.protocols.calls import Call, Route, Service, header_timeout
-from drivetrain.serve.protocols.values import float32_text, nested, only
+from drivetrain.serve.protocols.values import float32_between, nested, only
 from drivetrain.serve.transport.exchange import JSON, Exchange
 
 _MANY = re.compile(rb'\s*\{\s*"rows"\s*:\s*\[')
@@ -38,10 +38,10 @@ class RowsRoute(Route):
         names = [msgspec.json.encode(name).decode().replace("%", "%%") for name in model.outputs]
         self._row = "{" + ",".join(f"{name}:%s" for name in names) + "}"
         self._head = f'{{"model":"{model.name}","version":"{model.version}","predictions":['
-        only_one = [field.shape for field in model.bundle.manifest.outputs] == [()]
-        whole = f"{self._head.replace('%', '%%')}{self._row}]}}"
-        self._single = whole if only_one else None
-        """The whole answer of one row where there is one number to put in."""
+        self._only_one = [field.shape for field in model.bundle.manifest.outputs] == [()]
+        first = msgspec.json.encode(model.outputs[0]).decode()
+        self._around = f"{self._head}{{{first}:".encode(), b"}]}"
+        """The answer of one row before and behind a number, where there is one to put in."""
 
     def decode(self, exchange: Exchange) -> Call:
         body, columns = exchange.body, self.model.columns
@@ -92,9 +92,8 @@ class RowsRoute(Route):
         return found
 
     def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:
-        if call.rows == 1 and self._single is not None and outputs[0].dtype.char == "f":
-            text = self._single % float32_text(outputs[0].item())
-            return text.encode(), JSON, b""
+        if call.rows == 1 and self._only_one and outputs[0].dtype.char == "f":
+            return float32_between(outputs[0], *self._around), JSON, b""
         if call.rows == 1:
             predictions = self._row % tuple([only(array) for array in outputs])
         else:

@@ -16,12 +16,12 @@ from drivetrain.serve.protocols.calls import (
     Call,
     Route,
     Service,
-    body_id,
     header_timeout,
     parameter_timeout,
     read_input,
     shared_memory,
 )
+from drivetrain.serve.protocols.identity import body_id
 from drivetrain.serve.protocols.layout import Layout, Layouts
 from drivetrain.serve.protocols.tensors import (
     as_they_are,

@@ -36,6 +36,17 @@ float32_text: Callable[[float], str] = (
 """The same, by the compiled part where it is there."""
 
 
+def between_in_python(array: Array, before: bytes, behind: bytes) -> bytes:
+    """The one value of a float32 array, written like that between two texts."""
+    return b"%b%b%b" % (before, float32_text(array.item()).encode(), behind)
+
+
+float32_between: Callable[[Array, bytes, bytes], bytes] = (
+    between_in_python if compiled is None else compiled.float32_between
+)
+"""The same, by the compiled part where it is there."""
+
+
 def float64_text(value: float) -> str:
     """A double as JSON: the shortest number with its bits, null where not finite."""
     return repr(value) if math.isfinite(value) else "null"

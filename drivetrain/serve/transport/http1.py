@@ -42,6 +42,8 @@ class Connection(asyncio.Protocol):
         self.transport: Any = None
         self._reader = RequestReader(self)
         self._waiting: deque[Http1Exchange] = deque()
+        self._application = http.application
+        self._before_pause = http.limits.pipeline - 1
         self._paused = self._held = False
         self._eof = False
 
@@ -104,11 +106,15 @@ class Connection(asyncio.Protocol):
             body: counted in what all connections hold, until it is answered.
             keep: whether another may follow.
         """
-        exchange = self._expect(Http1Exchange(self, method, target, headers), keep)
-        exchange.held = len(body)
-        exchange.body = body
+        exchange = Http1Exchange(self, method, target, headers, body)
+        if keep and len(self._waiting) < self._before_pause:  # as _expect does it for any
+            self.stage = READY
+            self.deadline = math.inf
+            self._waiting.append(exchange)
+        else:
+            self._expect(exchange, keep)
         try:
-            self.http.application(exchange)
+            self._application(exchange)
         except Exception:
             log.exception("a request failed")
             if not exchange.answered:

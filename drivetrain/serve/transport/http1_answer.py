@@ -1,10 +1,11 @@
 """A request of an HTTP/1.1 connection and the place of its answer, and that answer's bytes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from drivetrain.serve.native import compiled
 from drivetrain.serve.transport.exchange import JSON, Exchange, address
 
 if TYPE_CHECKING:
@@ -22,18 +23,19 @@ class Http1Exchange(Exchange):
         method: bytes,
         target: bytes,
         headers: Mapping[bytes, bytes],
+        body: bytes | bytearray = b"",
     ) -> None:
         self.method = method  # as Exchange does, for which every request would call
         self.target = target
         self.headers = headers
-        self.body = b""
+        self.body = body
         self.managed = connection.managed
         self.received = monotonic()
         self.deadline = None
         self.on_gone = None
         self._connection = connection
         self._answer: tuple[int, bytes, bytes, bytes] | None = None
-        self.held = 0
+        self.held = len(body)
         """Bytes that it came in, however many its body is made of them."""
         self.keep = True
 
@@ -64,15 +66,35 @@ class Http1Exchange(Exchange):
         status, body, kind, extra = self._answer
         if status == 100:
             return b"HTTP/1.1 100 Continue\r\n\r\n"
-        return b"%b%bContent-Type: %b\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
-            _STATUS_LINES[status],
-            date,
-            kind,
-            len(body),
-            b"Connection: close\r\n" if last else b"",
-            extra,
-            b"" if self.method == b"HEAD" else body,
-        )
+        if last:
+            extra = b"Connection: close\r\n" + extra
+        content = b"" if self.method == b"HEAD" else body
+        return wire(_STATUS_LINES[status], date, kind, extra, content, len(body))
+
+
+def wire_in_python(
+    status: bytes, date: bytes, kind: bytes, extra: bytes, content: bytes, length: int
+) -> bytes:
+    """An answer's bytes.
+
+    Args:
+        status: its first line.
+        date: a header line, as ``extra`` may be several.
+        kind: the content type.
+        extra: further header lines.
+        content: what follows the header.
+        length: what the header says of it.
+    """
+    return b"%b%bContent-Type: %b\r\nContent-Length: %d\r\n%b\r\n%b" % (
+        *(status, date, kind),
+        *(length, extra, content),
+    )
+
+
+wire: Callable[[bytes, bytes, bytes, bytes, bytes, int], bytes] = (
+    wire_in_python if compiled is None else compiled.wire
+)
+"""The same, by the compiled part where it is there."""
 
 
 def _status_line(status: int) -> bytes:

@@ -78,10 +78,12 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Take what came."""
-        connection = self._connection
+        connection, head = self._connection, self._repeated
         fresh = connection.stage is READY
-        if fresh and self._repeated is not None and self._repeat(self._repeated, data):
-            return
+        if head is not None and fresh:
+            start = head.end(data)
+            if start >= 0 and self._repeat(head, data, start):
+                return
         complete = self._complete
         while connection.stage < LAST:
             try:
@@ -109,17 +111,16 @@ class RequestReader:
         self._http.buffered -= len(self._body)
         self._body = b""
 
-    def _repeat(self, head: RepeatedHead, data: bytes) -> bool:
-        """Take a whole request whose head is known; whether it is one, and within the limits."""
-        http, start = self._http, head.end(data)
-        size = len(data) - start
-        if start < 0 or size > http.limits.body_bytes:
+    def _repeat(self, head: RepeatedHead, data: bytes, start: int) -> bool:
+        """Take a whole request whose head is known; whether it is within the limits."""
+        http = self._http
+        size, limits, closed = len(data) - start, http.limits, http.gates.closed
+        if size > limits.body_bytes:
             return False
-        closed = http.gates.closed
         if closed and head.target in closed:
             self._connection.turn_away(head.method, head.target, closed[head.target], True)
             return True
-        if http.buffered + size > http.limits.buffered_bytes:
+        if http.buffered + size > limits.buffered_bytes:
             return False
         http.buffered += size
         self._connection.take(head.method, head.target, head.headers, data[start:], True)

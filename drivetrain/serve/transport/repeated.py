@@ -1,7 +1,10 @@
 """The head that a connection's client repeats: known again by its bytes, and so parsed once."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from drivetrain.serve.native import compiled
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
 _DIGITS = 9
@@ -21,9 +24,10 @@ class RepeatedHead:
         method: such as ``b"POST"``.
         target: path and query.
         headers: those that mean something to the server, less the length.
+        end: where the content begins if some data is one whole request with this head, else -1.
     """
 
-    __slots__ = ("_before", "_behind", "headers", "method", "target")
+    __slots__ = ("end", "headers", "method", "target")
 
     def __init__(
         self,
@@ -33,8 +37,11 @@ class RepeatedHead:
         target: bytes,
         headers: Mapping[bytes, bytes],
     ) -> None:
-        self._before = before
-        self._behind = behind
+        self.end: Callable[[bytes], int] = (
+            partial(end_in_python, before, behind)
+            if compiled is None
+            else compiled.Head(before, behind).end
+        )
         self.method = method
         self.target = target
         self.headers = headers
@@ -64,13 +71,14 @@ class RepeatedHead:
         before, behind = data[: found[0].start(1)], data[found[0].end(1) : start]
         return cls(before, behind, method, target, headers)
 
-    def end(self, data: bytes) -> int:
-        """Where the content begins if ``data`` is one whole request with this head, else -1."""
-        if not data.startswith(self._before):
-            return -1
-        at = len(self._before)
-        end = data.find(b"\r", at, at + _DIGITS + 1)
-        if end < 0 or not data.startswith(self._behind, end):
-            return -1
-        start = end + len(self._behind)
-        return start if data[at:end] == b"%d" % (len(data) - start) else -1
+
+def end_in_python(before: bytes, behind: bytes, data: bytes) -> int:
+    """What :attr:`RepeatedHead.end` says, without the compiled part."""
+    if not data.startswith(before):
+        return -1
+    at = len(before)
+    end = data.find(b"\r", at, at + _DIGITS + 1)
+    if end < 0 or not data.startswith(behind, end):
+        return -1
+    start = end + len(behind)
+    return start if data[at:end] == b"%d" % (len(data) - start) else -1

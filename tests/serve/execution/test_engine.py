@@ -38,6 +38,30 @@ def test_a_model_that_gains_nothing_by_batches_runs_one_request_at_a_time():
     assert model.runs == [[0], [1], [2], [3]]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "rows", "runs"),
+    [(100.0, 256, [[0, 1, 2, 3]]), (100.0, 2, [[0, 1], [2, 3]]), (0.0, 256, [[0], [1], [2], [3]])],
+)
+def test_requests_wait_for_each_other_while_every_turn_brings_one(seconds, rows, runs):
+    """But no longer than a run takes, and for no more than it may take."""
+    model = Doubling(seconds=seconds)
+    model.cost.pays = True
+
+    async def main():
+        batching = Batching(inline_seconds=math.inf, rows=rows)
+        engine = Engine(batching, Metrics(), asyncio.get_running_loop())
+        engine.open(model)
+        tasks = [Noted(model, [n]) for n in range(4)]
+        for task in tasks:
+            engine.submit(task)
+            await asyncio.sleep(0)
+        while any(task.fate is None for task in tasks):
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+    assert model.runs == runs
+
+
 def test_what_arrives_during_a_run_is_the_next_run():
     gate = threading.Event()
     model = Doubling(gate=gate)

@@ -20,6 +20,7 @@ from drivetrain.serve.execution.packed import Form
 from drivetrain.serve.protocols import rows as rows_module
 from drivetrain.serve.protocols import values
 from drivetrain.serve.server import Server, running
+from drivetrain.serve.transport import http1_answer, repeated
 
 
 def graph():
@@ -70,8 +71,10 @@ def bundle(tmp_path_factory):
 def in_python(monkeypatch):
     """From now on what is loaded goes without the compiled part."""
     monkeypatch.setattr(columns_module, "compiled", None)
-    for module in (values, rows_module):
-        monkeypatch.setattr(module, "float32_text", values.float32_in_python)
+    monkeypatch.setattr(repeated, "compiled", None)
+    monkeypatch.setattr(http1_answer, "wire", http1_answer.wire_in_python)
+    monkeypatch.setattr(values, "float32_text", values.float32_in_python)
+    monkeypatch.setattr(rows_module, "float32_between", values.between_in_python)
     monkeypatch.setitem(values._TEXT, "f", values.float32_in_python)
     monkeypatch.setattr(values, "compiled", None)
 

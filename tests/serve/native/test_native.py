@@ -13,7 +13,8 @@ from drivetrain.serve import native
 from drivetrain.serve.execution.columns import Columns, _gather
 from drivetrain.serve.execution.engine import Batching, Engine
 from drivetrain.serve.execution.packed import Form, Packed
-from drivetrain.serve.protocols.calls import RequestIds, Service
+from drivetrain.serve.protocols.calls import Service
+from drivetrain.serve.protocols.identity import RequestIds
 from drivetrain.serve.protocols.rows import RowsRoute
 from drivetrain.serve.telemetry.metrics import Metrics
 

@@ -55,6 +55,24 @@ def test_rows_of_floats_have_the_texts_of_their_values(bits, width):
 
 
 @compiled
+@given(st.integers(0, 2**32 - 1), st.binary(max_size=9), st.binary(max_size=9))
+def test_a_float_between_two_texts_has_its_text(bits, before, behind):
+    array = np.array([bits], np.uint32).view(np.float32)
+    found = native.compiled.float32_between(array, before, behind)
+    assert found == values.between_in_python(array, before, behind)
+
+
+@compiled
+def test_between_two_texts_is_one_value():
+    with pytest.raises(ValueError, match="one value"):
+        native.compiled.float32_between(np.zeros(2, np.float32), b"", b"")
+    with pytest.raises(TypeError):
+        native.compiled.float32_between(np.zeros(1, np.float32), "", b"")
+    with pytest.raises(TypeError):
+        native.compiled.float32_between(np.zeros(1, np.float32))
+
+
+@compiled
 @pytest.mark.parametrize("width", [-1, 0, 2, 2**62])
 def test_rows_that_do_not_fill_the_memory_are_refused(width):
     with pytest.raises(ValueError, match="do not fill"):

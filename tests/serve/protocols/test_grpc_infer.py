@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from drivetrain.core.batch import Batch
 from drivetrain.serve.execution.engine import Batching, Engine
 from drivetrain.serve.execution.models import Artefact, Model
-from drivetrain.serve.protocols.calls import RequestIds, Service
+from drivetrain.serve.protocols.calls import Service
 from drivetrain.serve.protocols.grpc_infer import GrpcInferRoute, address, after_address, id_of
 from drivetrain.serve.protocols.grpc_stream_infer import InferStream, StreamInferRoute
+from drivetrain.serve.protocols.identity import RequestIds
 from drivetrain.serve.protocols.messages_v2 import messages
 from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.transport.exchange import Exchange
