@@ -14,7 +14,7 @@ from windows_reference import ALL, MANY, SCHEMA, batch_of, exact_sum, many_rows,
 from drivetrain.core.batch import Batch, Categorical
 from drivetrain.core.key_hash import hashes_of, together
 from drivetrain.core.native import kernel
-from drivetrain.core.schema import MISSING_INT
+from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.core.tracks import Observed, Tracks
 from drivetrain.core.window import Window, Windows
 
@@ -324,3 +324,23 @@ def test_states_that_are_gone_leave_nothing_behind():
     for _ in range(20):
         once()
     assert in_use() - before < 20 * 2_000  # a state of these takes some 100,000 bytes
+
+
+def test_what_is_late_does_not_depend_on_how_many_threads_deal_out_the_rows() -> None:
+    random, rows = np.random.default_rng(4), 140_000
+    schema = Schema((Field("at", "timestamp"), Field("k", "int64"), Field("x", "float64")))
+    columns = (("total", Window("x", by="k", stat="sum", over="1s")),)
+    at = np.arange(rows) * 10 + random.integers(-4_000, 4_000, rows)
+    at[random.integers(0, rows, 500)] = MISSING_INT
+    x = random.normal(size=rows)
+    x[random.integers(0, rows, 500)] = np.nan
+    batch = Batch({"at": at, "k": random.integers(0, 300, rows), "x": x})
+    found = []
+    for threads in (1, 2, 3, 20):
+        tracks = Tracks(Windows("at", columns, 3_000), schema, threads)
+        total = tracks.replay(batch)["total"].tobytes()
+        found.append((tracks.observe(batch), total, tracks.watermark, tracks.dump()))
+    assert found[0] == found[1] == found[2] == found[3]
+    assert found[0][0].late > 1_000
+    assert found[0][0].missing > 500
+    assert found[0][2] == at.max()

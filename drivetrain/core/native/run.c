@@ -2,8 +2,12 @@
 
 #include "run.h"
 
+#include <sys/mman.h>
+
 /* So many rows are dealt out at a time: enough for a key to have several, whose state stays near. */
 #define AT_ONCE (UINT32_C(1) << 20)
+/* The size of a large page; memory that is less is had in small ones. */
+#define LARGE ((size_t)1 << 21)
 /* Fewer are not worth dealing out. */
 #define FEW (UINT32_C(1) << 12)
 
@@ -36,12 +40,12 @@ int encoded(int kind, int64_t given, int64_t *value) {
 static int is_missing(const uint64_t hash[2]) { return hash[0] == 0 && hash[1] == 0; }
 
 /* Whether what became known at `time` is in time; moves the watermark. */
-static int in_time(Track *track, int64_t time) {
-    if (track->watermark == MISSING || time > track->watermark) {
-        track->watermark = time;
+static int in_time(const Layout *layout, int64_t *watermark, int64_t time) {
+    if (*watermark == MISSING || time > *watermark) {
+        *watermark = time;
         return 1;
     }
-    return time >= less(track->watermark, track->layout.lateness);
+    return time >= less(*watermark, layout->lateness);
 }
 
 /* Put an observation that is in time into its key, which is made where there is none. */
@@ -65,7 +69,9 @@ int tell_one(Track *track, const uint64_t hash[2], int64_t time, int64_t value) 
     if (is_missing(hash) || time == MISSING || !encoded(track->layout.kind, value, &kept)) {
         return 2;
     }
-    return in_time(track, time) ? take_in(track, NULL, hash, time, kept) : 0;
+    return in_time(&track->layout, &track->watermark, time)
+               ? take_in(track, NULL, hash, time, kept)
+               : 0;
 }
 
 /* NULL: nothing is known of it. */
@@ -78,8 +84,9 @@ void ask_one(Track *track, const uint64_t hash[2], int64_t time, int64_t *given)
     ask(&track->layout, time == MISSING ? NULL : key_of(track, hash), time, given);
 }
 
-/* What a row does, once it is known whether what it tells is taken. */
-static Deed deed_of(Run *run, size_t row) {
+/* What a row does, once it is known whether what it tells is taken; the stretch counts. */
+static Deed deed_of(const Run *run, Stretch *stretch, size_t row) {
+    const Layout *layout = &run->track->layout;
     int kind = run->kinds ? run->kinds[row] : ASK;
     Deed deed = {{run->keys[2 * row], run->keys[2 * row + 1]}, MISSING, MISSING, 0};
     if (kind & ASK && run->asked) {
@@ -88,10 +95,10 @@ static Deed deed_of(Run *run, size_t row) {
     if (kind & TELL) {
         int64_t time = run->told[row], value = run->values ? run->values[row] : 0;
         if (is_missing(deed.hash) || time == MISSING ||
-            !encoded(run->track->layout.kind, value, &deed.value)) {
-            run->missing++;
-        } else if (!run->alone && !in_time(run->track, time)) {
-            run->late++;
+            !encoded(layout->kind, value, &deed.value)) {
+            stretch->missing++;
+        } else if (!run->alone && !in_time(layout, &stretch->watermark, time)) {
+            stretch->late++;
         } else {
             deed.told = time;
         }
@@ -220,39 +227,116 @@ static int64_t work_together(Run *run, void *(*work)(void *)) {
     return found;
 }
 
+/* What has been seen of a stretch goes to the run and its track. */
+static void close_stretch(Run *run, const Stretch *stretch) {
+    run->late += stretch->late;
+    run->missing += stretch->missing;
+    run->track->watermark = stretch->watermark;
+}
+
+/* The latest time that a row may tell. Where it is not taken for want of a value, nothing is. */
+static int64_t told_by(const Run *run, size_t row) {
+    int64_t kept, value = run->values ? run->values[row] : 0;
+    int tells = run->kinds && run->kinds[row] & TELL && !is_missing(run->keys + 2 * row) &&
+                encoded(run->track->layout.kind, value, &kept);
+    return tells ? run->told[row] : MISSING;
+}
+
+/* How many rows of a stretch are in each part, and the latest time that one of them tells. */
+static void *look_over(void *argument) {
+    Run *run = argument;
+    for (int i; (i = run->next++) < run->stretches;) {
+        Stretch *stretch = &run->stretch[i];
+        for (uint32_t at = stretch->begin; at < stretch->end; at++) {
+            size_t row = run->from + at;
+            stretch->next[SHARD_OF(run->keys + 2 * row)]++;
+            int64_t time = run->alone ? MISSING : told_by(run, row);
+            stretch->watermark = time > stretch->watermark ? time : stretch->watermark;
+        }
+    }
+    return NULL;
+}
+
+/* Put the rows of a stretch where they are due. */
+static void *put_down(void *argument) {
+    Run *run = argument;
+    for (int i; (i = run->next++) < run->stretches;) {
+        Stretch *stretch = &run->stretch[i];
+        for (uint32_t at = stretch->begin; at < stretch->end; at++) {
+            size_t row = run->from + at;
+            uint32_t place = stretch->next[SHARD_OF(run->keys + 2 * row)]++;
+            run->places[at] = place;
+            run->deeds[place] = deed_of(run, stretch, row);
+        }
+    }
+    return NULL;
+}
+
+/* Fewer rows are not worth a stretch of their own. */
+#define STRETCH (UINT32_C(1) << 15)
+
 /* Deal out rows [from, from + number) by the part that their key is in, in their order. */
 static void deal(Run *run, size_t from, uint32_t number) {
-    uint32_t *starts = run->starts, next[SHARDS];
-    memset(starts, 0, sizeof run->starts);
+    uint32_t most = number / STRETCH, place = 0;
     run->from = from;
     run->number = number;
-    for (uint32_t i = 0; i < number; i++) {
-        starts[SHARD_OF(run->keys + 2 * (from + i)) + 1]++;
+    run->stretches = run->threads < STRETCHES ? run->threads : STRETCHES;
+    run->stretches = (uint32_t)run->stretches < most ? run->stretches : (int)most;
+    run->stretches = run->stretches > 0 ? run->stretches : 1;
+    for (int i = 0; i < run->stretches; i++) {
+        run->stretch[i] = (Stretch){.begin = (uint32_t)((uint64_t)number * i / run->stretches),
+                                    .end = (uint32_t)((uint64_t)number * (i + 1) / run->stretches),
+                                    .watermark = MISSING};
     }
+    work_together(run, look_over);
     for (int part = 0; part < SHARDS; part++) {
-        starts[part + 1] += starts[part];
+        run->starts[part] = place;
+        for (int i = 0; i < run->stretches; i++) {
+            uint32_t here = run->stretch[i].next[part];
+            run->stretch[i].next[part] = place;
+            place += here;
+        }
     }
-    memcpy(next, starts, sizeof next);
-    for (uint32_t i = 0; i < number; i++) {
-        uint32_t place = next[SHARD_OF(run->keys + 2 * (from + i))]++;
-        run->places[i] = place;
-        run->deeds[place] = deed_of(run, from + i);
+    run->starts[SHARDS] = place;
+    int64_t watermark = run->track->watermark; /* MISSING is less than any other */
+    for (int i = 0; i < run->stretches; i++) {
+        int64_t here = run->stretch[i].watermark;
+        run->stretch[i].watermark = watermark;
+        watermark = here > watermark ? here : watermark;
+    }
+    work_together(run, put_down);
+    for (int i = 0; i < run->stretches; i++) {
+        close_stretch(run, &run->stretch[i]);
     }
 }
 
 static int run_few(Run *run) {
     size_t width = run->track->layout.given;
+    Stretch all = {.watermark = run->track->watermark};
     run->given = malloc((width ? width : 1) * sizeof *run->given);
     int found = run->given ? 0 : -1;
     for (size_t row = 0; found >= 0 && row < run->rows; row++) {
-        Deed deed = deed_of(run, row);
+        Deed deed = deed_of(run, &all, row);
         found = do_deed(run, &deed, run->given);
-        run->late += found > 0;
+        all.late += found > 0;
         if (found >= 0 && run->outs) {
             hand_out(run, row, run->given);
         }
     }
+    close_stretch(run, &all);
     return found < 0 ? -1 : 0;
+}
+
+/* Memory in few large pages, which are had faster than many small ones. */
+static void *roomy(size_t size) {
+#ifdef MADV_HUGEPAGE
+    void *found;
+    if (size >= LARGE && posix_memalign(&found, LARGE, size) == 0) {
+        madvise(found, size, MADV_HUGEPAGE); /* that it is refused does no harm */
+        return found;
+    }
+#endif
+    return malloc(size);
 }
 
 /* How many rows to deal out at a time: fewer where each is given much. */
@@ -271,9 +355,9 @@ int run_all(Run *run) {
     if (run->rows < FEW || width > (size_t)1 << 16) {
         return run_few(run);
     }
-    run->deeds = malloc(most * sizeof *run->deeds);
-    run->given = malloc(most * (width ? width : 1) * sizeof *run->given);
-    run->places = malloc(most * sizeof *run->places);
+    run->deeds = roomy(most * sizeof *run->deeds);
+    run->given = roomy(most * (width ? width : 1) * sizeof *run->given);
+    run->places = roomy(most * sizeof *run->places);
     run->failed = !run->deeds || !run->given || !run->places;
     for (size_t from = 0; from < run->rows && !run->failed; from += most) {
         size_t rest = run->rows - from;

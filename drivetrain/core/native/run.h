@@ -15,6 +15,17 @@ typedef struct {
     int64_t value; /* as it is kept */
 } Deed;
 
+/* Rows are dealt out in so many stretches at most, each by one thread. */
+#define STRETCHES 8
+
+/* Rows that follow one another, as they are dealt out. */
+typedef struct {
+    uint32_t begin, end;
+    uint32_t next[SHARDS]; /* first how many rows each part has here, then the place of the next */
+    int64_t watermark;     /* first the latest time that is told here, then that of all before */
+    int64_t late, missing;
+} Stretch;
+
 typedef struct {
     Track *track;
     const uint64_t *keys;
@@ -32,6 +43,8 @@ typedef struct {
     Deed *deeds;
     int64_t *given;
     uint32_t *places, starts[SHARDS + 1];
+    int stretches;
+    Stretch stretch[STRETCHES];
     atomic_int next, failed;
 } Run;
 
