@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from drivetrain.core.cores import cores
 
-_TURN_SECONDS = 2e-3
-"""Less than Linux lets a thread run before another one that waits for its core has its turn."""
+_FULL_SECONDS = 750e-6
+"""Beside others who want its core, a run takes longer than it should and soon exceeds this: then two
+threads are better off than one that the scheduler takes for greedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,12 @@ class Batching:
         """What suits so many processes on this machine's cores.
 
         One process alone may use two cores for one version; of several each has its own. Where
-        each has one and no more, a thread only takes turns with the loop that handed over: what
-        takes less than such a turn of the scheduler's runs on the loop's thread.
+        each has one and no more, a thread only takes turns with the loop that handed over, and
+        longer runs stay on the loop's thread.
         """
         spare = cores() > workers
         runs = min(cores(), cls.threads) if workers == 1 else 1
-        return cls(runs=runs) if spare else cls(runs=runs, inline_seconds=_TURN_SECONDS)
+        return cls(runs=runs) if spare else cls(runs=runs, inline_seconds=_FULL_SECONDS)
 
     @property
     def most_rows(self) -> int:
