@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from drivetrain.core.cores import cores
 
 _FULL_SECONDS = 750e-6
-"""Beside others who want its core, a run takes longer than it should and soon exceeds this: then two
-threads are better off than one that the scheduler takes for greedy."""
+"""Beside others who want its core, a run takes longer than it should and soon exceeds this: then
+two threads are better off than one that the scheduler takes for greedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
