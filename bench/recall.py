@@ -1,8 +1,7 @@
 """Recall methods on real films beside what others report, and least squares beside implicit.
 
-``als_vs_implicit`` is CPU seconds over CPU seconds on one thread, to a loss that is no greater than
-the one that implicit has after its 15 iterations. ``exact_search_vs_faiss_flat`` is queries for
-each CPU second over those of faiss: 100,000 items of 64 numbers, the best 20. The films are
+``als_vs_implicit`` is told in ``bench/factorization.py``. ``exact_search_vs_faiss_flat`` is queries
+for each CPU second over those of faiss: 100,000 items of 64 numbers, the best 20. The films are
 MovieLens 100k out of RecBole's wheel, divided 8:1:1 for each user as RecBole does; what a user had
 in training or validation rows is left out, and all other items are ranked.
 """
@@ -16,12 +15,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from bench import factorization
 from bench.figure import Figure, figure, show, words
 from bench.films import GENRES, figures_of, films, lay, trained
 from bench.peer import ENVIRONMENTS, PEERS
@@ -59,50 +58,6 @@ def told(task: str, folder: Path) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{task}: {done.stderr[-2000:]}")
     return json.loads(done.stdout)
-
-
-def beside_implicit(quick: bool) -> Iterator[Figure]:
-    """``als_vs_implicit``: made interactions, seeded; items by a power law."""
-    from drivetrain.train.als import ALS
-    from drivetrain.train.recall import least_squares, sharing
-    from drivetrain.train.recall.interactions import Sparse
-
-    users, items, rows = (50_000, 10_000, 1_000_000) if quick else (200_000, 20_000, 5_000_000)
-    iterations, alpha, l2, factors = 15, 10.0, 10.0, 64
-    starts, columns = _made(users, items, rows)
-    had = Sparse(starts, columns, np.full(len(columns), alpha, np.float32), items)
-    assert had.turned.rows == items
-    ratios: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
-        at = Path(folder)
-        options = {"items": items, "alpha": alpha, "l2": l2, "factors": factors}
-        arrays = {"starts": starts, "columns": columns, "iterations": iterations}
-        np.savez(at / "als.npz", **arrays, **options)
-        for number in range(3):
-            theirs = told("als", at)
-            random = np.random.default_rng(number)
-            mine = [least_squares.Factors.drawn(n, factors, random) for n in (users, items)]
-            seconds, loss, done = 0.0, np.inf, 0
-            with mock.patch.object(sharing, "cores", return_value=1):
-                while loss > theirs["loss"] and done < 4 * iterations:
-                    begin = time.process_time()
-                    least_squares.improve(mine[0], mine[1], had, l2=l2, steps=ALS.steps)
-                    least_squares.improve(mine[1], mine[0], had.turned, l2=l2, steps=ALS.steps)
-                    seconds += time.process_time() - begin
-                    loss, done = least_squares.loss(mine[0], mine[1], had, l2=l2), done + 1
-            _say(f"implicit {theirs['seconds']:.2f} s, loss {theirs['loss']:.6f}; "
-                 f"ours {seconds:.2f} s, {done} iterations, loss {loss:.6f}")  # fmt: skip
-            ratios.append(theirs["seconds"] / seconds)
-    yield figure("als_vs_implicit", ratios, "implicit 0.7.2, one thread, equal loss", 3.0)
-
-
-def _made(users: int, items: int, rows: int) -> tuple[Any, Any]:
-    random = np.random.default_rng(0)
-    share = 1 / np.arange(1, items + 1) ** 0.8
-    drawn = random.choice(items, rows, p=share / share.sum())
-    pairs = np.unique(random.integers(0, users, rows) * items + drawn)
-    lengths = np.bincount(pairs // items, minlength=users)
-    return np.concatenate([[0], np.cumsum(lengths)]), (pairs % items).astype(np.int32)
 
 
 def beside_faiss(quick: bool) -> Iterator[Figure]:
@@ -178,7 +133,7 @@ def method_of(kind: str, options: dict[str, Any], folder: Path) -> Any:
 
 def figures(quick: bool) -> Iterator[Figure]:
     """Every figure; what needs a peer that is absent is told and left out."""
-    for part in (on_films, beside_implicit, beside_faiss):
+    for part in (on_films, factorization.beside_implicit, beside_faiss):
         try:
             yield from part(quick)
         except (RuntimeError, subprocess.CalledProcessError) as error:

@@ -21,7 +21,9 @@ class ALS(Recall):
 
     Every pair of a user and an item counts: one that was had wants the score 1 with the
     confidence ``1 + alpha * weight``, every other 0 with the confidence 1. Sides take turns, and
-    each row is solved by a few steps of conjugate gradients from where it was.
+    each row is solved by a few steps of conjugate gradients from where it was, and goes beyond the
+    solution (over-relaxation), but for the last time: ten iterations then have less loss than
+    fifteen plain ones.
 
     The served graph multiplies a user's factors with those of every item, so it is exact.
 
@@ -44,7 +46,7 @@ class ALS(Recall):
     alpha: float = 1.0
     l2: float = 20.0
     even: float = 0.0
-    iterations: int = 15
+    iterations: int = 10
     steps: int = 3
     seed: int = 0
     online: Online | None = None
@@ -102,7 +104,7 @@ class ALS(Recall):
         import numpy as np
 
         from drivetrain.train.recall.interactions import Sparse
-        from drivetrain.train.recall.least_squares import Factors, improve, loss
+        from drivetrain.train.recall.least_squares import Factors, alternate, loss
         from drivetrain.train.recall.meeting import evenly, weighed
 
         had = Sparse(had.starts, had.columns, had.weights * np.float32(self.alpha), had.wide)
@@ -111,10 +113,10 @@ class ALS(Recall):
         random = np.random.default_rng(self.seed)
         items = Factors.drawn(had.wide, self.factors, random)
         users = Factors.drawn(had.rows, self.factors, random)
-        for number in range(self.iterations):
-            improve(users, items, had, l2=self.l2, steps=self.steps)
-            improve(items, users, had.turned, l2=self.l2, steps=self.steps)
-            done = number + 1
+        turns = alternate(
+            users, items, had, l2=self.l2, steps=self.steps, iterations=self.iterations
+        )
+        for done in turns:
             run.emit(Progress(stage="train", done=done, total=self.iterations, unit="iterations"))
         final = loss(users, items, had, l2=self.l2)
         run.emit(Metric(name="train/loss", value=final))

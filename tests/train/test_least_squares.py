@@ -11,7 +11,7 @@ from drivetrain.core.seams import Run
 from drivetrain.train.als import ALS
 from drivetrain.train.recall import least_squares
 from drivetrain.train.recall.interactions import Sparse
-from drivetrain.train.recall.least_squares import Factors, improve, loss
+from drivetrain.train.recall.least_squares import Factors, alternate, improve, loss
 
 
 def made(users: int = 120, items: int = 70, seed: int = 0) -> tuple[Sparse, np.ndarray]:
@@ -123,6 +123,43 @@ def test_the_loss_is_that_of_the_paper_and_falls() -> None:
         before = found
 
 
+@pytest.mark.parametrize("relaxation", [0.3, 1.6, 1.99])
+def test_a_half_step_that_goes_beyond_the_solution_still_lowers_the_loss(
+    relaxation: float, path: str
+) -> None:
+    had, dense = made()
+    random = np.random.default_rng(1)
+    users, items = (Factors.drawn(n, 8, random) for n in (had.rows, had.wide))
+    for _ in range(3):
+        for mine, others, rows in ((users, items, had), (items, users, had.turned)):
+            before = loss(users, items, had, l2=1.0)
+            start = mine.factors
+            improve(mine, others, rows, l2=1.0, steps=40, relaxation=relaxation)
+            assert loss(users, items, had, l2=1.0) < before
+            due = solved(
+                others.factors.astype(np.float64), dense.T if mine is items else dense, 1.0
+            )
+            np.testing.assert_allclose(mine.factors, start + relaxation * (due - start), atol=1e-4)
+
+
+def test_turns_need_fewer_iterations_than_plain_ones_and_end_in_a_solution(path: str) -> None:
+    had, _ = made()
+    found: list[float] = []
+    for plain in (True, False):
+        random = np.random.default_rng(1)
+        users, items = (Factors.drawn(n, 8, random) for n in (had.rows, had.wide))
+        if plain:
+            for _ in range(15):
+                improve(users, items, had, l2=1.0, steps=3)
+                improve(items, users, had.turned, l2=1.0, steps=3)
+        else:
+            turns = alternate(users, items, had, l2=1.0, steps=3, iterations=10)
+            assert list(turns) == [*range(1, 11)]
+            assert not users.factors[0].any(), "who had nothing wants nothing"
+        found.append(loss(users, items, had, l2=1.0))
+    assert found[1] < found[0]
+
+
 def test_what_is_no_matrix_is_refused_and_not_read() -> None:
     if least_squares.compiled is None:
         pytest.skip("NOT TESTED: the compiled part was not built here")
@@ -130,17 +167,17 @@ def test_what_is_no_matrix_is_refused_and_not_read() -> None:
     starts, columns = np.array([0, 2], np.int64), np.array([0, 1], np.int32)
     weights, others = np.ones(2, np.float32), np.ones((2, 16), np.float32)
     answer = np.zeros((1, 16), np.float32)
-    solve(starts, columns, weights, others, answer, 16, 0, 1, 1)
+    solve(starts, columns, weights, others, answer, 16, 0, 1, 1, 1.0)
     assert answer.any()
     for wrong in (
-        (starts, np.array([0, 2], np.int32), weights, others, answer, 16, 0, 1, 1),
-        (starts, np.array([0, -1], np.int32), weights, others, answer, 16, 0, 1, 1),
-        (np.array([0, 3], np.int64), columns, weights, others, answer, 16, 0, 1, 1),
-        (np.array([2, 0], np.int64), columns, weights, others, answer, 16, 0, 1, 1),
-        (starts, columns, weights[:1], others, answer, 16, 0, 1, 1),
-        (starts, columns, weights, others, answer[:0], 16, 0, 1, 1),
-        (starts, columns, weights, others, answer, 16, 0, 2, 1),
-        (starts, columns, weights, others, answer, 15, 0, 1, 1),
+        (starts, np.array([0, 2], np.int32), weights, others, answer, 16, 0, 1, 1, 1.0),
+        (starts, np.array([0, -1], np.int32), weights, others, answer, 16, 0, 1, 1, 1.0),
+        (np.array([0, 3], np.int64), columns, weights, others, answer, 16, 0, 1, 1, 1.0),
+        (np.array([2, 0], np.int64), columns, weights, others, answer, 16, 0, 1, 1, 1.0),
+        (starts, columns, weights[:1], others, answer, 16, 0, 1, 1, 1.0),
+        (starts, columns, weights, others, answer[:0], 16, 0, 1, 1, 1.0),
+        (starts, columns, weights, others, answer, 16, 0, 2, 1, 1.0),
+        (starts, columns, weights, others, answer, 15, 0, 1, 1, 1.0),
     ):
         with pytest.raises(ValueError, match=r"allowed|matrix|width"):
             solve(*wrong)

@@ -19,7 +19,7 @@
 #endif
 #define INSIDE static inline __attribute__((always_inline))
 
-enum { LANES = 16, PIECE = 1024, TOGETHER = 4, IN_REGISTERS = 8, AHEAD = 8 };
+enum { LANES = 16, PIECE = 1024, TOGETHER = 4, IN_REGISTERS = 8, AHEAD = 8, LINE = 64 };
 typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
 typedef float v8 __attribute__((vector_size(32)));
 typedef float v4 __attribute__((vector_size(16)));
@@ -34,6 +34,7 @@ typedef struct {
     Py_ssize_t first, last;
     int64_t end; /* of the last row's entries */
     int vectors, steps;
+    float relaxation; /* how far a step goes, of what it takes to solve */
 } System;
 
 /* What one row needs: its others side by side, their weights, and the vectors of the method. */
@@ -103,19 +104,23 @@ INSIDE void add_products(const float *others, const float *weights, Py_ssize_t c
 /* Lay some of a row's others side by side; what fills up the last four counts for nothing. */
 INSIDE Py_ssize_t lay(const System *s, const Desk *desk, int64_t from, int64_t to, int vectors) {
     const Py_ssize_t width = (Py_ssize_t)vectors * LANES, count = to - from;
+    const float *others = s->others; /* by name: what is written might else be any of them */
+    const int32_t *columns = s->columns;
+    const int64_t end = s->end;
+    float *laid = desk->others;
     Py_ssize_t i = 0;
     for (; i < count; i++) {
-        const v16 *y = (const v16 *)(s->others + s->columns[from + i] * width);
+        const v16 *y = (const v16 *)(others + columns[from + i] * width);
         const int64_t next = from + i + AHEAD; /* of the next row too, which comes next */
-        const v16 *then = (const v16 *)(s->others + s->columns[next < s->end ? next : from] * width);
+        const v16 *then = (const v16 *)(others + columns[next < end ? next : from] * width);
         for (int v = 0; v < vectors; v++) {
             __builtin_prefetch(then + v);
-            ((v16 *)(desk->others + i * width))[v] = y[v];
+            ((v16 *)(laid + i * width))[v] = y[v];
         }
-        desk->weights[i] = s->weights[from + i];
     }
+    memcpy(desk->weights, s->weights + from, count * sizeof(float));
     for (; i % TOGETHER; i++) {
-        memset(desk->others + i * width, 0, width * sizeof(float));
+        memset(laid + i * width, 0, width * sizeof(float));
         desk->weights[i] = 0;
     }
     return i;
@@ -135,7 +140,7 @@ INSIDE void add_row(const System *s, const Desk *desk, int64_t from, int64_t to,
     }
 }
 
-/* (I + sum of w y y') z = sum of (1 + w) y, from the z that is there. */
+/* (I + sum of w y y') z = sum of (1 + w) y, from the z that is there, or beyond it. */
 INSIDE void solve_row(const System *s, const Desk *desk, Py_ssize_t row, int vectors) {
     const Py_ssize_t width = (Py_ssize_t)vectors * LANES;
     const int64_t from = s->starts[row], to = s->starts[row + 1];
@@ -151,9 +156,9 @@ INSIDE void solve_row(const System *s, const Desk *desk, Py_ssize_t row, int vec
     for (int step = 0; step < s->steps && left > 1e-20f; step++) {
         memcpy(q, p, width * sizeof(float));
         add_row(s, desk, from, to, laid, p, 0.0f, 1.0f, q, vectors);
-        const float far = left / dot(p, q, vectors);
+        const float far = left / dot(p, q, vectors), beyond = s->relaxation * far;
         for (Py_ssize_t i = 0; i < width; i++) {
-            z[i] += far * p[i];
+            z[i] += beyond * p[i];
             r[i] -= far * q[i];
         }
         const float now = dot(r, r, vectors), turn = now / left;
@@ -336,8 +341,9 @@ static PyObject *solve(PyObject *module, PyObject *arguments) {
     PyObject *starts, *columns, *weights, *others, *solutions;
     Py_ssize_t width, first, last;
     int steps;
-    if (!PyArg_ParseTuple(arguments, "OOOOOnnni", &starts, &columns, &weights, &others, &solutions,
-                          &width, &first, &last, &steps)) {
+    float relaxation;
+    if (!PyArg_ParseTuple(arguments, "OOOOOnnnif", &starts, &columns, &weights, &others, &solutions,
+                          &width, &first, &last, &steps, &relaxation)) {
         return NULL;
     }
     if (width < LANES || width % LANES || width > 4096 || first < 0 || last < first) {
@@ -348,6 +354,7 @@ static PyObject *solve(PyObject *module, PyObject *arguments) {
     const Py_ssize_t number = sizeof(float), row = width * number;
     const Py_ssize_t entries = length_of(columns, 4), there = length_of(others, row);
     System s = {.first = first, .last = last, .vectors = (int)(width / LANES), .steps = steps};
+    s.relaxation = relaxation;
     s.starts = take(&all, starts, "starts", (last + 1) * 8, 0);
     s.columns = take(&all, columns, "columns", 0, 0);
     s.weights = take(&all, weights, "weights", entries * number, 0);
@@ -356,7 +363,9 @@ static PyObject *solve(PyObject *module, PyObject *arguments) {
     float *memory = NULL;
     s.end = PyErr_Occurred() ? 0 : s.starts[last];
     if (!PyErr_Occurred() && sound(s.starts + first, last - first, s.columns, entries, there)) {
-        memory = malloc((size_t)(PIECE + TOGETHER + 3) * (size_t)row + PIECE * sizeof(float) + row);
+        /* A vector that crosses a line of the cache is two reads: all of them begin with one. */
+        memory = aligned_alloc(LINE, (size_t)(PIECE + TOGETHER + 3) * (size_t)row +
+                                         PIECE * sizeof(float) + row);
         if (memory == NULL) {
             PyErr_NoMemory();
         }

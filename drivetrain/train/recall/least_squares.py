@@ -5,8 +5,15 @@ A row's system is ``(Y'Y + l2 I + sum of w_i y_i y_i') x = sum of (1 + w_i) y_i`
 in the coordinates ``z = L' x``, with ``L^-1 y`` for ``y``: there that part is the identity, which
 costs nothing to multiply by, and leaves conjugate gradients with fewer directions to find than in
 the plain system (Takács, Pilászy and Tikk, 2011). Factors stay in these coordinates in between.
+
+Sides that take turns crawl along valleys. So a half step goes beyond what solves it (successive
+over-relaxation): what is minimised is quadratic in one side, so that from where a row was to its
+mirror image beyond the solution everything is lower, and conjugate gradients keep this wherever
+they stop. To the loss that fifteen plain iterations have it took seven or eight (films and made
+interactions); the last iteration is plain, for there is no next one that it would prepare.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +27,9 @@ LANES = 16
 """The compiled part takes vectors of whole sixteens."""
 ENTRIES = 1 << 16
 """Entries whose factors numpy holds at once, where nothing is compiled."""
+RELAXATION = 1.6
+"""How far half steps go, of the way to what solves them; below 2 each still lowers the loss."""
+_LINE = 64
 _BLOCK = 1 << 16
 """Rows that are multiplied at once: sums of more are kept in float64."""
 
@@ -39,7 +49,8 @@ class Factors:
     @classmethod
     def drawn(cls, rows: int, factors: int, random: np.random.Generator) -> "Factors":
         """Small random factors."""
-        held = np.zeros((rows, -(-factors // LANES) * LANES), np.float32)
+        held = _room(rows, -(-factors // LANES) * LANES)
+        held[:] = 0
         held[:, :factors] = random.standard_normal((rows, factors), np.float32)
         held *= np.float32(0.1 / factors**0.5)
         return cls(held, np.eye(factors))
@@ -54,7 +65,7 @@ class Factors:
         size, width = len(matrix), self.held.shape[1]
         wide = np.zeros((width, width), np.float32)
         wide[:size, :size] = matrix
-        return self.held @ wide
+        return np.matmul(self.held, wide, out=_room(len(self.held), width))
 
     def gram(self) -> Array:
         """The factors' products, float64 ``[factors, factors]``."""
@@ -67,7 +78,26 @@ class Factors:
         return self.turn.T @ sums[:size, :size] @ self.turn
 
 
-def improve(mine: Factors, others: Factors, had: Sparse, *, l2: float, steps: int) -> None:
+def alternate(
+    users: Factors, items: Factors, had: Sparse, *, l2: float, steps: int, iterations: int
+) -> Iterator[int]:
+    """Improve both sides in turn; gives how many iterations are done, after each."""
+    for done in range(1, iterations + 1):
+        relaxation = RELAXATION if done < iterations else 1.0
+        improve(users, items, had, l2=l2, steps=steps, relaxation=relaxation)
+        improve(items, users, had.turned, l2=l2, steps=steps, relaxation=relaxation)
+        yield done
+
+
+def improve(
+    mine: Factors,
+    others: Factors,
+    had: Sparse,
+    *,
+    l2: float,
+    steps: int,
+    relaxation: float = 1.0,
+) -> None:
     """One half step: the factors of one side, given those of the other.
 
     Args:
@@ -76,6 +106,7 @@ def improve(mine: Factors, others: Factors, had: Sparse, *, l2: float, steps: in
         had: what each row has; its weights are by how much the confidence exceeds 1.
         l2: above 0.
         steps: of conjugate gradients, from the factors that are there.
+        relaxation: how far to go, of the way that they find; above 0 and below 2.
     """
     lower = np.linalg.cholesky(others.gram() + l2 * np.eye(len(others.turn)))
     inverse = np.linalg.inv(lower)
@@ -83,13 +114,23 @@ def improve(mine: Factors, others: Factors, had: Sparse, *, l2: float, steps: in
     mine.held = mine.times(mine.turn @ lower)
     mine.turn = inverse
     if compiled is None:
-        _solve(had, whitened, mine.held, steps)
+        _solve(had, whitened, mine.held, steps, relaxation)
         return
     arrays = (had.starts, had.columns, had.weights, whitened, mine.held, whitened.shape[1])
-    share(lambda first, last: compiled.solve(*arrays, first, last, steps), had.lengths + 1)
+    share(
+        lambda first, last: compiled.solve(*arrays, first, last, steps, relaxation),
+        had.lengths + 1,
+    )
 
 
-def _solve(had: Sparse, others: Array, solutions: Array, steps: int) -> None:
+def _room(rows: int, width: int) -> Array:
+    """Float32 ``[rows, width]`` that begins with a line of the cache: each vector lies in one."""
+    memory = np.empty(rows * width * 4 + _LINE, np.uint8)
+    first = -memory.ctypes.data % _LINE
+    return memory[first : first + rows * width * 4].view(np.float32).reshape(rows, width)
+
+
+def _solve(had: Sparse, others: Array, solutions: Array, steps: int, relaxation: float) -> None:
     """``(I + sum of w y y') z = sum of (1 + w) y`` for every row, from the ``z`` that is there."""
     for first, last in had.spans(ENTRIES):
         system = _Rows(had, others, first, last)
@@ -103,7 +144,7 @@ def _solve(had: Sparse, others: Array, solutions: Array, steps: int) -> None:
             q = p.copy()
             system.add(p, 0.0, 1.0, q)
             far = np.where(going, left / np.where(going, np.einsum("ij,ij->i", p, q), 1), 0)
-            z += far[:, None] * p
+            z += np.float32(relaxation) * far[:, None] * p
             r -= far[:, None] * q
             now = np.einsum("ij,ij->i", r, r)
             p = r + np.where(going, now / np.where(going, left, 1), 0)[:, None] * p
