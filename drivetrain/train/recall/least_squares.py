@@ -9,7 +9,7 @@ the plain system (Takács, Pilászy and Tikk, 2011). Factors stay in these coord
 Sides that take turns crawl along valleys. So a half step goes beyond what solves it (successive
 over-relaxation): what is minimised is quadratic in one side, so that from where a row was to its
 mirror image beyond the solution everything is lower, and conjugate gradients keep this wherever
-they stop. To the loss that fifteen plain iterations have it took seven or eight (films and made
+they stop. To the loss that fifteen plain iterations have it took seven to ten (films and made
 interactions); the last iteration is plain, for there is no next one that it would prepare.
 """
 
