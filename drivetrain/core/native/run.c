@@ -135,7 +135,8 @@ static inline void hand_out(Run *run, size_t row, const int64_t *given) {
     }
 }
 
-/* How many deeds ahead a key is brought near, and how many ahead its last entries are. */
+/* How many deeds ahead a place in the table is brought near, a key, and its last entries. */
+#define FARTHEST 32
 #define FAR 16
 #define NEAR 8
 
@@ -148,7 +149,7 @@ static void prepare(Track *track, const Deed *far, uint64_t slots[FAR], uint32_t
     if (shard->size == 0) {
         return;
     }
-    uint64_t at = slot_of(shard, far->hash);
+    uint64_t at = likely_slot_of(shard, far->hash);
     Key *key = shard->slots[at].key;
     slots[turn % FAR] = at;
     if (key) {
@@ -173,6 +174,10 @@ static void do_part(Run *run, int part, int64_t *late) {
     uint32_t end = run->starts[part + 1];
     uint64_t slots[FAR] = {0};
     for (uint32_t i = run->starts[part]; i < end; i++) {
+        if (end - i > FARTHEST) {
+            const uint64_t *hash = run->deeds[i + FARTHEST].hash;
+            bring_slot_near(&run->track->shards[SHARD_OF(hash)], hash);
+        }
         if (end - i > FAR) {
             prepare(run->track, &run->deeds[i + FAR], slots, i);
         }

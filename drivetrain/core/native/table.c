@@ -25,6 +25,22 @@ uint64_t slot_of(const Shard *shard, const uint64_t hash[2]) {
     }
 }
 
+/* Where a key seems to be, by its tag alone: the memory of no key is looked at. */
+uint64_t likely_slot_of(const Shard *shard, const uint64_t hash[2]) {
+    uint64_t tag = tag_of(hash), at = place_of(shard, tag);
+    while (shard->slots[at].key != NULL && shard->slots[at].tag != tag) {
+        at = (at + 1) & (shard->size - 1);
+    }
+    return at;
+}
+
+/* Bring the place near where the search for a key begins. */
+void bring_slot_near(const Shard *shard, const uint64_t hash[2]) {
+    if (shard->size != 0) {
+        __builtin_prefetch(&shard->slots[place_of(shard, tag_of(hash))]);
+    }
+}
+
 Key **find(Shard *shard, const uint64_t hash[2]) {
     if (shard->size == 0) {
         return NULL;

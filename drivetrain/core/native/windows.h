@@ -231,6 +231,8 @@ Key **find_or_make(const Layout *layout, Shard *shard, const uint64_t hash[2]);
 int put_key(const Layout *layout, Shard *shard, Key *key);
 void remove_at(const Layout *layout, Shard *shard, uint64_t at);
 uint64_t slot_of(const Shard *shard, const uint64_t hash[2]);
+uint64_t likely_slot_of(const Shard *shard, const uint64_t hash[2]);
+void bring_slot_near(const Shard *shard, const uint64_t hash[2]);
 void shrink(Shard *shard);
 void clear(Shard *shard);
 
