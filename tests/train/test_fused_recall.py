@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from logged import Logged
 from scipy.optimize import minimize
 
 from drivetrain.core.batch import Batch
@@ -28,13 +29,12 @@ from drivetrain.train.recall.nodes import Nodes
 USERS, ITEMS = 60, 24
 
 
-class Log:
+class Log(Logged):
     """Made rows of users with two tastes; how often items are had falls off."""
 
     features = FeatureSchema(
         (FeatureField(name="who", kind="index", cardinality=USERS, columns=("name",)),)
     )
-    targets = Schema(())
     schema = Schema(
         (Field("name", "int64"), Field("item", "int64"), Field("recent", "int64", (3,)))
     )
@@ -44,28 +44,18 @@ class Log:
         self.user = random.integers(0, USERS - 2, 900)
         self.item = (random.random(900) ** 1.5 * (ITEMS // 2)).astype(int) * 2 + self.user % 2
         self.stars = random.integers(1, 6, 900)
+        self.columns = {
+            "index": self.user[:, None],
+            "name": self.user,
+            "item": self.item,
+            "stars": self.stars,
+            "recent": np.stack([self.item] * 3, axis=1),
+        }
         self.read = 0
-
-    @property
-    def events(self) -> "Log":
-        return self
-
-    def rows(self, split: Any) -> int:
-        return len(self.user)
 
     def batches(self, split: Any, *args: Any, size: int = 0, **kwargs: Any) -> Any:
         self.read += not size
-        for first in range(0, len(self.user), 400):
-            part = slice(first, first + 400)
-            yield Batch(
-                {
-                    "index": self.user[part, None],
-                    "name": self.user[part],
-                    "item": self.item[part],
-                    "stars": self.stars[part],
-                    "recent": np.stack([self.item[part]] * 3, axis=1),
-                }
-            )
+        return self.pieces(400)
 
 
 METHODS = (

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logged import Logged
 
 import drivetrain as dt
 from drivetrain.core.batch import Batch
@@ -23,11 +24,10 @@ from drivetrain.train.recall.stretches import GRIDS, cut, moments
 USERS, ITEMS, SECOND = 20, 12, 1_000_000
 
 
-class Log:
+class Log(Logged):
     """Made rows of users and items at times; the first two users are missing and rare."""
 
     features = FeatureSchema((FeatureField(name="who", kind="index", cardinality=USERS),))
-    targets = Schema(())
     schema = Schema((Field("item", "int64"), Field("at", "timestamp")))
 
     def __init__(self) -> None:
@@ -36,20 +36,10 @@ class Log:
         self.item = random.integers(0, ITEMS, 300) * 3
         self.at = random.integers(-500, 500, 300) * SECOND
         self.at[::9] = MISSING_INT
-
-    @property
-    def events(self) -> "Log":
-        return self
-
-    def rows(self, split: Any) -> int:
-        return len(self.user)
+        self.columns = {"index": self.user[:, None], "item": self.item, "at": self.at}
 
     def batches(self, split: Any, *args: Any, size: int = 0, **kwargs: Any) -> Any:
-        for first in range(0, 300, size or 70):
-            part = slice(first, min(first + (size or 70), 300))
-            yield Batch(
-                {"index": self.user[part, None], "item": self.item[part], "at": self.at[part]}
-            )
+        return self.pieces(size or 70)
 
 
 def interactions(log: Any) -> Interactions:
