@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -55,7 +55,10 @@ def held(stream: dt.Stream) -> list[int]:
 class Running:
     """A follower in a thread of its own."""
 
-    def __init__(self, stream: dt.Stream, room: Path, **options: Any) -> None:
+    patience = PATIENCE
+    follow: Callable[..., object] = staticmethod(follow)
+
+    def __init__(self, stream: dt.Stream, room: Path, *site: Any, **options: Any) -> None:
         self.heard: list[Emitted] = []
         self.error: BaseException | None = None
         self.room = room
@@ -64,7 +67,7 @@ class Running:
 
         def run() -> None:
             try:
-                follow(stream, room, **given)
+                self.follow(stream, room, *site, **given)
             except BaseException as error:
                 self.error = error
 
@@ -73,7 +76,7 @@ class Running:
 
     def until(self, true: Callable[[], bool]) -> None:
         """Wait for a state."""
-        end = monotonic() + PATIENCE
+        end = monotonic() + self.patience
         while not true():
             assert self._thread.is_alive(), self.error
             assert monotonic() < end, [item for item in self.heard if isinstance(item, Note)]
@@ -85,7 +88,7 @@ class Running:
 
     def ended(self) -> BaseException | None:
         """Wait for its own end; its error."""
-        self._thread.join(PATIENCE)
+        self._thread.join(self.patience)
         assert not self._thread.is_alive()
         return self.error
 
@@ -95,12 +98,12 @@ class Running:
         error = self.ended()
         assert error is None, error
 
-    def __enter__(self) -> "Running":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join(PATIENCE)
+        self.ended()
 
 
 def count(stream: dt.Stream) -> Callable[[int], Callable[[], bool]]:

@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
-from time import monotonic, sleep
 from typing import Any
 
+import followers
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from followers import count
 from test_telling import Double
 
 import drivetrain as dt
-from drivetrain.core.metric import Emitted, Note
 from drivetrain.core.site import EngineSite
 from drivetrain.events.follow import following
 from drivetrain.events.follow.pace import STATUS
@@ -26,8 +26,6 @@ from drivetrain.events.table import Table
 from drivetrain.events.topic.topic import Topic
 
 TYPES: Any = {"n": "int64", "s": "string", "at": "timestamp"}
-PATIENCE = 300.0
-"""Seconds that a state is waited for: a session begins slowly on a machine that is busy."""
 
 
 def numbers(*which: int) -> list[bytes]:
@@ -125,70 +123,19 @@ def test_a_misfit_ends_it_where_nothing_takes_it_and_what_is_committed_is_told(
     assert (server.positions, server.tokens) == ({f"{topic}/0": 4}, {"Bearer secret"})
 
 
-class Running:
+class Running(followers.Running):
     """A stream on Spark in a thread of its own."""
 
-    def __init__(self, stream: dt.Stream, room: Path, site: EngineSite) -> None:
-        self.stream, self.heard = stream, list[Emitted]()
-        self.error: BaseException | None = None
-        self._stop = Event()
-
-        def run() -> None:
-            try:
-                follow(stream, room, site, emit=self.heard.append, stop=self._stop)
-            except BaseException as error:
-                self.error = error
-
-        self._thread = Thread(target=run)
-        self._thread.start()
-
-    def until(self, true: Callable[[], bool]) -> None:
-        """Wait for a state."""
-        end = monotonic() + PATIENCE
-        while not true():
-            assert self._thread.is_alive(), self.error
-            assert monotonic() < end, [item for item in self.heard if isinstance(item, Note)]
-            sleep(0.05)
-
-    def holds(self, count: int) -> Callable[[], bool]:
-        """Whether the table has so many rows."""
-
-        def look() -> bool:
-            try:
-                return (Snapshot.open(str(self.stream.into)).rows or 0) >= count
-            except FileNotFoundError:
-                return False
-
-        return look
-
-    def says(self, text: str) -> Callable[[], bool]:
-        """Whether a note has said this."""
-        return lambda: any(isinstance(item, Note) and text in item.text for item in self.heard)
-
-    def ended(self) -> BaseException | None:
-        """Wait for its own end; its error."""
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-        return self.error
-
-    def end(self) -> BaseException | None:
-        """Ask it to end; its error."""
-        self._stop.set()
-        return self.ended()
+    patience = 300.0
+    """Seconds: a session begins slowly on a machine that is busy."""
+    follow = staticmethod(follow)
 
 
 @pytest.fixture
 def run() -> Iterator[Callable[..., Running]]:
     """Starts streams, and ends them."""
-    started: list[Running] = []
-
-    def start(*given: Any) -> Running:
-        started.append(Running(*given))
-        return started[-1]
-
-    yield start
-    for running in started:
-        running.end()
+    with ExitStack() as started:
+        yield lambda *given: started.enter_context(Running(*given))
 
 
 def test_a_topic_that_is_made_anew_while_it_is_read_ends_the_run(
@@ -206,7 +153,7 @@ def test_a_topic_that_is_made_anew_while_it_is_read_ends_the_run(
     stream = made(broker, topic, tmp_path)
     running = run(stream, tmp_path / "room", spark_site)
     broker.send(topic, numbers(0, 1))
-    running.until(running.holds(2))
+    running.until(count(stream)(2))
     said[0] = "second"
     error = running.ended()
     assert isinstance(error, ValueError)
@@ -255,17 +202,17 @@ def test_it_takes_up_new_partitions_and_waits_for_brokers_that_are_gone(
     stream = made(own_broker, topic, tmp_path)
     running = run(stream, tmp_path / "room", spark_site)
     own_broker.send(topic, numbers(0, 1, 2))
-    running.until(running.holds(3))
+    running.until(count(stream)(3))
     own_broker.grow(topic, 2)
     own_broker.send(topic, numbers(3, 4), partition=1)
-    running.until(running.holds(5))
+    running.until(count(stream)(5))
     own_broker.stop()
-    running.until(running.says("waiting for it"))
+    running.until(lambda: running.has("waiting for it"))
     own_broker.start()
     own_broker.send(topic, numbers(5), partition=1)
     own_broker.send(topic, numbers(6))
-    running.until(running.holds(7))
-    assert running.end() is None
+    running.until(count(stream)(7))
+    running.end()
     assert held(stream) == list(range(7))
     said = json.loads((tmp_path / "room" / STATUS).read_text())
     assert (said["ended"], said["positions"]) == (True, {"0": 4, "1": 3})
@@ -282,7 +229,7 @@ def test_of_two_writers_by_mistake_the_second_refuses(
     stream = made(broker, topic, tmp_path)
     running = run(stream, tmp_path / "one", spark_site)
     broker.send(topic, numbers(0))
-    running.until(running.holds(1))
+    running.until(count(stream)(1))
     with pytest.raises(ValueError, match="found another runner of it"):
         follow(stream, tmp_path / "one", spark_site, to_end=True)
     # On another machine there is no such lock: who comes second to a commit finds out there.

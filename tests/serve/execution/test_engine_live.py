@@ -1,16 +1,13 @@
 """Runs of a model with live tensors: each is fed one moment and lets go of it."""
 
-import asyncio
 import math
 
 import numpy as np
 import pytest
-from doubling import Doubling, Noted
+from doubling import Doubling, Noted, drive
 
-from drivetrain.serve.execution.engine import Batching, Engine
 from drivetrain.serve.execution.live import Moment
 from drivetrain.serve.execution.models import Cost
-from drivetrain.serve.telemetry.metrics import Metrics
 
 
 class Holding:
@@ -41,16 +38,7 @@ def learnt(tasks, seconds=1e-6, live=None, gate=None):
 
     model.infer = fed
 
-    async def main():
-        engine = Engine(Batching(), Metrics(), asyncio.get_running_loop())
-        engine.open(model)
-        for task in tasks:
-            engine.submit(task)
-        while any(task.fate is None for task in tasks):
-            await asyncio.sleep(0.001)
-        engine.shut_down()
-
-    asyncio.run(main())
+    drive(model, tasks)
 
 
 @pytest.mark.parametrize("seconds", [1e-6, 1.0])
