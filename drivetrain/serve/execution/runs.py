@@ -7,6 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from drivetrain.core.batch import Array
+from drivetrain.core.errors import wrong
 from drivetrain.core.pixels import Unfit
 from drivetrain.serve.execution.bound import MOST_ROWS
 from drivetrain.serve.execution.columns import Arrays, UnfitError, Values
@@ -128,6 +129,7 @@ def _computed(
             if moment is not None:
                 feeds |= moment.feeds()
             outputs = model.infer(feeds) if len(refused) < len(batch) else []
+        _check(outputs, rows)
     except Exception as error:
         seconds = monotonic() - begun
         # A binding says of whatever went wrong that the execution did; a plain run says what.
@@ -137,7 +139,7 @@ def _computed(
         )
         return Run(outcomes, begun, fed, monotonic(), seconds, rows)
     inferred = monotonic()
-    outcomes = list(zip(_given(model, batch, inputs), _cut(batch, rows, outputs), strict=False))
+    outcomes = list(zip(_given(model, batch, inputs), _cut(batch, rows, outputs), strict=True))
     for number, error in refused.items():
         outcomes[number] = error
     whole = () if refused else outputs
@@ -160,10 +162,22 @@ def _given(
 
 def _cut(batch: Sequence["Task"], rows: int, outputs: Sequence[Array]) -> Iterable[list[Array]]:
     """The outputs of each task; views."""
-    if rows == len(batch) and outputs:  # of one row each: numpy cuts them sooner
+    if rows == len(batch) and outputs:  # each has one, so that is all: numpy cuts them sooner
         return map(list, zip(*[array[:, None] for array in outputs], strict=True))
     ends = list(accumulate([task.rows for task in batch], initial=0))
     return [[array[start:stop] for array in outputs] for start, stop in pairwise(ends)]
+
+
+def _check(outputs: Sequence[Array], rows: int) -> None:
+    """See that there is an answer for every row, which a graph may promise at its start and not
+    keep: or somebody would get another's.
+
+    Raises:
+        ValueError: there is not.
+    """
+    for array in outputs:
+        if len(array) != rows:
+            raise wrong(f"an output of the graph for {rows} rows", array.shape, f"{rows} rows")
 
 
 def _refused(batch: Sequence["Task"], unfit: Sequence[Unfit]) -> dict[int, UnfitError]:
@@ -180,19 +194,20 @@ def _refused(batch: Sequence["Task"], unfit: Sequence[Unfit]) -> dict[int, Unfit
 
 def _each(
     batch: Sequence["Task"], filled: Sequence[Array] | None, moment: Moment | None
-) -> Iterator[tuple[Sequence[Values], Mapping[str, Array]]]:
-    """The columns of each task, with the windows behind them where there are windows; and what
-    live tensors are for it."""
+) -> Iterator[tuple[int, Sequence[Values], Mapping[str, Array]]]:
+    """The rows and columns of each task, with the windows behind them where there are windows; and
+    what live tensors are for it."""
     start = 0
     for task in batch:
         stop = start + task.rows
         columns = task.columns if filled is None else [array[start:stop] for array in filled]
-        yield columns, {} if moment is None else moment.feeds(slice(start, stop))
+        yield task.rows, columns, {} if moment is None else moment.feeds(slice(start, stop))
         start = stop
 
 
 def _alone(
     model: Model,
+    rows: int,
     columns: Sequence[Values],
     live: Mapping[str, Array],
     begins: Callable[[], object] | None,
@@ -200,6 +215,8 @@ def _alone(
     if begins is not None:
         begins()
     try:
-        return model.run([columns], live)
+        inputs, outputs = model.run([columns], live)
+        _check(outputs, rows)
+        return inputs, outputs
     except Exception as error:
         return error

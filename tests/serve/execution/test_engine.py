@@ -287,3 +287,14 @@ def test_what_a_version_did_is_told_in_parts_that_add_up():
     assert abs(whole - parts["success"]["ns"]) < 1000
     assert [batch["batch_size"] for batch in found["batch_stats"]] == [3]
     assert abs(found["last_inference"] / 1e3 - time.time()) < 60
+
+
+@pytest.mark.parametrize("inline", [1.0, 0.0])
+def test_nobody_gets_another_ones_answer_where_a_graph_leaves_rows_out(inline):
+    model = Doubling()
+    infer = model.infer
+    model.infer = lambda feeds: [array[array != 14] for array in infer(feeds)]
+    tasks = [Noted(model, [n]) for n in (6.0, 7.0, 8.0)]
+    drive(model, tasks, inline_seconds=inline)
+    assert [task.fate for task in tasks[::2]] == [[12], [16]]
+    assert "found (0,), allowed: 1 rows" in str(tasks[1].fate)
