@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from math import inf
@@ -103,6 +104,7 @@ class Learner:
         self._user_slots: dict[Key, int] = {}
         self._places = {item: at for at, item in enumerate(held[CATALOGUE].tolist())}
         self._place_slots = np.full(self.beyond, -1, np.int32)
+        self._name_bytes = 0  # of users that were touched and items that came new
         self._slot_places: list[int] = []
         self._live = {name: held[name].copy() for name in (ITEMS, NEW)}
         self._changed: set[int] = set()
@@ -223,17 +225,19 @@ class Learner:
     def bytes(self) -> int:
         """The memory that events take, beside that of the trained tensors."""
         sides = self._user_side.bytes + self._item_side.bytes
-        return sides + sum(array.nbytes for array in self._live.values())
+        names = self._name_bytes + sys.getsizeof(self._user_slots)
+        return sides + names + sum(array.nbytes for array in self._live.values())
 
     def figures(self) -> dict[str, float]:
-        """How it stands, for metrics."""
+        """How it stands, for metrics; without AUC before the first event was compared."""
+        standing = self.standing
+        compared = {"auc_online": standing.online, "auc_frozen": standing.frozen}
         return {
             "learnt": self.learnt,
             "refused": self.refused,
             "missing": self.missing,
-            "compared": self.standing.events,
-            "auc_online": self.standing.online,
-            "auc_frozen": self.standing.frozen,
+            "compared": standing.events,
+            **(compared if standing.events else {}),
             "rolled_back": float(self.rolled_back),
             "new_users": self._user_side.rows - self._users,
             "new_items": len(self._places) - self._items,
@@ -309,6 +313,7 @@ class Learner:
         self.standing.events, self.standing.online, self.standing.frozen = told["standing"]
         self.rolled_back, self.learnt, self.refused, self.missing = told["counts"]
         self._user_slots = {user: slot for slot, user in enumerate(told["users"])}
+        self._name_bytes = sum(map(sys.getsizeof, told["users"]))
         for item in told["items"]:
             self._new_place(item)
         self._slot_places = told["places"]
@@ -377,6 +382,7 @@ class Learner:
             row = self._user_rows.get(user)
             total = 0 if row is None else int(self._trained[USER_COUNTS][row])
             slot = self._user_slots[user] = users.touch(row, total)
+            self._name_bytes += sys.getsizeof(user)
         if other < 0:
             other = self._place_slots[place] = self._touch_item(place)
         self.learnt += 1
@@ -394,6 +400,7 @@ class Learner:
     def _new_place(self, item: Key) -> int:
         place = self._places[item] = len(self._places)
         self._live[NEW][place - self._items] = item
+        self._name_bytes += sys.getsizeof(item)
         self._changed.add(place)
         return place
 

@@ -59,6 +59,15 @@ def test_there_is_room_for_any_number_of_new_users(many: int) -> None:
     assert found.bytes > many * MADE.factors * 4
 
 
+def test_memory_grows_with_the_names_that_are_kept() -> None:
+    short, long = MADE.learner(), MADE.learner()
+    for number in range(MADE.online.capacity):
+        short.tell((1001, f"{number}"))
+        long.tell((1001, f"{number}" + "a" * 1000))
+    assert long.bytes - short.bytes == 1000 * MADE.online.capacity
+    assert Learner.load(long.dump(), MADE.model()).bytes == long.bytes
+
+
 def test_the_state_of_another_training_is_refused_and_so_are_damaged_bytes() -> None:
     learner = MADE.learner()
     tell(learner, [(99, 3)])

@@ -317,9 +317,9 @@ class Learners:
                 return {**found, "bytes": float(held.awake.learner.bytes)}
         return None
 
-    def figure(self, name: str) -> float:
-        """One of them; 0 where none learns."""
-        return (self.figures or {}).get(name, 0.0)
+    def figure(self, name: str) -> float | None:
+        """One of them; None where there is none yet."""
+        return (self.figures or {}).get(name)
 
     # -- what is written -----------------------------------------------------------------------
 

@@ -83,16 +83,17 @@ class Counter:
 
 
 class Reading:
-    """A number that is asked for when it is read."""
+    """A number that is asked for when it is read; None while there is none, and no sample."""
 
     __slots__ = ("before", "read")
 
-    def __init__(self, read: Callable[[], float]) -> None:
+    def __init__(self, read: Callable[[], float | None]) -> None:
         self.read = read
         self.before = 0.0
 
     def numbers(self) -> Numbers:
-        return (self.before + self.read(),)
+        found = self.read()
+        return () if found is None else (self.before + found,)
 
     def add(self, numbers: Numbers) -> None:
         self.before += numbers[0]
@@ -201,8 +202,9 @@ class Family(Generic[Child]):
                 self.remove(*values)
 
     def numbers(self) -> dict[tuple[str, ...], Numbers]:
-        """What each series has counted."""
-        return {values: child.numbers() for values, child in list(self._children.items())}
+        """What each series has counted, of those that have."""
+        found = ((values, child.numbers()) for values, child in list(self._children.items()))
+        return {values: numbers for values, numbers in found if numbers}
 
     def text(self, others: Sequence[Figures] = ()) -> Iterator[str]:
         """The lines of this metric, together with what other processes have counted."""
@@ -389,12 +391,12 @@ class Metrics:
         lines = (line for family in self._families for line in family.text(others))
         return ("\n".join(lines) + "\n").encode()
 
-    def show_learner(self, model: str, figure: Callable[[str], float]) -> None:
+    def show_learner(self, model: str, figure: Callable[[str], float | None]) -> None:
         """Tell of what an alias learns while it is served.
 
         Args:
             model: the alias.
-            figure: gives a figure of its learner by name.
+            figure: gives a figure of its learner by name; None while there is none.
         """
         for name, family in self._learner.items():
             family.set(Reading(partial(figure, name)), model)

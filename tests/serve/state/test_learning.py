@@ -66,8 +66,11 @@ def test_places_for_new_items_run_out_and_the_rest_goes_on(serve, one):
     assert client.metric('drivetrain_learner_events{model="films"}') == 5
     assert client.metric('drivetrain_learner_rolled_back{model="films"}') == 0
     assert client.metric('drivetrain_learner_bytes{model="films"}') > 0
+    for name in ("auc", "frozen_auc"):  # new items are compared with none
+        assert f"drivetrain_learner_{name}{{" not in client.get("/metrics").body.decode()
     assert observe(client, [{"user": "new", "film": "film 1"}])["observed"] == 1
     assert client.metric('drivetrain_learner_new_users{model="films"}') == 1
+    assert 0 <= client.metric('drivetrain_learner_auc{model="films"}') <= 1
     assert same(
         served(client), answers(one, offline(one, [*rows, {"user": "new", "film": "film 1"}]))
     )
