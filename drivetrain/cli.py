@@ -18,7 +18,6 @@ from drivetrain.core.system import System
 from drivetrain.core.world import World
 from drivetrain.declaration import declared, only_system, with_settings
 from drivetrain.listening import listening
-from drivetrain.running import check_resources, job_of, meet, meter_of
 
 if TYPE_CHECKING:
     from drivetrain.core.bundle import Bundle
@@ -207,6 +206,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from drivetrain.running import check_resources
+
     system, site = _declared(options, options.file)
     if not isinstance(system, System):
         return _follow(options, system, site)
@@ -266,6 +267,7 @@ def _launch(options: argparse.Namespace, system: "System", site: Site) -> int:
     """Run in a child process; of several, the training only: the rest is one process's work."""
     from drivetrain.launch.local import Local
     from drivetrain.pipeline import run
+    from drivetrain.running import job_of, meet, meter_of
 
     flags = [f"--on={options.on}"] if options.on else []
     flags += ["--json"] if options.json else []

@@ -1,6 +1,7 @@
 """Which request goes where: the table of targets, health, metadata, docs, metrics."""
 
 import asyncio
+import gc
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -19,7 +20,12 @@ from drivetrain.serve.protocols.management import Answer, Management, Methods
 from drivetrain.serve.protocols.openapi import PAGE_HEADERS, document, page
 from drivetrain.serve.protocols.rows import RowsRoute
 from drivetrain.serve.protocols.tfserving import PredictRoute, status
-from drivetrain.serve.protocols.v2 import InferRoute, model_metadata, server_metadata
+from drivetrain.serve.protocols.v2 import (
+    InferRoute,
+    model_metadata,
+    own_version,
+    server_metadata,
+)
 from drivetrain.serve.state.observing import Observing
 from drivetrain.serve.telemetry.metrics import CONTENT_TYPE
 from drivetrain.serve.transport.coding import inflate
@@ -66,10 +72,11 @@ class Application:
         self.management: Management | None = None
         """Answers who manages; None until :meth:`manage`."""
         self._statistics = Series(service, "", "", "statistics")
-        served, managed = (self._constant("v2", server_metadata(m)) for m in (False, True))
+        about = Series(service, "", "", "v2")
 
         def metadata(exchange: Exchange) -> object:
-            return (managed if exchange.managed else served)(exchange)
+            body = json.dumps(server_metadata(exchange.managed)).encode()
+            return about.answer(exchange, 200, body)
 
         health = Series(service, "", "", "health")
         metrics = Series(service, "", "", "metrics")
@@ -101,6 +108,13 @@ class Application:
             self.streams[target.encode()] = opened
         self._table: dict[bytes, Methods] = {}
         self._fill()
+
+    async def prepare(self) -> None:
+        """Make what some requests would else be the first to wait for: a start does not, which is
+        why this is called once requests are taken."""
+        await asyncio.to_thread(own_version)
+        await self._grpc.prepare()
+        gc.freeze()  # as what was there before, it stays
 
     @property
     def ready(self) -> bool:
@@ -324,11 +338,10 @@ class Application:
         return str(unknown("target", path, self._of_model[name]))
 
     def _document(self, managed: bool) -> dict[str, Any]:
-        version = server_metadata()["version"]
         names = () if self.management is None else self.management.repository.names
         return document(
             [release.stable for release in self.releases.values()],
-            version,
+            own_version(),
             token=self._with_token,
             loadable=names if managed else (),
         )

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-import msgspec
-
 from drivetrain.core.errors import wrong
 from drivetrain.core.placement import AUTO, CPU, checked
 from drivetrain.serve import native
@@ -30,13 +28,14 @@ from drivetrain.serve.protocols.identity import RequestIds
 from drivetrain.serve.state.states import Keeping, States
 from drivetrain.serve.telemetry.access import AccessLog
 from drivetrain.serve.telemetry.feedback import Feedback
-from drivetrain.serve.telemetry.metrics import Figures, Metrics
+from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.telemetry.retention import Retention
 from drivetrain.serve.telemetry.traces import Traces, Tracing
 from drivetrain.serve.transport.http import Http, HttpLimits
 from drivetrain.serve.transport.listen import bind, bind_shared, is_loopback
 from drivetrain.serve.transport.tls import Tls
 from drivetrain.serve.versions.aliases import Aliases
+from drivetrain.serve.workers.counts import Counts
 from drivetrain.serve.workers.doors import Doors
 from drivetrain.serve.workers.repository import Repository
 from drivetrain.serve.workers.seat import FAILED, Seat
@@ -164,7 +163,7 @@ class Server:
         self._shared: Shared | None = None
         self._weights: Weights | None = None
         self._seat: Seat | None = None
-        self._told = False
+        self._counts: Counts | None = None
         self._supervisor: Supervisor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -283,9 +282,8 @@ class Server:
             number = 0 if seat is None else seat.number
             memory = SharedMemory(shared.memory, number)
             if seat is not None:
-                self.metrics.inherit(_figures(seat, seat.number))
-                self.metrics.others = self._others
-                stack.callback(self._publish)
+                counts = self._counts = Counts(seat, self.metrics)
+                stack.callback(counts.publish)
             engine = Engine(self._batching, self.metrics, loop)
             application = self._application(engine, memory, stack)
             stack.callback(engine.shut_down)
@@ -319,7 +317,11 @@ class Server:
             # A thread that computes in Python holds the loop up for this long, 5 ms by default.
             stack.callback(sys.setswitchinterval, sys.getswitchinterval())
             sys.setswitchinterval(_SWITCH_SECONDS)
-            for work in (self._tick(http, engine), aliases.follow(again, self._reload_seconds)):
+            for work in (
+                self._tick(http, engine),
+                aliases.follow(again, self._reload_seconds),
+                application.prepare(),
+            ):
                 stack.callback(loop.create_task(work).cancel)
             self._set_ready(application, True)
             started()
@@ -407,7 +409,8 @@ class Server:
         while True:
             await asyncio.sleep(min(_TICK_SECONDS, shortest / 4))
             http.tick()
-            self._publish()
+            if self._counts is not None:
+                self._counts.publish()
             self._renew()
             if self._seat is not None:
                 self._seat.board.beat(self._seat.number)
@@ -419,40 +422,6 @@ class Server:
     def _renew(self, *, always: bool = False) -> None:
         if self._tls is not None:
             self._tls.renew(always=always)
-
-    # -- several processes ---------------------------------------------------------------------
-
-    def _publish(self) -> None:
-        """Let the other workers know what this one has counted: a few times a second, so that
-        what is lost when it is killed is what it counted since."""
-        if self._seat is None:
-            return
-        try:
-            text = msgspec.msgpack.encode(self.metrics.figures())
-            self._seat.board.write(self._seat.number, text)
-        except ValueError as error:
-            if not self._told:  # once, not four times a second
-                log.error("worker %d cannot share its metrics: %s", self._seat.number, error)
-            self._told = True
-
-    def _others(self) -> list[Figures]:
-        """What the other workers have counted; never less than they saw at their last look."""
-        seat = self._seat
-        assert seat is not None
-        self._publish()
-        found: list[Figures] = []
-        for number in range(seat.board.seats):
-            if number != seat.number:
-                figures = _figures(seat, number)
-                live = seat.board.live(number)
-                found.append(figures if live else self.metrics.of_ended(figures))
-        return found
-
-
-def _figures(seat: Seat, number: int) -> Figures:
-    """What the last process in a seat had counted."""
-    text = seat.board.read(number)
-    return msgspec.msgpack.decode(text) if text else {}
 
 
 def _count(workers: int) -> int:

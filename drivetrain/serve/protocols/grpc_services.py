@@ -1,5 +1,6 @@
 """Every gRPC service of a server: the targets of their methods, and who answers each."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -11,6 +12,7 @@ from drivetrain.serve.protocols.grpc_method import Answer, Served
 from drivetrain.serve.protocols.grpc_stream_infer import StreamInferRoute
 from drivetrain.serve.protocols.grpc_tfserving import TensorflowServing, TfsPredictRoute
 from drivetrain.serve.protocols.grpc_v2 import OPEN, HealthService, InferenceService
+from drivetrain.serve.protocols.messages import import_protobuf
 from drivetrain.serve.transport.grpc_stream import GrpcStream
 
 ROUTES: tuple[type[Route], ...] = (GrpcInferRoute, StreamInferRoute, TfsPredictRoute)
@@ -32,10 +34,6 @@ class GrpcServices:
     """
 
     def __init__(self, served: Served, service: Service) -> None:
-        # Compiled now: the first call should not wait for it, nor those beside it.
-        with suppress(ImportError):
-            messages_v2.messages()
-            messages_tfs.messages()
         inference = InferenceService(served, service)
         management = ManagementService(served, service)
         serving = TensorflowServing(served, service)
@@ -50,6 +48,13 @@ class GrpcServices:
             **inference.streams,
             **self._health.streams,
         }
+
+    async def prepare(self) -> None:
+        """Compile the messages: the first call should not wait for it, nor those beside it."""
+        with suppress(ImportError):
+            await asyncio.to_thread(import_protobuf)
+            messages_v2.messages()
+            messages_tfs.messages()
 
     def readiness_changed(self) -> None:
         """Tell who watches it."""

@@ -207,8 +207,9 @@ def _send(stream: GrpcStream, status: int) -> None:
 
 
 def _about(series: Series, managed: bool) -> Method:
-    told = server_metadata(managed)
-    return Method(series, messages, "Empty", lambda _: _rendered("ServerMetadata", told))
+    return Method(
+        series, messages, "Empty", lambda _: _rendered("ServerMetadata", server_metadata(managed))
+    )
 
 
 def _rendered(name: str, data: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence, Set
+from types import ModuleType
 from typing import Any
 
 from drivetrain.core.need import need
@@ -9,6 +10,16 @@ from drivetrain.core.need import need
 _DECLARATION = re.compile(r"^(\w+) ?([:=])([^:=]*)$", re.MULTILINE)
 _CONSTANT = re.compile(r"(\w+) (\d+)")
 _FIELD = re.compile(r"(\d+) (\w+) (\*?)(?:\{(\w+)\}|(\w+))(?:\|(\w+))?")
+
+
+def import_protobuf() -> Sequence[ModuleType]:
+    """What compiles messages: most of the time that the first of them take. On any thread.
+
+    Raises:
+        ImportError: protobuf is not installed.
+    """
+    names = ("descriptor_pb2", "descriptor_pool", "message_factory")
+    return [need(f"google.protobuf.{name}", "grpc") for name in names]
 
 
 def compile_messages(package: str, text: str) -> Mapping[str, Any]:
@@ -27,9 +38,7 @@ def compile_messages(package: str, text: str) -> Mapping[str, Any]:
     Raises:
         ImportError: protobuf is not installed.
     """
-    descriptor_pb2 = need("google.protobuf.descriptor_pb2", "grpc")
-    descriptor_pool = need("google.protobuf.descriptor_pool", "grpc")
-    message_factory = need("google.protobuf.message_factory", "grpc")
+    descriptor_pb2, descriptor_pool, message_factory = import_protobuf()
     file = descriptor_pb2.FileDescriptorProto(
         name=f"{package}.proto", package=package, syntax="proto3"
     )

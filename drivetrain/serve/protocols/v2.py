@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -44,14 +44,21 @@ def server_metadata(managed: bool = False) -> dict[str, Any]:
     Args:
         managed: whether it came in where managing is allowed.
     """
-    try:
-        found = version("drivetrain")
-    except PackageNotFoundError:
-        found = "unknown"
     extensions = ["binary_tensor_data", "model_configuration", "statistics"]
     if managed:
         extensions += ["model_repository", "system_shared_memory"]
-    return {"name": "drivetrain", "version": found, "extensions": extensions}
+    return {"name": "drivetrain", "version": own_version(), "extensions": extensions}
+
+
+@cache
+def own_version() -> str:
+    """This package's, looked up among all that are installed, which takes a while."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("drivetrain")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def model_metadata(model: Model, versions: Sequence[str]) -> dict[str, Any]:

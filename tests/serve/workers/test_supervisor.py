@@ -26,7 +26,9 @@ from drivetrain.core.graph import IR_VERSION, OPSET, Graph
 from drivetrain.core.schema import Field, Schema
 from drivetrain.serve.server import Server
 from drivetrain.serve.transport.listen import bind, bind_shared
+from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.workers.board import Board
+from drivetrain.serve.workers.counts import Counts
 from drivetrain.serve.workers.supervisor import LOOK, Supervisor, _described
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers share a port on Linux")
@@ -356,11 +358,11 @@ def test_a_machine_that_forks_nothing_for_a_while_costs_no_worker_that_serves(
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-def test_metrics_that_are_too_many_to_share_are_told_of_once(tiny, caplog):
-    server = Server({"tiny": tiny.path}, workers=2)
-    server._seat = SimpleNamespace(number=1, board=Board(2))
+def test_metrics_that_are_too_many_to_share_are_told_of_once(caplog):
+    metrics = Metrics()
+    counts = Counts(SimpleNamespace(number=1, board=Board(2)), metrics)
     for number in range(30_000):
-        server.metrics.requests.of("tiny", f"{number:064}", "rows", "200").value += 1
-    server._publish()
-    server._publish()
+        metrics.requests.of("tiny", f"{number:064}", "rows", "200").value += 1
+    counts.publish()
+    counts.publish()
     assert caplog.text.count("worker 1 cannot share its metrics: text of seat 1: found ") == 1
