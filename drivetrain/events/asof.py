@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from drivetrain.core.batch import Array
 from drivetrain.core.need import need
+from drivetrain.events.by_key import ByKey
 
 pc = need("pyarrow.compute", "data")
 
@@ -37,11 +38,10 @@ class LastBefore:
         """
         self.strict = strict
         self.tolerance_us = tolerance_us
-        self.distinct = [pc.unique(key.drop_null()) for key in keys]
-        codes, known = self._codes(keys, len(times))
-        known &= _valid(times)
+        self._by = ByKey(keys) if keys else None
+        codes = np.zeros(len(times), np.int64) if self._by is None else self._by.numbers
         moments = _microseconds(times)
-        rows = np.flatnonzero(known)
+        rows = np.flatnonzero((codes >= 0) & _valid(times))
         rows = rows[np.lexsort((moments[rows], codes[rows]))]  # stable: of equals, order decides
         self.rows, self.codes, self.moments = rows, codes[rows], moments[rows]
         self.calendar = np.unique(self.moments)
@@ -58,15 +58,14 @@ class LastBefore:
         Returns:
             int64 ``[rows]``.
         """
-        codes, known = self._codes(keys, len(times))
-        known &= _valid(times)
+        codes = np.zeros(len(times), np.int64) if self._by is None else self._by.find(keys)
         moments = _microseconds(times)
         # how many moments of the calendar lie before each time: an observation counts if its
         # rank is below that
         before = np.searchsorted(self.calendar, moments, "left" if self.strict else "right")
         place = codes * (len(self.calendar) + 1) + before
         position = np.searchsorted(self.places, place, "left") - 1
-        found = known & (position >= 0)
+        found = (codes >= 0) & _valid(times) & (position >= 0)
         position = np.where(found, position, 0)
         if len(self.rows):
             found &= self.codes[position] == codes
@@ -74,16 +73,6 @@ class LastBefore:
                 found &= moments - self.moments[position] <= self.tolerance_us
             return np.where(found, self.rows[position], -1)
         return np.full(len(times), -1, dtype=np.int64)
-
-    def _codes(self, keys: Sequence[Any], rows: int) -> tuple[Array, Array]:
-        """One number for each combination of known keys, and which rows have one."""
-        codes = np.zeros(rows, dtype=np.int64)
-        known = np.ones(rows, dtype=bool)
-        for key, distinct in zip(keys, self.distinct, strict=True):
-            index = pc.index_in(key, value_set=distinct, skip_nulls=True)
-            known &= _valid(index)
-            codes = codes * max(len(distinct), 1) + pc.fill_null(index, 0).to_numpy()
-        return codes, known
 
 
 def _valid(column: Any) -> Array:

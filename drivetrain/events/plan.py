@@ -6,7 +6,7 @@ to see all rows before they answer the first; those lie on disk meanwhile. What 
 not depend on where chunks begin; the rows keep the order of the spine.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
@@ -17,12 +17,12 @@ from drivetrain.core.ahead import ahead
 from drivetrain.core.batch import Array, Batch
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
-from drivetrain.core.schema import Field, Schema
+from drivetrain.core.schema import Schema
 from drivetrain.core.seams import SPLITS, Shard, Split
 from drivetrain.events.asof import LastBefore
-from drivetrain.events.dialect.forms import FORMS
 from drivetrain.events.dialect.sql import identifier, quote
 from drivetrain.events.duckdb import CHUNK, ROW, Engine, Limits, engine
+from drivetrain.events.holding import Held, columns_of
 from drivetrain.events.join import AsOfJoin, Join
 from drivetrain.events.reading.arrow import arrow_schema
 from drivetrain.events.split import SPLIT, HashSplit
@@ -30,6 +30,7 @@ from drivetrain.events.stages import (
     AsOf,
     Assigned,
     Distinct,
+    Match,
     Query,
     Stage,
     Staged,
@@ -246,8 +247,14 @@ class _Compiler:
 
     def __init__(self, plan: Plan, engine: Engine, limits: Limits, at_once: bool) -> None:
         self.plan, self.engine, self.limits, self.at_once = plan, engine, limits, at_once
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin a query that is to be: its SQL, what it does, its columns that the chunk has."""
         self.sql = CHUNK
         self.labels: list[str] = []
+        self.passed: dict[str, str] = {}
+        self.made: list[str] = []
 
     def add(self, step: Step, before: Schema, live: Sequence[str]) -> None:
         """Add a step; ``live`` are the columns after it that are needed later."""
@@ -270,21 +277,41 @@ class _Compiler:
     def flush(self, tally: Tally | None = None) -> None:
         """Make a stage of the pending query; ``tally`` counts what it drops."""
         if self.labels:
-            self.plan.stages.append(Query(self.engine, self.sql, "; ".join(self.labels), tally))
+            sql = f"SELECT {', '.join([*map(quote, self.made), ROW])} FROM ({self.sql})"
+            passed = {identifier(name): identifier(old) for name, old in self.passed.items()}
+            label = "; ".join(self.labels)
+            self.plan.stages.append(Query(self.engine, sql, passed, label, tally))
         if tally is not None:
             self.plan.tallies.append(tally)
-        self.sql, self.labels = CHUNK, []
+        self._begin()
 
-    def _query(self, head: str, tail: str, label: str) -> None:
-        source = self.sql if self.sql == CHUNK else f"({self.sql})"
-        self.sql = f"SELECT {head} FROM {source} l {tail}"
+    def _query(
+        self, passed: Mapping[str, str], made: Mapping[str, str], tail: str, label: str
+    ) -> None:
+        """Go on with the pending query.
+
+        Args:
+            passed: columns that stay as they are: their names so far, by those behind the step.
+            made: the SQL of the others, by their names.
+            tail: what follows the columns and the rows before, which are called ``l``.
+            label: the step, for errors.
+        """
+        items = [f"l.{quote(old)} AS {quote(name)}" for name, old in passed.items()]
+        items += [f"{sql} AS {quote(name)}" for name, sql in made.items()]
+        source = f"({self.sql})" if self.labels else CHUNK
+        self.sql = f"SELECT {', '.join([*items, f'l.{ROW} AS {ROW}'])} FROM {source} l {tail}"
+        known = self.passed if self.labels else {old: old for old in passed.values()}
+        self.passed = {name: known[old] for name, old in passed.items() if old in known}
+        self.made = [name for name in (*passed, *made) if name not in self.passed]
         self.labels.append(label)
 
     def _project(self, step: RowStep, before: Schema, live: Sequence[str]) -> None:
         projection = step.project(before, live, "duckdb")
-        items = [f"{sql} AS {quote(name)}" for name, sql in projection.columns.items()]
+        names = {quote(name): name for name in (*before.names, SPLIT)}
+        passed = {name: names[sql] for name, sql in projection.columns.items() if sql in names}
+        made = {name: sql for name, sql in projection.columns.items() if name not in passed}
         where = f"WHERE {projection.where}" if projection.where else ""
-        self._query(", ".join([*items, ROW]), where, step.label)
+        self._query(passed, made, where, step.label)
         if step.drops:
             self.flush(Tally(step.label))
         elif isinstance(step, Assign):
@@ -295,36 +322,27 @@ class _Compiler:
     def _join(self, step: Join, before: Schema, live: Sequence[str]) -> None:
         other = step.other.schema
         added = {n: f.name for n, f in step.added(before, other).items() if f.name in live}
-        held = self._hold(step, other, list(added))
         own = [name for name in live if name not in added.values()]
-        items = [f"l.{quote(name)} AS {quote(name)}" for name in own]
-        items += [f"r.{quote(name)} AS {quote(new)}" for name, new in added.items()]
+        reads = other.select(dict.fromkeys([*(right for _, right in step.on), *added]))
+        held = Held(step, reads, self.engine)
+        held.fill(stream(step.other, reads.names, self.engine, self.limits))
+        tally = Tally(step.label) if step.how == "inner" else None
+        if by_key := held.by_key(list(added)):
+            self.flush()
+            rows, matched = by_key
+            matched = matched.rename_columns([identifier(name) for name in added.values()])
+            by = [identifier(left) for left, _ in step.on]
+            keep = [identifier(name) for name in own]
+            self.plan.stages.append(Match(rows, matched, by, keep, tally))
+            if tally:
+                self.plan.tallies.append(tally)
+            return
         match = " AND ".join(f"l.{quote(left)} = r.{quote(right)}" for left, right in step.on)
-        tail = f"{step.how.upper()} JOIN {held} r ON {match}"
-        self._query(", ".join([*items, f"l.{ROW} AS {ROW}"]), tail, step.label)
-        if step.how == "inner":
-            self.flush(Tally(step.label))
-
-    def _hold(self, step: Join, other: Schema, columns: list[str]) -> str:
-        """Fill a table of the engine with what is looked up, each key once; its name."""
-        keys = [right for _, right in step.on]
-        names = list(dict.fromkeys([*keys, *columns]))
-        held = self.engine.create(_columns(other.field(name) for name in names))
-        present = " AND ".join(f"{quote(key)} IS NOT NULL" for key in keys)
-        listed = ", ".join(quote(name) for name in names)
-        for chunk in stream(step.other, names, self.engine, self.limits):
-            chunk = chunk.rename_columns([identifier(name) for name in chunk.column_names])
-            query = f"SELECT {listed} FROM {CHUNK} WHERE {present}"
-            self.engine.insert(held, query, chunk, step.label)
-        by = ", ".join(quote(key) for key in keys)
-        twice = self.engine.connection.sql(
-            f"SELECT {by}, count(*) FROM {held} GROUP BY {by} HAVING count(*) > 1 "
-            f"ORDER BY {by} LIMIT 1"
-        ).fetchall()
-        if twice:
-            *values, times = twice[0]
-            raise step.twice(values, times)
-        return held
+        made = {new: f"r.{quote(name)}" for name, new in added.items()}
+        tail = f"{step.how.upper()} JOIN {held.table} r ON {match}"
+        self._query({name: name for name in own}, made, tail, step.label)
+        if tally:
+            self.flush(tally)
 
     def _asof(self, step: AsOfJoin, before: Schema, live: Sequence[str]) -> None:
         self.flush()
@@ -361,16 +379,10 @@ class _Compiler:
     def _distinct(self, step: DropDuplicates, before: Schema) -> None:
         self.flush()
         by = step.by or before.names
-        seen = self.engine.create(_columns(before.field(name) for name in by))
+        seen = self.engine.create(columns_of(before.select(by)))
         tally = Tally(step.label)
         self.plan.stages.append(Distinct(self.engine, seen, [quote(n) for n in by], tally))
         self.plan.tallies.append(tally)
-
-
-def _columns(fields: "Iterator[Field]") -> str:
-    types = FORMS["duckdb"].types
-    shaped = ((f, "".join(f"[{size}]" for size in f.shape)) for f in fields)
-    return ", ".join(f"{quote(f.name)} {types[f.dtype]}{shape}" for f, shape in shaped)
 
 
 def stream(

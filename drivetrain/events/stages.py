@@ -1,14 +1,17 @@
-"""What a chunk of rows goes through: a query, an as-of join, the first row of each key."""
+"""What a chunk of rows goes through: a query, a join by key or as of a time, the first of a key."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import pyarrow as pa
 
+from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
 from drivetrain.events.asof import LastBefore
+from drivetrain.events.by_key import ByKey
 from drivetrain.events.duckdb import CHUNK, ROW, Engine
 from drivetrain.events.split import SPLIT
 from drivetrain.events.table import Step
@@ -57,16 +60,66 @@ class Staged(Step):
 
 @dataclass(frozen=True)
 class Query:
-    """Steps that are one SQL query over the chunk."""
+    """Steps that are one SQL query over the chunk: the rows that they keep, the columns they make.
+
+    Attributes:
+        engine: runs it.
+        sql: gives :data:`ROW` of the rows that are kept, and the columns that are made.
+        passed: the chunk's columns that go on as they are, by their names behind the steps. They
+            need not go through the engine and back.
+        label: the steps, for errors.
+        tally: counts what the steps leave out.
+    """
 
     engine: Engine
     sql: str
+    passed: Mapping[str, str]
     label: str
     tally: Tally | None = None
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
-        result = self.engine.run(self.sql, chunk, self.label)
-        return self.tally.count(chunk, result) if self.tally else result
+        made = self.engine.run(self.sql, chunk, self.label)
+        if self.tally:
+            self.tally.count(chunk, made)
+        kept = chunk if len(made) == len(chunk) else chunk.filter(_among(chunk, made))
+        columns = {name: kept[old] for name, old in self.passed.items()}
+        return pa.table({**columns, **{name: made[name] for name in made.column_names}})
+
+
+def _among(chunk: pa.Table, kept: pa.Table) -> pa.Array:
+    """Which rows of a chunk are among those that were kept of it."""
+    rows = chunk[ROW].to_numpy()
+    first = rows[0]
+    found = np.zeros(rows[-1] - first + 1, dtype=bool)
+    found[kept[ROW].to_numpy() - first] = True
+    return pa.array(found[rows - first])
+
+
+@dataclass(frozen=True)
+class Match:
+    """Adds the columns of the one row of another table that has the same key.
+
+    Attributes:
+        rows: finds the number of a key.
+        matched: the columns that are added; row ``n`` is that of key number ``n``.
+        by: the key columns of the chunk.
+        keep: its columns that go on.
+        tally: counts the rows that have no match, which are left out then.
+    """
+
+    rows: ByKey
+    matched: pa.Table
+    by: Sequence[str]
+    keep: Sequence[str]
+    tally: Tally | None = None
+
+    def __call__(self, chunk: pa.Table) -> pa.Table:
+        numbers = self.rows.find([one(chunk[name]) for name in self.by])
+        if self.tally:
+            known = numbers >= 0
+            chunk = self.tally.count(chunk, chunk.filter(pa.array(known)))
+            numbers = numbers[known]
+        return _beside(chunk, self.keep, self.matched, numbers)
 
 
 @dataclass(frozen=True)
@@ -80,12 +133,16 @@ class AsOf:
     keep: Sequence[str]
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
-        chunk = chunk.combine_chunks()
         keys = [one(chunk[name]) for name in self.by]
         rows = self.search.find(keys, one(chunk[self.time]))
-        found = self.observed.take(pa.array(rows, mask=rows < 0))
-        columns = {name: chunk[name] for name in (*self.keep, ROW)}
-        return pa.table({**columns, **{name: found[name] for name in found.column_names}})
+        return _beside(chunk, self.keep, self.observed, rows)
+
+
+def _beside(chunk: pa.Table, keep: Sequence[str], other: pa.Table, rows: Array) -> pa.Table:
+    """Columns of a chunk, and for each row one of another table; none where that is -1."""
+    found = other.take(pa.array(rows, mask=rows < 0))
+    columns = {name: chunk[name] for name in (*keep, ROW)}
+    return pa.table({**columns, **{name: found[name] for name in found.column_names}})
 
 
 @dataclass(frozen=True)
@@ -144,7 +201,9 @@ class Assigned:
     tally: Tally
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
-        return self.tally.count(chunk, chunk.filter(pc.is_valid(chunk[SPLIT])))
+        split = chunk[SPLIT]
+        kept = chunk.filter(pc.is_valid(split)) if split.null_count else chunk
+        return self.tally.count(chunk, kept)
 
 
 def one(column: pa.ChunkedArray) -> pa.Array:

@@ -90,7 +90,7 @@ class Table:
         never multiplies rows. A null key matches nothing.
 
         Args:
-            other: the table that is looked up; held by the engine.
+            other: the table that is looked up; held in memory, by the engine if it is large.
             on: the key columns.
             how: ``left`` keeps a row without a match, with nulls; ``inner`` drops it.
             columns: which columns of ``other`` are added; None adds all but its keys.
