@@ -70,7 +70,7 @@ def beside_faiss(quick: bool) -> Iterator[Figure]:
     items, queries, width, k = 100_000, 2_000 if quick else 10_000, 64, 20
     random = np.random.default_rng(0)
     held, asked = (random.standard_normal((n, width), np.float32) for n in (items, queries))
-    index, ratios = Exact(held, candidates=1.5), list[float]()
+    index, ratios = Exact(held), list[float]()
     with tempfile.TemporaryDirectory(prefix="drivetrain-bench-") as folder:
         at = Path(folder)
         np.savez(at / "search.npz", items=held, queries=asked, k=k)

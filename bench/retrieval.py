@@ -50,7 +50,7 @@ def figures(quick: bool) -> Iterator[Figure]:
     import hnswlib
 
     items, asked = vectors(200_000 if quick else 1_000_000, 1), vectors(2_000, 2)
-    exact = Exact(items, candidates=1.5)
+    exact = Exact(items)
     begin = time.process_time()
     index = HNSW(items, m=16, build=100)
     _say(f"built in {time.process_time() - begin:.0f} CPU s")

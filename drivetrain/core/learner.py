@@ -3,18 +3,23 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import inf
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 
+from drivetrain.core import in_bytes
 from drivetrain.core.batch import Array, Batch
 from drivetrain.core.errors import wrong
+from drivetrain.core.finder import Finder, Wanted
 from drivetrain.core.initializers import Initializers, initializers
+from drivetrain.core.learner_events import Key, key_of
 from drivetrain.core.learner_tensors import (
     CATALOGUE,
+    FINDINGS,
+    FOUND,
     HAD,
     ITEM_COUNTS,
     ITEMS,
@@ -31,13 +36,12 @@ from drivetrain.core.learner_tensors import (
 )
 from drivetrain.core.one_side import Objective, Side
 from drivetrain.core.online import Spec
-from drivetrain.core.schema import MISSING_INT, Dtype
+from drivetrain.core.schema import MISSING_INT
 from drivetrain.core.standing import COMPARED, Standing, auc, drawn
 from drivetrain.core.tracks import Observed
 
 _FORMAT = b"drivetrain learner 1\n"
 
-Key = str | int
 Bytes: TypeAlias = bytes
 """``Learner.bytes`` is how many there are."""
 
@@ -62,6 +66,7 @@ class Learner:
         spec: the declaration in the graph.
         columns: the raw columns that a row needs to be observed: user and item.
         names: what each live tensor is called in the graph, by its short name.
+        finder: finds the best items before a run; None where the graph always does it itself.
         beyond: the place in ``learner/had`` that means none.
         standing: how the learnt vectors stand beside the trained ones.
         rolled_back: whether answers come from the trained vectors again.
@@ -84,7 +89,9 @@ class Learner:
         self.spec = Spec.from_json(held[SPEC].item())
         online = self.spec.online
         self.columns = (self.spec.user, self.spec.item)
-        self.names: Mapping[str, str] = {name: found.names[name] for name in LIVE}
+        self.names: Mapping[str, str] = {
+            name: found.names[name] for name in (*LIVE, *FINDINGS) if name in found.live
+        }
         self._trained = held
         self._items = len(held[ITEM_COUNTS])
         self.beyond = self._items + online.capacity
@@ -108,6 +115,13 @@ class Learner:
         self._slot_places: list[int] = []
         self._live = {name: held[name].copy() for name in (ITEMS, NEW)}
         self._changed: set[int] = set()
+        self.finder = self._found_before()
+
+    def _found_before(self) -> Finder | None:
+        items = self._live[ITEMS]
+        if FOUND not in self.names or not in_bytes.there() or not np.isfinite(items).all():
+            return None
+        return Finder(items, self._items, self.beyond, self._trained[FOUND], self.names)
 
     @classmethod
     def of(cls, model: Bytes) -> "Learner | None":
@@ -116,7 +130,7 @@ class Learner:
         Raises:
             ValueError: the graph lacks some of its tensors, or is of a newer version.
         """
-        found = initializers(model, TENSORS)
+        found = initializers(model, (*TENSORS, *FINDINGS))
         return cls(found) if SPEC in found.arrays else None
 
     # -- events --------------------------------------------------------------------------------
@@ -137,8 +151,8 @@ class Learner:
         """
         if len(row) != len(self.columns):
             raise wrong("an event of a learner", len(row), f"values of {', '.join(self.columns)}")
-        user = _key(row[0], self.spec.user_type, self.spec.user)
-        item = _key(row[1], self.spec.item_type, self.spec.item)
+        user = key_of(row[0], self.spec.user_type, self.spec.user)
+        item = key_of(row[1], self.spec.item_type, self.spec.item)
         if user is None or item is None:
             self.missing += 1
             return 0, 0, 1
@@ -201,17 +215,53 @@ class Learner:
                 had[at] = row
         return {self.names[USER]: self.read(users), self.names[HAD]: had}
 
+    def wanted(self, users: Sequence[Any], rows: Mapping[str, Array]) -> Wanted:
+        """What :attr:`finder` finds the best items for.
+
+        Args:
+            users: who asks.
+            rows: of theirs, as :meth:`rows` gave them.
+        """
+        live, had = rows[self.names[USER]], rows[self.names[HAD]]
+        trained = self._trained[USER_FACTORS][[self._user_rows.get(user, 0) for user in users]]
+        never: list[Array] = []
+        for user, since in zip(users, had, strict=True):
+            some = since[since < self.beyond].astype(np.int32)
+            known = self._known(user)
+            never.append(np.sort(np.append(known, some)) if len(some) else known)
+        return Wanted(np.where(np.isnan(live), trained, live), never, self._taken)
+
+    @property
+    def _taken(self) -> int:
+        """How many places have an item that may be answered."""
+        return self._items if self.rolled_back else len(self._places)
+
     def tensors(self) -> dict[str, Array]:
         """What every run takes, as it is now, by the names in the graph. They are not copied, and
         change with the next event."""
         return {self.names[name]: array for name, array in self._live.items()}
 
+    def feeds(self, users: Array) -> dict[str, Array]:
+        """All that a run over such users takes, as it is now: what a server feeds."""
+        rows, tensors = self.rows(users), self.tensors()
+        if self.finder is None:
+            return {**rows, **tensors}
+        self.finder.place(np.array(sorted(self._changed), np.int64), self._taken)
+        found = self.finder.find(self.wanted(users.tolist(), rows), self.shown())
+        return {**rows, **tensors, **found}
+
+    def shown(self) -> dict[str, Array]:
+        """:meth:`tensors`, and what :attr:`finder` reads beside them."""
+        return {**self.tensors(), **(self.finder.arrays if self.finder is not None else {})}
+
     def changed(self) -> dict[str, Array]:
-        """The rows of :meth:`tensors` that changed since this was last asked, int64, ascending."""
+        """The rows of :meth:`shown` that changed since this was last asked, int64, ascending."""
         places = np.array(sorted(self._changed), np.int64)
         self._changed.clear()
         new = places[places >= self._items] - self._items
         found = {self.names[ITEMS]: places, self.names[NEW]: new}
+        if self.finder is not None and len(places):
+            found |= self.finder.place(places, self._taken)
         return {name: rows for name, rows in found.items() if len(rows)}
 
     # -- what is kept --------------------------------------------------------------------------
@@ -331,7 +381,7 @@ class Learner:
     # -- one event -----------------------------------------------------------------------------
 
     def _slot_of(self, user: Any) -> int | None:
-        key = _key(user, self.spec.user_type, self.spec.user)
+        key = key_of(user, self.spec.user_type, self.spec.user)
         return None if key is None else self._user_slots.get(key)
 
     def _has(self, user: Key, place: int) -> bool:
@@ -429,41 +479,6 @@ class Learner:
         self._changed.update(self._slot_places)
         for name, array in self._live.items():
             array[:] = self._trained[name]
-
-
-def replay(learner: Learner, batches: Iterable[Batch], time: str) -> Observed:
-    """Tell a learner the events of a table in the order of their times; of equal times, of rows.
-
-    What it then gives is what a server gives that observed the same events in this order.
-
-    Args:
-        learner: as training left it.
-        batches: have the learner's columns and ``time``; those columns are held at once.
-        time: the column of times, int64; where one is missing the event comes first.
-
-    Raises:
-        ValueError: a batch lacks a column.
-        TypeError: a user or an item is of another type.
-    """
-    whole = Batch.concat([batch.select((*learner.columns, time)) for batch in batches])
-    return learner.observe(whole.take(np.argsort(whole[time], kind="stable")))
-
-
-def _key(value: Any, dtype: Dtype, column: str) -> Key | None:
-    """A user or an item; None: it is missing.
-
-    Raises:
-        TypeError: it is of another type.
-    """
-    if value is None or value != value:
-        return None
-    if dtype == "string" and isinstance(value, str):
-        return value or None
-    if dtype == "int64" and type(value) in (int, np.int64):
-        number = int(value)
-        if -(2**63) <= number < 2**63:
-            return None if number == MISSING_INT else number
-    raise TypeError(f"column {column!r}: found {value!r}, allowed: {dtype}.")
 
 
 def _hash(body: Bytes) -> Bytes:

@@ -9,6 +9,12 @@ HAD = "learner/had"
 ITEMS = "learner/items"
 """Live, float32 ``[places, factors + 1]``: items, ``capacity`` free places, spare ones. The last
 number is how often an item was had, which is its score for whoever is not known."""
+FOUND = "learner/found"
+"""Live, int64 ``[rows or 1, k]``: places of the best items for who asks, where they were found
+before the run; ``beyond`` where no item is left for a place. -1: the graph finds them. Graphs that
+leave out what users had in training and since, and nothing else, have it."""
+FOUND_SCORES = "learner/found/scores"
+"""Live, float32 ``[rows or 1, k]``: their scores; minus infinity where no item is left."""
 CATALOGUE = "learner/catalogue"
 """int64 or string ``[items]``: what stands at each place that training filled."""
 NEW = "learner/new"
@@ -28,4 +34,6 @@ KNOWN = "learner/known/items"
 """int32: places of what users had in training, ascending for each, and one more behind all."""
 
 LIVE = (USER, HAD, ITEMS, NEW)
+FINDINGS = (FOUND, FOUND_SCORES)
+"""Live as well, where they are."""
 TENSORS = (SPEC, *LIVE, CATALOGUE, USERS, USER_FACTORS, USER_COUNTS, ITEM_COUNTS, STARTS, KNOWN)

@@ -21,7 +21,8 @@ from made_learner import (
 )
 
 from drivetrain.core.batch import Batch
-from drivetrain.core.learner import HAD, ITEMS, NEW, USER, Learner, replay
+from drivetrain.core.learner import HAD, ITEMS, NEW, USER, Learner
+from drivetrain.core.learner_events import replay
 from drivetrain.core.online import Online, Spec
 from drivetrain.core.schema import MISSING_INT
 from drivetrain.core.tracks import Observed

@@ -1,6 +1,6 @@
 """The graph of a factorization that goes on to learn: what is fed is answered from."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import pytest
 
 from drivetrain.compress.optimize import optimized
 from drivetrain.compress.quantize import Quantize
+from drivetrain.core import in_bytes
 from drivetrain.core.batch import Batch
 from drivetrain.core.catalogue import Catalogue
 from drivetrain.core.graph import Graph
-from drivetrain.core.learner import HAD, ITEMS, NEW, USER, Learner
+from drivetrain.core.learner import Learner
+from drivetrain.core.learner_tensors import FOUND, FOUND_SCORES, HAD, ITEMS, NEW, USER
 from drivetrain.core.online import Online
 from drivetrain.core.schema import MISSING_INT, FeatureField, FeatureSchema, Field, Schema
 from drivetrain.core.seams import Run
@@ -96,6 +98,19 @@ def graph(log: Log, tmp_path: Path) -> Graph:
     return fitted(log, METHOD, tmp_path)
 
 
+Feeds = Callable[[Learner, np.ndarray], Mapping[str, np.ndarray]]
+
+
+@pytest.fixture(params=["graph", "finder"])
+def feeds(request: pytest.FixtureRequest) -> Feeds:
+    """What a run is fed: the graph finds the best items, or they were found before it."""
+    if request.param == "finder":
+        if not in_bytes.there():
+            pytest.skip("NOT TESTED: this processor multiplies no bytes, or nothing was compiled")
+        return Learner.feeds
+    return lambda learner, users: {**learner.rows(users), **learner.tensors()}
+
+
 def test_a_graph_that_is_fed_nothing_answers_as_one_that_does_not_learn(
     graph: Graph, log: Log, tmp_path: Path
 ) -> None:
@@ -106,7 +121,7 @@ def test_a_graph_that_is_fed_nothing_answers_as_one_that_does_not_learn(
     assert items.tolist() == due.tolist()
     np.testing.assert_allclose(scores, score, rtol=1e-5, atol=1e-6)
     assert graph.inputs == plain.inputs
-    assert graph.live == {USER, HAD, ITEMS, NEW}
+    assert graph.live == {USER, HAD, ITEMS, NEW, FOUND, FOUND_SCORES}
     catalogue, other = Catalogue.of(graph), Catalogue.of(plain)
     assert catalogue is not None
     assert other is not None
@@ -114,12 +129,14 @@ def test_a_graph_that_is_fed_nothing_answers_as_one_that_does_not_learn(
     assert catalogue.counts.tolist() == other.counts.tolist()
 
 
-def test_a_learner_that_was_told_nothing_gives_what_the_graph_holds(graph: Graph, log: Log) -> None:
+def test_a_learner_that_was_told_nothing_gives_what_the_graph_holds(
+    graph: Graph, log: Log, feeds: Feeds
+) -> None:
     learner = Learner.of(graph.model)
     assert learner is not None
     assert learner.columns == ("name", "item")
     names = log.named("u", np.arange(USERS))
-    fed = {**learner.rows(names), **learner.tensors()}
+    fed = feeds(learner, names)
     for one, other in zip(
         asked(graph, range(2, USERS + 2), **fed), asked(graph, range(2, USERS + 2)), strict=True
     ):
@@ -127,7 +144,7 @@ def test_a_learner_that_was_told_nothing_gives_what_the_graph_holds(graph: Graph
 
 
 def test_new_users_and_new_items_are_answered_as_soon_as_they_were_told(
-    graph: Graph, log: Log
+    graph: Graph, log: Log, feeds: Feeds
 ) -> None:
     learner = Learner.of(graph.model)
     assert learner is not None
@@ -139,7 +156,7 @@ def test_new_users_and_new_items_are_answered_as_soon_as_they_were_told(
         for item in [catalogue.items[3], new]:
             learner.tell((who, item))
     users = np.array([user, *fans, log.named("u", [USERS + 6])[0]], object if log.text else None)
-    fed = {**learner.rows(users), **learner.tensors()}
+    fed = feeds(learner, users)
     positions = [1, *range(2, 10), 1]
     items, scores = asked(graph, positions, **fed)
     vectors, trained = learner.read(users), asked(graph, positions)
@@ -160,7 +177,7 @@ def test_new_users_and_new_items_are_answered_as_soon_as_they_were_told(
 
 
 def test_new_items_are_recommended_to_all_and_free_places_to_nobody(
-    log: Log, tmp_path: Path
+    log: Log, tmp_path: Path, feeds: Feeds
 ) -> None:
     graph = fitted(log, replace(METHOD, k=40), tmp_path)
     learner = Learner.of(graph.model)
@@ -172,7 +189,7 @@ def test_new_items_are_recommended_to_all_and_free_places_to_nobody(
         for item in new:
             learner.tell((user, item))
     users = log.named("u", [1, USERS + 7])
-    items, scores = asked(graph, [3, 1], **learner.rows(users), **learner.tensors())
+    items, scores = asked(graph, [3, 1], **feeds(learner, users))
     for listed, score, old in zip(items.tolist(), scores, before.tolist(), strict=True):
         there = [item for item in listed if item != missing]
         assert sorted(there) == sorted([item for item in old if item != missing] + new.tolist())
@@ -180,19 +197,19 @@ def test_new_items_are_recommended_to_all_and_free_places_to_nobody(
         assert np.isnan(score[len(there) :]).all()
 
 
-def test_what_was_had_stays_where_it_is_to_be_kept(log: Log, tmp_path: Path) -> None:
+def test_what_was_had_stays_where_it_is_to_be_kept(log: Log, tmp_path: Path, feeds: Feeds) -> None:
     graph = fitted(log, replace(METHOD, k=25, seen="keep"), tmp_path)
     learner, catalogue = Learner.of(graph.model), Catalogue.of(graph)
     assert learner is not None
     assert catalogue is not None
     user = log.named("u", [USERS + 1])
     learner.tell((user[0], catalogue.items[0]))
-    items, _ = asked(graph, [1], **learner.rows(user), **learner.tensors())
+    items, _ = asked(graph, [1], **feeds(learner, user))
     assert items[0, 0] == catalogue.items[0]
 
 
 def test_rows_are_answered_by_their_own_live_rows_however_many_there_are(
-    graph: Graph, log: Log
+    graph: Graph, log: Log, feeds: Feeds
 ) -> None:
     learner = Learner.of(graph.model)
     assert learner is not None
@@ -203,17 +220,17 @@ def test_rows_are_answered_by_their_own_live_rows_however_many_there_are(
         for item in log.named("i", random.integers(0, OF, 3)):
             learner.tell((user, item))
     positions = np.where(numbers < USERS, numbers + 2, 1)
-    whole = asked(graph, positions, **learner.rows(users), **learner.tensors())
+    whole = asked(graph, positions, **feeds(learner, users))
     for row in (0, 29, 30, 255, 256, 299, 300, 599):
         some = slice(row, row + 1)
-        alone = asked(graph, positions[some], **learner.rows(users[some]), **learner.tensors())
+        alone = asked(graph, positions[some], **feeds(learner, users[some]))
         assert whole[0][some].tolist() == alone[0].tolist()
         np.testing.assert_allclose(whole[1][some], alone[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
 def test_scores_are_the_products_of_live_tensors_however_few_rows_there_are(
-    log: Log, tmp_path: Path, rows: int
+    log: Log, tmp_path: Path, rows: int, feeds: Feeds
 ) -> None:
     graph = fitted(log, replace(METHOD, k=OF, seen="keep"), tmp_path)
     learner, catalogue = Learner.of(graph.model), Catalogue.of(graph)
@@ -223,7 +240,7 @@ def test_scores_are_the_products_of_live_tensors_however_few_rows_there_are(
     for number, user in enumerate(users):
         for place in (number, number + 3, number + 4):
             learner.tell((user, catalogue.items[place % len(catalogue.items)]))
-    fed = {**learner.rows(users), **learner.tensors()}
+    fed = feeds(learner, users)
     items, scores = asked(graph, [1] * rows, **fed)
     trained = len(catalogue.items)
     whole = learner.read(users) @ learner.tensors()[ITEMS][:trained].T
@@ -235,16 +252,27 @@ def test_scores_are_the_products_of_live_tensors_however_few_rows_there_are(
         np.testing.assert_allclose(whole[row, there], due[row], rtol=1e-5, atol=1e-6)
 
 
+def inner(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside of a graph's nodes."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield attribute.g
+                yield from inner(attribute.g)
+
+
 @pytest.mark.parametrize("online", [METHOD.online, None], ids=["online", "frozen"])
 def test_exclusions_are_written_where_the_scores_are_since_both_are_known_to_be_of_one_shape(
     log: Log, tmp_path: Path, online: Online | None
 ) -> None:
     proto = fitted(log, replace(METHOD, online=online), tmp_path).proto
-    (scan,) = [
-        n for n in onnx.shape_inference.infer_shapes(proto).graph.node if n.op_type == "Scan"
+    found = [
+        (graph, node)
+        for graph in inner(onnx.shape_inference.infer_shapes(proto).graph)
+        for node in graph.node
+        if node.op_type == "ScatterElements"
     ]
-    body = next(attribute.g for attribute in scan.attribute if attribute.HasField("g"))
-    (excluded,) = [node for node in body.node if node.op_type == "ScatterElements"]
+    ((body, excluded),) = found
     shapes = {
         value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in body.value_info
@@ -266,7 +294,9 @@ def product(inputs: int) -> Graph:
 
 
 @pytest.mark.parametrize("how", ["joined", "behind", "basic", "extended", "int8"])
-def test_live_tensors_stay_live_and_the_learner_is_found(graph: Graph, log: Log, how: str) -> None:
+def test_live_tensors_stay_live_and_the_learner_is_found(
+    graph: Graph, log: Log, how: str, feeds: Feeds
+) -> None:
     last = Nodes()
     negative = last.op("Neg", "scores")
     behind = last.build(
@@ -289,7 +319,7 @@ def test_live_tensors_stay_live_and_the_learner_is_found(graph: Graph, log: Log,
     catalogue = Catalogue.of(made)
     assert catalogue is not None
     learner.tell((user[0], catalogue.items[2]))
-    fed = {**learner.rows(user), **learner.tensors()}
+    fed = feeds(learner, user)
     (items,) = made.session(1).raw({"x": np.array([[1, 0, 0]], np.float32), **fed}, ["items"])
     due, _ = asked(graph, [1], **fed)
     assert items.tolist() == due.tolist()
@@ -308,7 +338,7 @@ def test_live_tensors_of_one_name_do_not_join(graph: Graph) -> None:
 
 
 def test_a_sum_of_methods_of_which_one_learns_recommends_what_comes_new(
-    log: Log, tmp_path: Path
+    log: Log, tmp_path: Path, feeds: Feeds
 ) -> None:
     methods = (EASE(target="item", l2=3.0), METHOD)
     fused = Fused(target="item", k=40, methods=methods, weights=(0.3, 0.7))
@@ -321,7 +351,7 @@ def test_a_sum_of_methods_of_which_one_learns_recommends_what_comes_new(
     for user in told:
         learner.tell((user, new))
     users = log.named("u", [1, 9])
-    items, scores = asked(graph, [3, 11], **learner.rows(users), **learner.tensors())
+    items, scores = asked(graph, [3, 11], **feeds(learner, users))
     assert new not in before[0].tolist()
     at = items[0].tolist().index(new)
     assert np.isfinite(scores[0, at])

@@ -86,7 +86,7 @@ static void sort_best(Best *best) {
 
 typedef struct {
     const float *panels, *queries; /* queries in groups: for each dimension GROUP numbers */
-    Py_ssize_t items, width, k, room;
+    Py_ssize_t items, width, k;
 } Search;
 
 /* A panel's items for a group of queries: those that may count go to the candidates. */
@@ -116,8 +116,8 @@ INSIDE void one_panel(const Search *s, const float *panel, const float *group, i
                 of->places[of->count++] = place + lane;
             }
         }
-        if (best[q].count > s->room - LANES) {
-            select_best(&best[q], s->k);
+        if (best[q].count > best[q].room - LANES) {
+            select_best(&best[q], best[q].k);
         }
     }
 }
@@ -187,9 +187,15 @@ static PyObject *panels(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
-/* Candidates for each query in one piece of memory; NULL with an error set. */
-static Best *room_for(Py_ssize_t queries, Py_ssize_t room) {
-    const size_t all = (size_t)queries * (size_t)room;
+/* Candidates for each query in one piece of memory; NULL with an error set.
+
+   What is written at once may reach LANES places beyond the room. `more`, where it is not NULL,
+   says where lists begin whose items each query is to find beside its k. */
+static Best *room_for(Py_ssize_t queries, Py_ssize_t k, Py_ssize_t items, const int64_t *more) {
+    size_t all = 0;
+    for (Py_ssize_t q = 0; q < queries; q++) {
+        all += (size_t)(4 * (k + (more == NULL ? 0 : more[q + 1] - more[q])) + 20 * LANES);
+    }
     Best *best = malloc((size_t)queries * sizeof(Best) +
                         all * (sizeof(float) + sizeof(int32_t)) + 1);
     if (best == NULL) {
@@ -197,11 +203,13 @@ static Best *room_for(Py_ssize_t queries, Py_ssize_t room) {
         return NULL;
     }
     float *scores = (float *)(best + queries);
+    int32_t *places = (int32_t *)(scores + all);
     for (Py_ssize_t q = 0; q < queries; q++) {
-        best[q].bound = -__builtin_inff();
-        best[q].count = 0;
-        best[q].scores = scores + q * room;
-        best[q].places = (int32_t *)(scores + all) + q * room;
+        const Py_ssize_t due = k + (more == NULL ? 0 : more[q + 1] - more[q]);
+        best[q] = (Best){.bound = -__builtin_inff(), .k = due < items ? due : items,
+                         .room = 4 * due + 19 * LANES, .scores = scores, .places = places};
+        scores += 4 * due + 20 * LANES;
+        places += 4 * due + 20 * LANES;
     }
     return best;
 }
@@ -219,10 +227,9 @@ static void answer_of(Best *best, Py_ssize_t k, float *scores, int32_t *places) 
 static PyObject *run(const Search *given, const float *queries, Py_ssize_t count, float *scores,
                      int32_t *places) {
     Search s = *given;
-    s.room = 2 * s.k + 4 * LANES;
     const size_t groups = (size_t)((count + GROUP - 1) / GROUP * GROUP);
     float *laid = malloc(groups * (size_t)s.width * sizeof(float) + 1);
-    Best *best = laid == NULL ? NULL : room_for(count, s.room);
+    Best *best = laid == NULL ? NULL : room_for(count, s.k, s.items, NULL);
     if (best == NULL) {
         free(laid);
         return PyErr_NoMemory();
@@ -270,49 +277,115 @@ static PyObject *search(PyObject *module, PyObject *arguments) {
     return answer;
 }
 
-static PyObject *rough(PyObject *module, PyObject *arguments) {
+/* Drop the candidates that stand in an ascending list. */
+static void drop(Best *best, const int32_t *never, Py_ssize_t count) {
+    Py_ssize_t kept = 0;
+    for (Py_ssize_t i = 0; i < best->count; i++) {
+        const int32_t place = best->places[i];
+        Py_ssize_t low = 0, high = count;
+        while (low < high) {
+            const Py_ssize_t middle = low + (high - low) / 2;
+            if (never[middle] < place) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        if (low == count || never[low] != place) {
+            best->scores[kept] = best->scores[i];
+            best->places[kept++] = place;
+        }
+    }
+    best->count = kept;
+}
+
+/* Of what is left out a query's part: ascending places of items. */
+typedef struct {
+    const int64_t *starts;
+    const int32_t *places;
+} Never;
+
+static void find(const Rough *s, Best *best, const float *exact, Py_ssize_t queries, Never never) {
+    search_bytes(s, best, queries);
+    for (Py_ssize_t q = 0; q < queries; q++) {
+        const int64_t start = never.starts[q], count = never.starts[q + 1] - start;
+        if (best[q].count < 0) {
+            search_rows(s, exact + q * s->width, &best[q]);
+        } else {
+            score_again(s, exact + q * s->width, &best[q]);
+        }
+        if (count) {
+            drop(&best[q], never.places + start, count);
+        }
+    }
+}
+
+/* Whether lists lie where their starts say. */
+static int listed(const int64_t *starts, Py_ssize_t queries, Py_ssize_t all) {
+    int good = starts[0] >= 0 && starts[queries] <= all;
+    for (Py_ssize_t q = 0; q < queries; q++) {
+        good &= starts[q] <= starts[q + 1];
+    }
+    return good;
+}
+
+enum { ARRAYS = 13 };
+
+static PyObject *in_bytes(PyObject *module, PyObject *arguments) {
     (void)module;
-    PyObject *arrays[10], *answer = NULL;
-    const char *names[] = {"panels", "scales", "steps",   "order",  "query bytes", "query sums",
-                           "rows",   "queries", "scores", "places"};
-    Py_buffer memory[10];
-    Py_ssize_t items, width, queries, candidates, k;
-    if (!PyArg_ParseTuple(arguments, "OOOOOOOOnnnnnOO", &arrays[0], &arrays[1], &arrays[2],
-                          &arrays[3], &arrays[4], &arrays[5], &arrays[6], &arrays[7], &items,
-                          &width, &queries, &candidates, &k, &arrays[8], &arrays[9])) {
+    PyObject *arrays[ARRAYS], *answer = NULL;
+    const char *names[ARRAYS] = {"panels", "scales", "steps",   "order",  "rows",   "query bytes",
+                                 "query sums", "slacks", "queries", "starts", "never", "scores",
+                                 "places"};
+    Py_buffer memory[ARRAYS];
+    Py_ssize_t pairs, items, width, queries, k;
+    int group;
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOOnnnnin", &arrays[0], &arrays[1], &arrays[2],
+                          &arrays[3], &arrays[4], &arrays[5], &arrays[6], &arrays[7], &arrays[8],
+                          &arrays[9], &arrays[10], &arrays[11], &arrays[12], &pairs, &items,
+                          &width, &queries, &group, &k)) {
         return NULL;
     }
-    if (items < 1 || items > INT32_MAX - 2 * LANES || width < 1 || queries < 0 || k < 1 ||
-        k > candidates || candidates > items) {
+    if (items < 1 || pairs > INT32_MAX / (2 * LANES) || items > pairs * 2 * LANES || width < 1 ||
+        queries < 0 || k < 1 || k > items || (group != 4 && group != 8 && group != GROUP)) {
         PyErr_SetString(PyExc_ValueError,
-                        "found sizes that are not, allowed: 1 <= k <= candidates <= items");
+                        "found sizes that are not, allowed: 1 <= k <= items, groups of 4, 8, 12");
         return NULL;
     }
-    const Py_ssize_t pairs = (items + 2 * LANES - 1) / (2 * LANES), all = pairs * 2 * LANES;
-    const Py_ssize_t fours = (width + 3) / 4 * 4, groups = (queries + GROUP - 1) / GROUP * GROUP;
-    const Py_ssize_t bytes[] = {all * fours,       all * 4,           pairs * 4,
-                                all * 4,           groups * fours,    groups * 4,
-                                items * width * 4, queries * width * 4, queries * k * 4,
-                                queries * k * 4};
+    const Py_ssize_t all = pairs * 2 * LANES, fours = (width + 3) / 4;
+    const Py_ssize_t laid = (queries + group - 1) / group * group;
+    const Py_ssize_t bytes[ARRAYS] = {
+        all * fours * 4, all * 4,     pairs * 4,           all * 4,           items * width * 4,
+        laid * fours * 4, laid * 4,   queries * 4,         queries * width * 4, queries * 8 + 8,
+        0,               queries * k * 4, queries * k * 4};
     int held = 0;
-    while (held < 10 &&
-           memory_of(arrays[held], &memory[held], names[held], bytes[held], held > 7)) {
+    while (held < ARRAYS &&
+           memory_of(arrays[held], &memory[held], names[held], bytes[held], held > 10)) {
         held++;
     }
-    if (held == 10) {
+    const Never never = held == ARRAYS ? (Never){memory[9].buf, memory[10].buf} : (Never){0};
+    if (held == ARRAYS && !listed(never.starts, queries, memory[10].len / 4)) {
+        PyErr_SetString(PyExc_ValueError, "starts: found some beyond the lists, allowed: ascending");
+    } else if (held == ARRAYS) {
         const Rough s = {.panels = memory[0].buf, .scales = memory[1].buf, .steps = memory[2].buf,
-                         .order = memory[3].buf, .queries = memory[4].buf, .sums = memory[5].buf,
-                         .rows = memory[6].buf, .items = items, .width = width, .k = candidates,
-                         .room = 2 * candidates + 4 * LANES};
-        Best *best = room_for(queries, s.room);
+                         .order = memory[3].buf, .rows = memory[4].buf, .queries = memory[5].buf,
+                         .sums = memory[6].buf, .pairs = pairs, .items = items, .width = width,
+                         .group = group};
+        Best *best = room_for(queries, k, items, never.starts);
         if (best != NULL) {
-            const float *exact = memory[7].buf;
-            float *scores = memory[8].buf;
-            int32_t *places = memory[9].buf;
+            const float *slacks = memory[7].buf;
+            float *scores = memory[11].buf;
+            int32_t *places = memory[12].buf;
             Py_BEGIN_ALLOW_THREADS;
-            search_bytes(&s, best, queries);
             for (Py_ssize_t q = 0; q < queries; q++) {
-                score_again(&s, exact + q * width, &best[q]);
+                best[q].slack = slacks[q];
+                if (!(slacks[q] < __builtin_inff())) { /* such a query cannot be rounded */
+                    best[q].count = -1;
+                    best[q].bound = __builtin_inff();
+                }
+            }
+            find(&s, best, memory[8].buf, queries, never);
+            for (Py_ssize_t q = 0; q < queries; q++) {
                 answer_of(&best[q], k, scores + q * k, places + q * k);
             }
             Py_END_ALLOW_THREADS;
@@ -326,7 +399,7 @@ static PyObject *rough(PyObject *module, PyObject *arguments) {
     return answer;
 }
 
-/* Whether this processor multiplies bytes as `rough` needs it. */
+/* Whether this processor multiplies bytes as `in_bytes` needs it. */
 static PyObject *bytes(PyObject *module, PyObject *nothing) {
     (void)module;
     (void)nothing;
@@ -334,10 +407,10 @@ static PyObject *bytes(PyObject *module, PyObject *nothing) {
 }
 
 static PyMethodDef methods[] = {
-    {"bytes", bytes, METH_NOARGS, "bytes(): whether rough is there"},
-    {"rough", rough, METH_VARARGS,
-     "rough(panels, scales, steps, order, query bytes, query sums, rows, queries, items, width, "
-     "queries, candidates, k, scores, places)"},
+    {"bytes", bytes, METH_NOARGS, "bytes(): whether in_bytes is there"},
+    {"in_bytes", in_bytes, METH_VARARGS,
+     "in_bytes(panels, scales, steps, order, rows, query bytes, query sums, slacks, queries, "
+     "starts, never, scores, places, pairs, items, width, queries, group, k)"},
     {"panels", panels, METH_VARARGS, "panels(items, count, width, into)"},
     {"search", search, METH_VARARGS,
      "search(panels, queries, items, width, queries, k, scores, places)"},

@@ -20,11 +20,12 @@ enum { LANES = 16, GROUP = 12, BLOCK_BYTES = 1 << 18, AHEAD = 8 };
 typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t m16 __attribute__((vector_size(64)));
 
-/* The candidates of a query: the k best so far and room for as many again, unordered but for the
-   bound, which is the least score that still counts. */
+/* The candidates of a query, unordered. */
 typedef struct {
-    float bound;
-    Py_ssize_t count;
+    float bound;      /* the least score that still counts */
+    float slack;      /* by how much the score of an item that counts may be less than the k-th */
+    Py_ssize_t count, k;
+    Py_ssize_t room;  /* places there are for candidates */
     float *scores;
     int32_t *places;
 } Best;
@@ -32,12 +33,13 @@ typedef struct {
 /* Items in 8 bits, in the order of their scales, two panels of 16 at a time. */
 typedef struct {
     const uint8_t *panels; /* for each four dimensions 16 items of four bytes, 128 added */
-    const float *scales;   /* what a step of each item is worth; NaN for what fills up */
+    const float *scales;   /* what a step of each item is worth; NaN for what is not found */
     const float *steps;    /* one over the largest scale of each two panels */
     const int32_t *order;  /* the place of each item */
     const int32_t *queries, *sums; /* four signed bytes each, in groups; 128 times a query's sum */
     const float *rows;     /* the items themselves, by place */
-    Py_ssize_t items, width, k, room;
+    Py_ssize_t pairs, items, width;
+    int group;             /* queries that lie side by side: 4, 8 or 12 */
 } Rough;
 
 /* Let the k that come first come to the front, and raise the bound. */
@@ -46,10 +48,14 @@ WITHIN void select_best(Best *best, Py_ssize_t k);
 /* Whether this processor multiplies bytes. */
 WITHIN int multiplies_bytes(void);
 
-/* Find at least k candidates of each query, if there are so many, with their scores in 8 bits. */
+/* Find candidates of each query, those that it looks for among them, with their scores in 8 bits.
+   A query that has more than there is room for, or cannot be rounded, ends with a count of -1. */
 WITHIN void search_bytes(const Rough *s, Best *best, Py_ssize_t queries);
 
 /* The candidates of a query get their scores in float32. */
 WITHIN void score_again(const Rough *s, const float *query, Best *best);
+
+/* Find the k best of a query by its scores in float32 with every item. */
+WITHIN void search_rows(const Rough *s, const float *query, Best *best);
 
 #endif

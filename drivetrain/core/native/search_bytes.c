@@ -2,19 +2,21 @@
 
    Two panels of items and a group of queries stay in registers: 24 sums, two rows of items and one
    number of a query. Items lie in the order of their scales, so that a whole number for each query
-   and pair of panels says whether anything there may count; only then are scores made. */
+   and pair of panels says whether anything there may count; only then are scores made. What rounding
+   may have taken from a score is the query's slack: nothing that counts is lost by it. */
 
 #include "search.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define BYTES __attribute__((target("avx512f,avx512bw,avx512vnni,popcnt")))
-enum { PAIR = 2 * LANES, TRIES = 24 };
+enum { PAIR = 2 * LANES, TRIES = 24, LOST = -1 };
 
-/* Keep k candidates or some more, and raise the bound: halve the scores until few enough are left.
-   Equal scores may never be few enough; those are selected as places say. */
-BYTES static void keep(Best *best, Py_ssize_t k) {
-    const Py_ssize_t most = k + k / 4 + 8;
+/* Keep those that may be among the k best: find a score that k candidates and at most some more
+   reach by halving what lies between the least and the greatest; what is below it by more than the
+   slack goes. Where equal scores are too many to be halved the k-th itself is found. */
+BYTES static void keep(Best *best) {
+    const Py_ssize_t k = best->k, most = k + k / 4 + 8;
     const Py_ssize_t whole = best->count / LANES * LANES;
     const __mmask16 rest = (__mmask16)((1u << (best->count - whole)) - 1);
     const __m512 least = _mm512_set1_ps(-__builtin_inff());
@@ -30,8 +32,7 @@ BYTES static void keep(Best *best, Py_ssize_t k) {
     for (int tries = 0; left > most; tries++) {
         const float middle = low + (high - low) * 0.5f;
         if (tries == TRIES || !(middle > low)) {
-            select_best(best, k);
-            return;
+            break;
         }
         const __m512 bound = _mm512_set1_ps(middle);
         Py_ssize_t over = 0;
@@ -47,7 +48,8 @@ BYTES static void keep(Best *best, Py_ssize_t k) {
             high = middle;
         }
     }
-    const __m512 bound = _mm512_set1_ps(low);
+    best->bound = low - best->slack;
+    const __m512 bound = _mm512_set1_ps(best->bound);
     Py_ssize_t kept = 0;
     for (Py_ssize_t i = 0; i <= whole; i += LANES) {
         const __mmask16 in = i < whole ? 0xffff : rest;
@@ -59,7 +61,10 @@ BYTES static void keep(Best *best, Py_ssize_t k) {
         kept += __builtin_popcount(over);
     }
     best->count = kept;
-    best->bound = low;
+    if (kept > best->room - PAIR) {
+        best->count = LOST;
+        best->bound = __builtin_inff();
+    }
 }
 
 /* The sums of two panels for one query: what counts goes to the candidates. */
@@ -76,8 +81,8 @@ BYTES __attribute__((noinline)) static void take(const Rough *s, Best *of, __m51
         _mm512_storeu_si512(of->places + of->count, _mm512_maskz_compress_epi32(over, places));
         of->count += __builtin_popcount(over);
     }
-    if (of->count > s->room - PAIR) {
-        keep(of, s->k);
+    if (of->count > of->room - PAIR) {
+        keep(of);
     }
 }
 
@@ -107,21 +112,21 @@ typedef struct {
     int32_t shifts[LANES];
 } Group;
 
-/* Two panels of items for a group of queries. */
-BYTES static void one_pair(const Rough *s, Py_ssize_t panel, Group *group) {
+/* Two panels of items for a group of so many queries. */
+BYTES INSIDE void one_pair(const Rough *s, Py_ssize_t panel, Group *group, const int size) {
     const Py_ssize_t fours = (s->width + 3) / 4;
     const uint8_t *one = s->panels + panel * fours * 64, *two = one + fours * 64;
     __m512i first[GROUP], second[GROUP];
 #pragma GCC unroll 12
-    for (int q = 0; q < GROUP; q++) {
+    for (int q = 0; q < size; q++) {
         first[q] = second[q] = _mm512_setzero_si512();
     }
     for (Py_ssize_t four = 0; four < fours; four++) {
         const __m512i items = _mm512_loadu_si512(one + four * 64);
         const __m512i more = _mm512_loadu_si512(two + four * 64);
 #pragma GCC unroll 12
-        for (int q = 0; q < GROUP; q++) {
-            const __m512i query = _mm512_set1_epi32(group->numbers[four * GROUP + q]);
+        for (int q = 0; q < size; q++) {
+            const __m512i query = _mm512_set1_epi32(group->numbers[four * size + q]);
             add_products(&first[q], items, query);
             add_products(&second[q], more, query);
         }
@@ -132,7 +137,7 @@ BYTES static void one_pair(const Rough *s, Py_ssize_t panel, Group *group) {
                                           s->steps[panel / 2]));
     unsigned over = 0;
 #pragma GCC unroll 12
-    for (int q = 0; q < GROUP; q++) {
+    for (int q = 0; q < size; q++) {
         const __m512i larger = _mm512_max_epi32(first[q], second[q]);
         const __mmask16 some = _mm512_cmpge_epi32_mask(larger, _mm512_set1_epi32(least[q]));
         over |= (unsigned)(some != 0) << q;
@@ -142,35 +147,57 @@ BYTES static void one_pair(const Rough *s, Py_ssize_t panel, Group *group) {
         return;
     }
 #pragma GCC unroll 12
-    for (int q = 0; q < GROUP; q++) {
-        if (over >> q & 1) {
+    for (int q = 0; q < size; q++) {
+        if (over >> q & 1 && group->best[q].count != LOST) {
             take(s, &group->best[q], first[q], second[q], group->shifts[q], panel);
             group->bounds[q] = group->best[q].bound;
         }
     }
 }
 
+BYTES static void pairs_of_4(const Rough *s, Py_ssize_t from, Py_ssize_t to, Group *group) {
+    for (Py_ssize_t pair = from; pair < to; pair++) {
+        one_pair(s, pair * 2, group, 4);
+    }
+}
+
+BYTES static void pairs_of_8(const Rough *s, Py_ssize_t from, Py_ssize_t to, Group *group) {
+    for (Py_ssize_t pair = from; pair < to; pair++) {
+        one_pair(s, pair * 2, group, 8);
+    }
+}
+
+BYTES static void pairs_of_12(const Rough *s, Py_ssize_t from, Py_ssize_t to, Group *group) {
+    for (Py_ssize_t pair = from; pair < to; pair++) {
+        one_pair(s, pair * 2, group, 12);
+    }
+}
+
 BYTES void search_bytes(const Rough *s, Best *best, Py_ssize_t queries) {
-    const Py_ssize_t fours = (s->width + 3) / 4, pairs = (s->items + PAIR - 1) / PAIR;
+    const Py_ssize_t fours = (s->width + 3) / 4, size = s->group;
     const Py_ssize_t block = BLOCK_BYTES / (fours * 128) + 1;
-    for (Py_ssize_t first = 0; first < pairs; first += block) {
-        const Py_ssize_t last = pairs - first < block ? pairs : first + block;
-        for (Py_ssize_t from = 0; from < queries; from += GROUP) {
-            const Py_ssize_t some = queries - from < GROUP ? queries - from : GROUP;
+    for (Py_ssize_t first = 0; first < s->pairs; first += block) {
+        const Py_ssize_t last = s->pairs - first < block ? s->pairs : first + block;
+        for (Py_ssize_t from = 0; from < queries; from += size) {
+            const Py_ssize_t some = queries - from < size ? queries - from : size;
             Group group = {
                 .numbers = s->queries + from * fours, .best = best + from, .queries = some};
             for (Py_ssize_t q = 0; q < some; q++) {
                 group.bounds[q] = best[from + q].bound;
                 group.shifts[q] = s->sums[from + q];
             }
-            for (Py_ssize_t pair = first; pair < last; pair++) {
-                one_pair(s, pair * 2, &group);
+            if (size == 4) {
+                pairs_of_4(s, first, last, &group);
+            } else if (size == 8) {
+                pairs_of_8(s, first, last, &group);
+            } else {
+                pairs_of_12(s, first, last, &group);
             }
         }
     }
     for (Py_ssize_t q = 0; q < queries; q++) {
-        if (best[q].count > s->k) {
-            keep(&best[q], s->k);
+        if (best[q].count > best[q].k) {
+            keep(&best[q]);
         }
     }
 }
@@ -189,24 +216,45 @@ void search_bytes(const Rough *s, Best *best, Py_ssize_t queries) {
 }
 #endif
 
+/* The product of a query and an item, in the order that every score of a query is summed up in. */
+INSIDE float product(const float *row, const float *query, Py_ssize_t width) {
+    const Py_ssize_t whole = width / LANES * LANES;
+    v16 sums = {0};
+    for (Py_ssize_t d = 0; d < whole; d += LANES) {
+        sums += *(const v16 *)(row + d) * *(const v16 *)(query + d);
+    }
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++) {
+        sum += sums[lane];
+    }
+    for (Py_ssize_t d = whole; d < width; d++) {
+        sum += row[d] * query[d];
+    }
+    return sum;
+}
+
 WIDEST void score_again(const Rough *s, const float *query, Best *best) {
-    const Py_ssize_t whole = s->width / LANES * LANES;
     for (Py_ssize_t i = 0; i < best->count; i++) {
         const Py_ssize_t next = i + AHEAD < best->count ? i + AHEAD : i;
         const float *then = s->rows + best->places[next] * s->width;
-        const float *row = s->rows + best->places[i] * s->width;
-        v16 sums = {0};
-        for (Py_ssize_t d = 0; d < whole; d += LANES) {
+        for (Py_ssize_t d = 0; d < s->width; d += LANES) {
             __builtin_prefetch(then + d);
-            sums += *(const v16 *)(row + d) * *(const v16 *)(query + d);
         }
-        float sum = 0;
-        for (int lane = 0; lane < LANES; lane++) {
-            sum += sums[lane];
+        best->scores[i] = product(s->rows + best->places[i] * s->width, query, s->width);
+    }
+}
+
+WIDEST void search_rows(const Rough *s, const float *query, Best *best) {
+    best->count = 0;
+    best->bound = -__builtin_inff();
+    for (Py_ssize_t place = 0; place < s->items; place++) {
+        const float score = product(s->rows + place * s->width, query, s->width);
+        if (score >= best->bound) {
+            best->scores[best->count] = score;
+            best->places[best->count++] = (int32_t)place;
         }
-        for (Py_ssize_t d = whole; d < s->width; d++) {
-            sum += row[d] * query[d];
+        if (best->count == best->room) {
+            select_best(best, best->k);
         }
-        best->scores[i] = sum;
     }
 }

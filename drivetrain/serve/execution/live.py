@@ -25,11 +25,14 @@ class Moment:
         rows: those that have a row for each row that is asked.
         whole: the others, which stay as they are until :attr:`release`.
         release: to be called when the run has ended, however it did; on any thread.
+        find: gives further ones, for all rows together, by what takes too long for the loop's
+            thread; a run without them answers the same.
     """
 
     rows: Mapping[str, Array]
     whole: Mapping[str, Array]
     release: Callable[[], object]
+    find: Callable[[], Mapping[str, Array]] = dict[str, Array]
 
     def feeds(self, rows: slice = slice(None)) -> dict[str, Array]:
         """What a run over some of the rows is fed."""

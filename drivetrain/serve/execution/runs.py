@@ -127,7 +127,7 @@ def _computed(
             fed = monotonic()
             refused = _refused(batch, unfit)
             if moment is not None:
-                feeds |= moment.feeds()
+                feeds |= {**moment.feeds(), **moment.find()}
             outputs = model.infer(feeds) if len(refused) < len(batch) else []
         _check(outputs, rows)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Awake:
     def __init__(self, learner: "Learner", runs: int = 1) -> None:
         self.learner = learner
         learner.changed()
-        self.published = Published(learner.tensors, runs + 1)
+        self.published = Published(learner.shown, runs + 1)
         self._before: dict[Any, dict[str, Array]] = {}
 
     def tell(self, event: Event) -> tuple[int, int, int]:
@@ -64,9 +65,14 @@ class Awake:
             for at, user in enumerate(values):
                 for name, before in self._before.get(user, {}).items():
                     rows[name][at] = before[0]
-        published = self.published
+        learner, published = self.learner, self.published
         side = published.hold()
-        return Moment(rows, side.arrays, lambda: published.release(side))
+        whole = {name: side.arrays[name] for name in learner.tensors()}
+        finder = learner.finder
+        if finder is None:
+            return Moment(rows, whole, lambda: published.release(side))
+        find = partial(finder.find, learner.wanted(values, rows), side.arrays)
+        return Moment(rows, whole, lambda: published.release(side), find)
 
     def _rows(self, users: Sequence[Any]) -> dict[str, Array]:
         return self.learner.rows(np.array(users, object))

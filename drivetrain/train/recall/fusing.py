@@ -7,6 +7,7 @@ import numpy as np
 
 from drivetrain.core.batch import Array, Batch
 from drivetrain.core.graph import Graph
+from drivetrain.core.learner_tensors import FINDINGS
 from drivetrain.core.seams import Examples
 from drivetrain.train.recall.graph import Asked, Scorer, Serving, Several
 from drivetrain.train.recall.interactions import Interactions, Sparse, alongside, first_rows
@@ -39,6 +40,7 @@ def fused(
     """
     live = [each.live for each in scorers if each.live]
     assert len(live) < 2, "one method at most learns while it serves"
+    learns = live[0] if live else {}  # what it finds by itself is not what the sum does
 
     def parts(n: Nodes, asked: Asked) -> Sequence[str]:
         found: list[str] = []
@@ -53,7 +55,7 @@ def fused(
         part=min(each.part for each in scorers),
         weighted=any(each.weighted for each in scorers),
         rows=tuple({f.name: f for each in scorers for f in each.rows}.values()),
-        live=live[0] if live else {},
+        live={name: array for name, array in learns.items() if name not in FINDINGS},
         several=several,
     )
 

@@ -8,7 +8,18 @@ import numpy as np
 from drivetrain.core.batch import Array
 from drivetrain.core.catalogue import COUNTS, ITEMS
 from drivetrain.core.graph import Graph
-from drivetrain.core.learner_tensors import CATALOGUE, HAD, KNOWN, LIVE, NEW, STARTS, USER
+from drivetrain.core.learner_tensors import (
+    CATALOGUE,
+    FINDINGS,
+    FOUND,
+    FOUND_SCORES,
+    HAD,
+    KNOWN,
+    LIVE,
+    NEW,
+    STARTS,
+    USER,
+)
 from drivetrain.core.schema import MISSING_INT, Field
 from drivetrain.train.recall.interactions import Interactions, Sparse
 from drivetrain.train.recall.nodes import Body, Nodes
@@ -16,6 +27,9 @@ from drivetrain.train.recall.slices import Cut, Lists
 
 SCORES = 1 << 23
 """Scores that are held at once: rows go through in parts of so many."""
+
+_FED = (*LIVE, *FINDINGS)
+"""What a run may be fed in the stead of what is written."""
 
 Score = Callable[[Nodes, "Asked"], str]
 """Adds a method's nodes: float32 ``[part, items + spare]``, the scores of the rows that are asked.
@@ -224,7 +238,7 @@ class _Writer:
         out = serving.out
         self._out = self._had if out is found.had else None if out is None else Lists(nodes, out)
         for name, array in scorer.live.items():
-            nodes.live(name, array) if name in LIVE else nodes.held(array, name)
+            nodes.live(name, array) if name in _FED else nodes.held(array, name)
         text = found.catalogue.dtype == object
         nothing = np.full(self._places - self._items, "" if text else MISSING_INT)
         nothing = nothing.astype(found.catalogue.dtype)
@@ -286,7 +300,7 @@ class _Writer:
             inputs.append((cut.slices(self._recent(serving.history), (None,), none), "int64"))
             shapes.append((None,))
         for each in self._rows():
-            tensor = self._of_rows(each.name, rows) if each.name in LIVE else each.name
+            tensor = self._of_rows(each.name, rows) if each.name in _FED else each.name
             inputs.append((cut.slices(tensor, each.shape), each.dtype))
             shapes.append(each.shape)
 
@@ -303,7 +317,11 @@ class _Writer:
         live = self._scorer.live
         user = [Field(USER, "float32", live[USER].shape[1:])] if USER in live else []
         had = [Field(HAD, "int64", live[HAD].shape[1:])] if HAD in live else []
-        return [*self._scorer.rows, *user, *had]
+        found = list[Field]()
+        if FOUND in live:
+            k = live[FOUND].shape[1:]
+            found = [Field(FOUND, "int64", k), Field(FOUND_SCORES, "float32", k)]
+        return [*self._scorer.rows, *user, *had, *found]
 
     def _of_rows(self, name: str, rows: str) -> str:
         """A live tensor with a row for each that is asked, where it may have one for all."""
@@ -340,17 +358,29 @@ class _Writer:
     def _best(self, n: Nodes, *slices: str) -> list[str]:
         asked, had, recent = self._asked(n, *slices)
         several, parts = self._scorer.several, list[str]()
-        if several is not None:
-            parts = [*several.parts(n, asked)]
-            scores = several.sum(n, parts)
+
+        def gone_through(n: Nodes) -> tuple[str, str]:
+            if several is not None:
+                parts.extend(several.parts(n, asked))
+                scores = several.sum(n, parts)
+            else:
+                scores = self._scorer.score(n, asked)
+            lowest = n.held(np.array(-np.inf, np.float32))
+            never = self._never(n, asked.user, had, recent, asked.rows.get(HAD, ""))
+            where = n.op("Concat", *never, axis=1)
+            lowest = n.op("Expand", lowest, n.op("Shape", where))
+            scores = n.op("ScatterElements", scores, where, lowest, axis=1)
+            best, places = n.ops("TopK", scores, n.ints(self._serving.k), outputs=2, axis=1)
+            return places, best
+
+        if FOUND in asked.rows:
+            before = [asked.rows[name] for name in FINDINGS]
+            fed = n.op("GreaterOrEqual", n.op("ReduceMax", FOUND, keepdims=0), n.ints(0))
+            places, best = n.either(
+                fed, lambda n: [n.op("Identity", x) for x in before], gone_through
+            )
         else:
-            scores = self._scorer.score(n, asked)
-        lowest = n.held(np.array(-np.inf, np.float32))
-        never = self._never(n, asked.user, had, recent, asked.rows.get(HAD, ""))
-        where = n.op("Concat", *never, axis=1)
-        lowest = n.op("Expand", lowest, n.op("Shape", where))
-        scores = n.op("ScatterElements", scores, where, lowest, axis=1)
-        best, places = n.ops("TopK", scores, n.ints(self._serving.k), outputs=2, axis=1)
+            places, best = gone_through(n)
         found = [places, best, self._unknown(n, asked)]
         if several is not None:
             each = [n.op("GatherElements", part, places, axis=1) for part in parts]

@@ -8,6 +8,8 @@ from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.core.learner_tensors import (
     CATALOGUE,
+    FOUND,
+    FOUND_SCORES,
     HAD,
     ITEM_COUNTS,
     ITEMS,
@@ -73,7 +75,13 @@ def live(
         l2=method.l2,
         online=online,
     )
+    found_before = served.out is found.had and served.history is None
+    findings = {
+        FOUND: np.full((1, served.k), -1, np.int64),
+        FOUND_SCORES: np.full((1, served.k), -np.inf, np.float32),
+    }
     return {
+        **(findings if found_before else {}),
         SPEC: np.array(spec.to_json(), object),
         USER: np.full((1, asking.shape[1]), np.nan, np.float32),
         HAD: np.full((1, online.recent), beyond, np.int64),
@@ -94,7 +102,10 @@ def score(n: Nodes, asked: Asked) -> str:
     who = n.op("Where", n.op("IsNaN", row), trained, row)
     rows = n.op("Shape", who, start=0, end=1)
     few = n.op("And", n.op("Greater", rows, n.ints(1)), n.op("Less", rows, n.ints(FEW + 1)))
-    return n.either(few, lambda n: _of_few(n, who), lambda n: n.op("Gemm", who, ITEMS, transB=1))
+    (scores,) = n.either(
+        few, lambda n: [_of_few(n, who)], lambda n: [n.op("Gemm", who, ITEMS, transB=1)]
+    )
+    return scores
 
 
 def _of_few(n: Nodes, who: str) -> str:

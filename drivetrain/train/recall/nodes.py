@@ -124,22 +124,21 @@ class Nodes:
         )
         return outputs[len(states) :]
 
-    def either(
-        self, condition: str, one: "Callable[[Nodes], str]", other: "Callable[[Nodes], str]"
-    ) -> str:
+    def either(self, condition: str, one: "Way", other: "Way") -> tuple[str, ...]:
         """What one of two ways gives; only that one runs.
 
         Args:
             condition: a bool of one element.
-            one: adds the nodes where it holds; answers the tensor.
-            other: adds those where it does not.
+            one: adds the nodes where it holds; answers the tensors.
+            other: adds those where it does not; answers as many.
         """
-        helper, branches = self._onnx.helper, dict[str, Any]()
+        helper, branches, count = self._onnx.helper, dict[str, Any](), 0
         for name, way in (("then_branch", one), ("else_branch", other)):
             child = Nodes(self)
-            value = helper.make_empty_tensor_value_info(way(child))
-            branches[name] = helper.make_graph(child._nodes, name, [], [value])
-        return self.op("If", condition, **branches)
+            values = [helper.make_empty_tensor_value_info(each) for each in way(child)]
+            branches[name] = helper.make_graph(child._nodes, name, [], values)
+            count = len(values)
+        return self.ops("If", condition, outputs=count, **branches)
 
     def placed(self, graph: Graph, inputs: Mapping[str, str]) -> dict[str, str]:
         """Add the nodes of a graph, also inside of a body; the names of what it gives, by its own.
@@ -196,6 +195,8 @@ class Nodes:
         return Graph.from_proto(model)
 
 
+Way = Callable[["Nodes"], Sequence[str]]
+"""Adds nodes; answers the tensors that they give."""
 Body = Any
 """``(nodes, *states, *slices) -> [(tensor, element type), …]``."""
 

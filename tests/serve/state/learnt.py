@@ -28,7 +28,7 @@ def answers(bundle, learner, users=SEVERAL):
     found = []
     for user in users:
         asked = np.array([user], object)
-        fed = {"user": asked, **learner.rows(asked), **learner.tensors()}
+        fed = {"user": asked, **learner.feeds(asked)}
         items, scores = bundle.graph.session(1).raw(fed, ["items", "scores"])
         found.append((items[0].tolist(), [s if s == s else None for s in scores[0].tolist()]))
     return found

@@ -33,7 +33,7 @@ def same(server, bundle, learner):
     _, answer = server.post("/predict/cards", {"rows": [{"user": user} for user in users]})
     for user, found in zip(users, answer["predictions"], strict=True):
         asked = np.array([user], object)
-        fed = {"user": asked, **learner.rows(asked), **learner.tensors()}
+        fed = {"user": asked, **learner.feeds(asked)}
         items, scores = session.raw(fed, ["items", "scores"])
         assert found["items"] == items[0].tolist()
         given = np.array(found["scores"], float)

@@ -42,8 +42,9 @@ def test_a_log_replayed_offline_gives_the_bits_that_are_served(serve, one, tmp_p
     assert learner.digest == digest
     assert learner.dump() == held.awake.learner.dump()
     assert same(served(client), answers(one, learner))
-    for name, array in held.awake.published.hold().arrays.items():
-        np.testing.assert_array_equal(array, learner.tensors()[name])
+    shown = held.awake.published.hold().arrays
+    for name, array in learner.tensors().items():
+        np.testing.assert_array_equal(shown[name], array)
 
 
 @pytest.mark.parametrize("log_events", [10**9, 40])

@@ -34,7 +34,7 @@ def test_mapped_weights_leave_live_tensors_live(one, tmp_path):
         )
         learner = offline(one, films.rows(50, seed=11))
         asked = np.array(SEVERAL, object)
-        fed = {**learner.rows(asked), **learner.tensors()}
+        fed = {**learner.feeds(asked)}
         assert mapped._session.live == plain._session.live != frozenset()
         assert mapped.bound is None
         for live in ({}, fed):
