@@ -423,17 +423,20 @@ def _tell(options: argparse.Namespace, registry: "Registry") -> int:
 def _serve(options: argparse.Namespace) -> int:
     import logging
 
-    from drivetrain.serving import server_of
+    site = _site(options)
+    if site.serve.workers != 1:  # a process for each core: threads of numpy's would be in their way
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from drivetrain.serving import serving
 
     # New versions and replaced workers are told with their time, not errors alone.
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    server = server_of(_site(options), options.aliases, options.port)
+    with serving(site, options.aliases, options.port) as server:
 
-    def started() -> None:
-        managed = f", managed at {server.management_url}" if server.management_url else ""
-        print(f"serving {', '.join(options.aliases)} at {server.url}{managed}", flush=True)
+        def started() -> None:
+            managed = f", managed at {server.management_url}" if server.management_url else ""
+            print(f"serving {', '.join(options.aliases)} at {server.url}{managed}", flush=True)
 
-    return server.run(started)
+        return server.run(started)
 
 
 def _sign(options: argparse.Namespace) -> int:

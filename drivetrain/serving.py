@@ -1,6 +1,8 @@
 """The server of a site: which bundles it serves, and who must have signed them."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,15 +10,19 @@ from drivetrain.core import packed
 from drivetrain.core.bundle import Bundle
 from drivetrain.core.durable import write
 from drivetrain.core.errors import wrong
+from drivetrain.core.placement import AUTO
 from drivetrain.core.site import ServeSite, Site
 from drivetrain.registry.registry import Registry
 from drivetrain.registry.signature import Trust, beside, sign
 
 if TYPE_CHECKING:
+    from drivetrain.serve.execution.loading import Verify
     from drivetrain.serve.execution.models import Resolve
+    from drivetrain.serve.execution.weights import Weights
     from drivetrain.serve.server import Server
     from drivetrain.serve.telemetry.traces import Tracing
     from drivetrain.serve.transport.tls import Tls
+    from drivetrain.serve.workers.ahead import Ahead
 
 
 def registry_of(site: Site) -> Registry:
@@ -90,7 +96,56 @@ def pack_bundle(site: Site, reference: str, file: str | Path) -> Bundle:
     return made
 
 
-def server_of(site: Site, references: Sequence[str], port: int | None = None) -> "Server":
+@contextmanager
+def serving(site: Site, references: Sequence[str], port: int | None = None) -> "Iterator[Server]":
+    """The server of :func:`server_of`; of several workers one finds made what they share.
+
+    Raises:
+        Exception: as :func:`server_of`.
+    """
+    from drivetrain.serve.execution.weights import shared_weights
+    from drivetrain.serve.workers.seat import seats_of
+
+    with ExitStack() as stack:
+        ahead = None
+        if seats_of(site.serve.workers) > 1:
+            weights = shared_weights(needed=site.serve.placement == AUTO)
+            if weights is not None:
+                stack.callback(weights.close)
+                ahead = _ahead(site, references, weights)
+                stack.callback(ahead.end)
+        gc.disable()  # what is imported stays: to look for garbage there takes a tenth of a start
+        try:
+            server = server_of(site, references, port, ahead)
+        finally:
+            gc.enable()
+        gc.freeze()
+        stack.callback(gc.unfreeze)
+        yield server
+
+
+def _ahead(site: Site, references: Sequence[str], weights: "Weights") -> "Ahead":
+    """Makes what the workers of a server share, from now on and in a process of its own."""
+    from drivetrain.serve.execution.loading import Loader
+    from drivetrain.serve.workers.ahead import Ahead
+
+    def make() -> None:
+        verify = _verify(registry_of(site))
+        loader = Loader(weights, site.serve.placement, site.serve.parity, verify)
+        for reference in references:
+            loader.prepare(open_bundle(site, reference))
+
+    return Ahead(weights, make)
+
+
+def _verify(registry: Registry) -> "Verify | None":
+    """Sees that somebody whom a store trusts has signed a bundle; None if it asks for nobody."""
+    return None if registry.trust is None else lambda bundle: vouch(registry, bundle)
+
+
+def server_of(
+    site: Site, references: Sequence[str], port: int | None = None, ahead: "Ahead | None" = None
+) -> "Server":
     """A server of aliases that move, or of bundles that stay.
 
     Args:
@@ -98,6 +153,7 @@ def server_of(site: Site, references: Sequence[str], port: int | None = None) ->
         references: each an alias or a digest of the site's store; or the directory or the packed
             file of a bundle, served under the name of its system, its signature beside it.
         port: instead of the site's; 0 takes a free one.
+        ahead: makes what its workers share; None lets one of them.
 
     Raises:
         FileNotFoundError: no bundle lies at a path.
@@ -122,7 +178,7 @@ def server_of(site: Site, references: Sequence[str], port: int | None = None) ->
         )
     return Server(
         models,
-        verify=None if registry.trust is None else lambda bundle: vouch(registry, bundle),
+        verify=_verify(registry),
         host=site.serve.host,
         port=site.serve.port if port is None else port,
         management_port=site.serve.management_port or None,
@@ -142,6 +198,7 @@ def server_of(site: Site, references: Sequence[str], port: int | None = None) ->
             ahead=site.serve.state_ahead,
             missing=site.serve.state_missing,
         ),
+        ahead=ahead,
     )
 
 

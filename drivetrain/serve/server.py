@@ -35,10 +35,11 @@ from drivetrain.serve.transport.http import Http, HttpLimits
 from drivetrain.serve.transport.listen import bind, bind_shared, is_loopback
 from drivetrain.serve.transport.tls import Tls
 from drivetrain.serve.versions.aliases import Aliases
+from drivetrain.serve.workers.ahead import Ahead
 from drivetrain.serve.workers.counts import Counts
 from drivetrain.serve.workers.doors import Doors
 from drivetrain.serve.workers.repository import Repository
-from drivetrain.serve.workers.seat import FAILED, Seat
+from drivetrain.serve.workers.seat import FAILED, Seat, seats_of
 from drivetrain.serve.workers.shared import Shared
 from drivetrain.serve.workers.shared_memory import SharedMemory
 from drivetrain.serve.workers.supervisor import LOOK, Supervisor
@@ -93,6 +94,8 @@ class Server:
             run of a graph takes longer, is killed and replaced.
         load_seconds: what loading may take. Of several workers one that is not ready so long after
             its start is killed and replaced; a new version that takes longer is told of.
+        ahead: makes what several workers share, which are told where by it; whoever began it ends
+            it. None lets the first worker make it.
 
     Raises:
         ValueError: an alias is no allowed name, the address is not loopback and no token is set,
@@ -124,6 +127,7 @@ class Server:
         parity: float = 0.0,
         hang_seconds: float = 30.0,
         load_seconds: float = 600.0,
+        ahead: Ahead | None = None,
     ) -> None:
         if not models:
             raise ValueError("models: found none, allowed: one or more to serve.")
@@ -148,12 +152,12 @@ class Server:
         self._access_log = access_log
         self._tracing = tracing
         self._limits = limits or HttpLimits()
-        self._batching = batching or Batching.of(_count(workers))
+        self._batching = batching or Batching.of(seats_of(workers))
         self._reload_seconds = reload_seconds
         self._drain_seconds = drain_seconds
         self._grace_seconds = grace_seconds
         self._last: threading.Timer | None = None
-        self._workers = _count(workers)
+        self._workers = seats_of(workers)
         kept = (self._workers, self.metrics, self._batching.most_rows, self._batching.runs)
         self._states = States(state or Keeping(), *kept)
         if hang_seconds < _LEAST_HANG_SECONDS:
@@ -161,7 +165,8 @@ class Server:
         self._hang_seconds, self._load_seconds = hang_seconds, load_seconds
         self._placement, self._parity = checked(placement), parity
         self._shared: Shared | None = None
-        self._weights: Weights | None = None
+        self._ahead = ahead
+        self._weights: Weights | None = None if ahead is None else ahead.weights
         self._seat: Seat | None = None
         self._counts: Counts | None = None
         self._supervisor: Supervisor | None = None
@@ -226,9 +231,17 @@ class Server:
             *(self._work, listeners, end_seconds, self._hang_seconds, self._load_seconds),
             ended=shared.left,
         )
-        self._weights = shared_weights(needed=self._placement == AUTO)
+        ahead = self._ahead
+        if ahead is None:
+            self._weights = shared_weights(needed=self._placement == AUTO)
+
+        def begun() -> None:
+            if ahead is not None:
+                ahead.end()
+            started()
+
         try:
-            return self._supervisor.run(started)
+            return self._supervisor.run(begun)
         finally:
             shared.close()
             if self._weights is not None:
@@ -422,16 +435,6 @@ class Server:
     def _renew(self, *, always: bool = False) -> None:
         if self._tls is not None:
             self._tls.renew(always=always)
-
-
-def _count(workers: int) -> int:
-    if workers < 0:
-        raise wrong("workers", workers, "a number of processes, or 0 for one a core")
-    if workers == 1 or sys.platform != "linux":
-        if workers > 1:
-            raise wrong("workers", workers, f"1 on {sys.platform}")
-        return 1
-    return workers or len(os.sched_getaffinity(0))
 
 
 @contextmanager

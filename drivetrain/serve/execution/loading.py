@@ -68,6 +68,19 @@ class Loader:
         finally:
             give_back()
 
+    def prepare(self, bundle: Bundle) -> None:
+        """Make what processes share of the graph of a verified bundle, if there is anything.
+
+        Raises:
+            Exception: as :meth:`session`.
+        """
+        if self._place == placement.AUTO or (self._place == placement.CPU and self._shares(bundle)):
+            self.session(bundle)
+
+    def _shares(self, bundle: Bundle) -> bool:
+        weights = self._weights
+        return weights is not None and bundle.manifest.files[GRAPH]["bytes"] >= weights.least
+
     def _decided(self, bundle: Bundle) -> str:
         """What ``auto`` means for this bundle."""
 
@@ -82,7 +95,7 @@ class Loader:
 
     def _plain(self, bundle: Bundle) -> Session:
         weights, graph = self._weights, bundle.manifest.files[GRAPH]
-        if weights is not None and graph["bytes"] >= weights.least:
+        if weights is not None and self._shares(bundle):
             try:
                 return weights.session(graph["sha256"], lambda: bundle.read(GRAPH))
             except (ValueError, ImportError):

@@ -4,16 +4,36 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from drivetrain.core.errors import wrong
 from drivetrain.serve.workers.board import Board
 
 FAILED = 70
 """The exit status of a worker that did not end in order."""
+
+
+def seats_of(workers: int) -> int:
+    """How many processes serve.
+
+    Args:
+        workers: as asked for; 0 is one a core.
+
+    Raises:
+        ValueError: there cannot be so many.
+    """
+    if workers < 0:
+        raise wrong("workers", workers, "a number of processes, or 0 for one a core")
+    if workers == 1 or sys.platform != "linux":
+        if workers > 1:
+            raise wrong("workers", workers, f"1 on {sys.platform}")
+        return 1
+    return workers or len(os.sched_getaffinity(0))
 
 
 @dataclass

@@ -25,8 +25,8 @@ from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import IR_VERSION, OPSET, Graph
 from drivetrain.core.schema import Field, Schema
 from drivetrain.serve.server import Server
-from drivetrain.serve.transport.listen import bind, bind_shared
 from drivetrain.serve.telemetry.metrics import Metrics
+from drivetrain.serve.transport.listen import bind, bind_shared
 from drivetrain.serve.workers.board import Board
 from drivetrain.serve.workers.counts import Counts
 from drivetrain.serve.workers.supervisor import LOOK, Supervisor, _described
