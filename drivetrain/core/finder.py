@@ -73,7 +73,7 @@ class Finder:
         places = np.full((rows, k), self._beyond, np.int32)
         index = self._index
         index.search(
-            index.asked(wanted.vectors, side),
+            wanted.vectors,
             *(k, scores, places),
             never=wanted.never,
             arrays=side,

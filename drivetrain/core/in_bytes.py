@@ -1,7 +1,6 @@
 """Items in 8 bits, each with a scale of its own, and what rounding takes from a score at most."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -24,7 +23,9 @@ _PAIR = 2 * LANES
 _SUMS = np.float32(2**-20)
 """What sums in float32 may be off beside, as a part of the product of norms."""
 
-PANELS, SCALES, STEPS, LIMITS = "panels", "scales", "steps", "limits"
+_NOTHING = np.zeros(0, np.int32)
+
+PANELS, SCALES, LIMITS = "panels", "scales", "limits"
 
 
 def there() -> bool:
@@ -32,49 +33,26 @@ def there() -> bool:
     return compiled is not None and bool(compiled.bytes())
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Queries as a search takes them.
-
-    Attributes:
-        rows: float32 ``[queries, width]``, as they came.
-        group: queries that lie side by side: 4, 8 or 12.
-        bytes: int8 ``[groups, fours, group, 4]``, zeros beyond the last query.
-        sums: int32 ``[groups * group]``: 128 times the sum of each.
-        slacks: float32 ``[queries]``: by how much the score in 8 bits of an item that counts may
-            be less than that of the last one that does; infinite where a query cannot be rounded.
-    """
-
-    rows: Array
-    group: int
-    bytes: Array
-    sums: Array
-    slacks: Array
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
 class InBytes:
     """Items in 8 bits, for an exact search that reads a quarter of their bytes.
 
     A dimension is divided by its largest number, so that one of large numbers leaves the others
     their steps; then each item is rounded to steps of a 127th of its largest number. A score in
-    8 bits differs from the true one by no more than ``|q| |x - x'| + |q - q'| |x'|``, of which
-    :attr:`arrays` have the largest of all items; whatever that leaves possible is scored again in
-    float32. Items lie in the order of their scales, which are then much the same in 32 of them.
+    8 bits differs from the true one by no more than ``|q| |x - x'| + |q - q'| |x'|``, and whatever
+    that leaves possible is scored again in float32. Items lie in the order of their scales, so
+    that scales and norms are much the same in 32 of them, which are two panels.
 
     Args:
         rows: float32 ``[places, width]``, finite. Read, not copied, by :meth:`place`.
         items: the places before this one are found; the others once they are placed.
 
     Attributes:
-        arrays: what changes, its first dimension pairs of panels (``limits``: one row), so that
-            copies are kept up with by the rows of :meth:`place`:
+        arrays: what changes, its first dimension pairs of panels, so that copies are kept up with
+            by the rows of :meth:`place`:
             ``panels`` uint8 ``[pairs, 2, fours, 16, 4]``, 128 added;
             ``scales`` float32 ``[pairs, 32]``, NaN for what is not found;
-            ``steps`` float32 ``[pairs]``, one over the largest scale of each;
-            ``limits`` float32 ``[1, 2]``, the largest ``|x - x'|`` and ``|x'|``.
+            ``limits`` float32 ``[pairs, 3]``: one over the largest scale, the largest
+            ``|x - x'|`` and the largest ``|x'|`` of each.
         columns: float32 ``[width]``: what each dimension is divided by.
         order: int32 ``[pairs * 32]``: the place of each item of the panels.
     """
@@ -88,9 +66,9 @@ class InBytes:
         self.arrays: Mapping[str, Array] = {
             PANELS: np.full((pairs, 2, fours, LANES, 4), 128, np.uint8),
             SCALES: np.full((pairs, _PAIR), np.nan, np.float32),
-            STEPS: np.full(pairs, np.finfo(np.float32).max, np.float32),
-            LIMITS: np.zeros((1, 2), np.float32),
+            LIMITS: np.zeros((pairs, 3), np.float32),
         }
+        self._norms = np.zeros((2, pairs, _PAIR), np.float32)  # of what each lost, and of the rest
         _, scales, _ = _rounded(rows / self.columns)
         self.order = np.zeros(pairs * _PAIR, np.int32)
         self.order[:places] = np.argsort(-scales, kind="stable")
@@ -112,46 +90,22 @@ class InBytes:
             scales[places >= taken] = np.nan
         pair, lane = np.divmod(self._at[places], _PAIR)
         fours = whole.reshape(len(whole), -1, 4).astype(np.int16) + 128
-        panels, steps = self.arrays[PANELS], self.arrays[STEPS]
-        panels[pair, lane // LANES, :, lane % LANES] = fours.astype(np.uint8)
+        self.arrays[PANELS][pair, lane // LANES, :, lane % LANES] = fours.astype(np.uint8)
         self.arrays[SCALES][pair, lane] = scales
+        left = np.linalg.norm(whole * scales[:, None], axis=1)
+        self._norms[0, pair, lane] = lost + _SUMS * left
+        self._norms[1, pair, lane] = left
         changed = np.unique(pair)
+        limits = self.arrays[LIMITS]
         most = np.fmax(np.fmax.reduce(self.arrays[SCALES][changed], axis=1), 0)
         with np.errstate(divide="ignore", over="ignore"):
-            steps[changed] = np.minimum(1 / most, np.finfo(np.float32).max)
-        limits = self.arrays[LIMITS]
-        norms = np.linalg.norm(whole * scales[:, None], axis=1)
-        for column, values in enumerate((lost, norms)):
-            limits[0, column] = np.fmax.reduce(values, initial=limits[0, column])
-        return {PANELS: changed, SCALES: changed, STEPS: changed, LIMITS: np.zeros(1, np.int64)}
-
-    def asked(self, queries: Array, arrays: Mapping[str, Array] | None = None) -> Asked:
-        """Queries as :meth:`search` takes them.
-
-        Args:
-            queries: float32 ``[queries, width]``.
-            arrays: a copy of :attr:`arrays` that is searched in their stead.
-        """
-        limits = (self.arrays if arrays is None else arrays)[LIMITS]
-        rows = np.ascontiguousarray(queries, np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            wide = rows * self.columns
-            whole, scales, lost = _rounded(wide)
-            most = np.linalg.norm(wide, axis=1) * (limits[0, 0] + _SUMS * limits[0, 1])
-            slacks = np.where(scales > 0, 2 * (most + lost * limits[0, 1]) / scales, 0)
-        slacks = np.where(np.isfinite(slacks) & np.isfinite(scales), slacks, np.inf)
-        count = len(rows)
-        groups = max(1, -(-count // 12))
-        group = -(-count // groups) + 3 & ~3 or 4
-        all_ = np.zeros((groups * group, whole.shape[1]), np.int8)
-        all_[:count] = whole
-        laid = all_.reshape(groups, group, -1, 4).transpose(0, 2, 1, 3)
-        sums = all_.sum(axis=1, dtype=np.int32) * np.int32(128)
-        return Asked(rows, group, np.ascontiguousarray(laid), sums, slacks.astype(np.float32))
+            limits[changed, 0] = np.minimum(1 / most, np.finfo(np.float32).max)
+        limits[changed, 1:] = np.fmax.reduce(self._norms[:, changed], axis=2, initial=0).T
+        return dict.fromkeys(self.arrays, changed)
 
     def search(
         self,
-        asked: Asked,
+        queries: Array,
         k: int,
         scores: Array,
         places: Array,
@@ -164,7 +118,7 @@ class InBytes:
         """Find the ``k`` items of the largest products; on any thread, without the interpreter.
 
         Args:
-            asked: the queries.
+            queries: float32 ``[queries, width]``.
             k: from 1 to the number of items.
             scores: float32 ``[queries, k]``, takes the scores, the best first; where fewer are
                 left than ``k`` the others stay as they are.
@@ -174,19 +128,17 @@ class InBytes:
             rows: the items that it is a copy of.
             items: how many of them are found, where not all are.
         """
-        arrays, rows = (
-            self.arrays if arrays is None else arrays,
-            self._rows if rows is None else rows,
-        )
-        lengths = [len(each) for each in never] or [0] * len(asked)
+        arrays = self.arrays if arrays is None else arrays
+        rows = self._rows if rows is None else rows
+        asked = np.ascontiguousarray(queries, np.float32)
         starts = np.zeros(len(asked) + 1, np.int64)
-        np.cumsum(lengths, out=starts[1:])
+        if never:
+            np.cumsum([len(each) for each in never], out=starts[1:])
         compiled.in_bytes(
-            *(arrays[PANELS], arrays[SCALES], arrays[STEPS], self.order, rows),
-            *(asked.bytes, asked.sums, asked.slacks, asked.rows, starts),
-            np.concatenate(never) if starts[-1] else np.zeros(0, np.int32),
-            *(scores, places, len(arrays[STEPS]), len(rows) if items is None else items),
-            *(rows.shape[1], len(asked), asked.group, k),
+            *(arrays[PANELS], arrays[SCALES], arrays[LIMITS], self.order, rows, self.columns),
+            *(asked, starts, np.concatenate(never) if never else _NOTHING, scores, places),
+            *(len(arrays[LIMITS]), len(rows) if items is None else items),
+            *(rows.shape[1], len(asked), k),
         )
 
 

@@ -99,7 +99,7 @@ class Exact:
 
     def _search(self, queries: Array, k: int, scores: Array, places: Array) -> None:
         if self._bytes is not None:
-            self._bytes.search(self._bytes.asked(queries), k, scores, places)
+            self._bytes.search(queries, k, scores, places)
         elif self._panels is not None:
             in_bytes.compiled.search(
                 *(self._panels, queries, self.items, self.width, len(queries), k, scores, places)

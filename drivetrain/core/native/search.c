@@ -197,18 +197,20 @@ static Best *room_for(Py_ssize_t queries, Py_ssize_t k, Py_ssize_t items, const 
         all += (size_t)(4 * (k + (more == NULL ? 0 : more[q + 1] - more[q])) + 20 * LANES);
     }
     Best *best = malloc((size_t)queries * sizeof(Best) +
-                        all * (sizeof(float) + sizeof(int32_t)) + 1);
+                        all * (2 * sizeof(float) + sizeof(int32_t)) + 1);
     if (best == NULL) {
         PyErr_NoMemory();
         return NULL;
     }
-    float *scores = (float *)(best + queries);
-    int32_t *places = (int32_t *)(scores + all);
+    float *scores = (float *)(best + queries), *tops = scores + all;
+    int32_t *places = (int32_t *)(tops + all);
     for (Py_ssize_t q = 0; q < queries; q++) {
         const Py_ssize_t due = k + (more == NULL ? 0 : more[q + 1] - more[q]);
         best[q] = (Best){.bound = -__builtin_inff(), .k = due < items ? due : items,
-                         .room = 4 * due + 19 * LANES, .scores = scores, .places = places};
+                         .room = 4 * due + 19 * LANES, .scores = scores, .tops = tops,
+                         .places = places};
         scores += 4 * due + 20 * LANES;
+        tops += 4 * due + 20 * LANES;
         places += 4 * due + 20 * LANES;
     }
     return best;
@@ -305,8 +307,11 @@ typedef struct {
     const int32_t *places;
 } Never;
 
-static void find(const Rough *s, Best *best, const float *exact, Py_ssize_t queries, Never never) {
-    search_bytes(s, best, queries);
+/* Answers whether there was memory for it. */
+static int find(const Rough *s, const float *exact, Best *best, Py_ssize_t queries, Never never) {
+    if (!search_bytes(s, exact, best, queries)) {
+        return 0;
+    }
     for (Py_ssize_t q = 0; q < queries; q++) {
         const int64_t start = never.starts[q], count = never.starts[q + 1] - start;
         if (best[q].count < 0) {
@@ -318,6 +323,7 @@ static void find(const Rough *s, Best *best, const float *exact, Py_ssize_t quer
             drop(&best[q], never.places + start, count);
         }
     }
+    return 1;
 }
 
 /* Whether lists lie where their starts say. */
@@ -329,68 +335,56 @@ static int listed(const int64_t *starts, Py_ssize_t queries, Py_ssize_t all) {
     return good;
 }
 
-enum { ARRAYS = 13 };
+enum { ARRAYS = 11 };
 
 static PyObject *in_bytes(PyObject *module, PyObject *arguments) {
     (void)module;
     PyObject *arrays[ARRAYS], *answer = NULL;
-    const char *names[ARRAYS] = {"panels", "scales", "steps",   "order",  "rows",   "query bytes",
-                                 "query sums", "slacks", "queries", "starts", "never", "scores",
-                                 "places"};
+    const char *names[ARRAYS] = {"panels",  "scales", "limits", "order",  "rows",  "columns",
+                                 "queries", "starts", "never",  "scores", "places"};
     Py_buffer memory[ARRAYS];
     Py_ssize_t pairs, items, width, queries, k;
-    int group;
-    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOOOnnnnin", &arrays[0], &arrays[1], &arrays[2],
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOOOnnnnn", &arrays[0], &arrays[1], &arrays[2],
                           &arrays[3], &arrays[4], &arrays[5], &arrays[6], &arrays[7], &arrays[8],
-                          &arrays[9], &arrays[10], &arrays[11], &arrays[12], &pairs, &items,
-                          &width, &queries, &group, &k)) {
+                          &arrays[9], &arrays[10], &pairs, &items, &width, &queries, &k)) {
         return NULL;
     }
     if (items < 1 || pairs > INT32_MAX / (2 * LANES) || items > pairs * 2 * LANES || width < 1 ||
-        queries < 0 || k < 1 || k > items || (group != 4 && group != 8 && group != GROUP)) {
-        PyErr_SetString(PyExc_ValueError,
-                        "found sizes that are not, allowed: 1 <= k <= items, groups of 4, 8, 12");
+        queries < 0 || k < 1 || k > items) {
+        PyErr_SetString(PyExc_ValueError, "found sizes that are not, allowed: 1 <= k <= items");
         return NULL;
     }
     const Py_ssize_t all = pairs * 2 * LANES, fours = (width + 3) / 4;
-    const Py_ssize_t laid = (queries + group - 1) / group * group;
-    const Py_ssize_t bytes[ARRAYS] = {
-        all * fours * 4, all * 4,     pairs * 4,           all * 4,           items * width * 4,
-        laid * fours * 4, laid * 4,   queries * 4,         queries * width * 4, queries * 8 + 8,
-        0,               queries * k * 4, queries * k * 4};
+    const Py_ssize_t bytes[ARRAYS] = {all * fours * 4,   all * 4,     pairs * 12,
+                                      all * 4,           items * width * 4, width * 4,
+                                      queries * width * 4, queries * 8 + 8, 0,
+                                      queries * k * 4,   queries * k * 4};
     int held = 0;
     while (held < ARRAYS &&
-           memory_of(arrays[held], &memory[held], names[held], bytes[held], held > 10)) {
+           memory_of(arrays[held], &memory[held], names[held], bytes[held], held > 8)) {
         held++;
     }
-    const Never never = held == ARRAYS ? (Never){memory[9].buf, memory[10].buf} : (Never){0};
-    if (held == ARRAYS && !listed(never.starts, queries, memory[10].len / 4)) {
+    const Never never = held == ARRAYS ? (Never){memory[7].buf, memory[8].buf} : (Never){0};
+    if (held == ARRAYS && !listed(never.starts, queries, memory[8].len / 4)) {
         PyErr_SetString(PyExc_ValueError, "starts: found some beyond the lists, allowed: ascending");
     } else if (held == ARRAYS) {
-        const Rough s = {.panels = memory[0].buf, .scales = memory[1].buf, .steps = memory[2].buf,
-                         .order = memory[3].buf, .rows = memory[4].buf, .queries = memory[5].buf,
-                         .sums = memory[6].buf, .pairs = pairs, .items = items, .width = width,
-                         .group = group};
+        const Rough s = {.panels = memory[0].buf, .scales = memory[1].buf,
+                         .limits = memory[2].buf, .order = memory[3].buf, .rows = memory[4].buf,
+                         .columns = memory[5].buf, .pairs = pairs, .items = items,
+                         .width = width};
         Best *best = room_for(queries, k, items, never.starts);
         if (best != NULL) {
-            const float *slacks = memory[7].buf;
-            float *scores = memory[11].buf;
-            int32_t *places = memory[12].buf;
+            float *scores = memory[9].buf;
+            int32_t *places = memory[10].buf;
+            int found;
             Py_BEGIN_ALLOW_THREADS;
-            for (Py_ssize_t q = 0; q < queries; q++) {
-                best[q].slack = slacks[q];
-                if (!(slacks[q] < __builtin_inff())) { /* such a query cannot be rounded */
-                    best[q].count = -1;
-                    best[q].bound = __builtin_inff();
-                }
-            }
-            find(&s, best, memory[8].buf, queries, never);
-            for (Py_ssize_t q = 0; q < queries; q++) {
+            found = find(&s, memory[6].buf, best, queries, never);
+            for (Py_ssize_t q = 0; found && q < queries; q++) {
                 answer_of(&best[q], k, scores + q * k, places + q * k);
             }
             Py_END_ALLOW_THREADS;
             free(best);
-            answer = Py_NewRef(Py_None);
+            answer = found ? Py_NewRef(Py_None) : PyErr_NoMemory();
         }
     }
     while (held) {
@@ -409,8 +403,8 @@ static PyObject *bytes(PyObject *module, PyObject *nothing) {
 static PyMethodDef methods[] = {
     {"bytes", bytes, METH_NOARGS, "bytes(): whether in_bytes is there"},
     {"in_bytes", in_bytes, METH_VARARGS,
-     "in_bytes(panels, scales, steps, order, rows, query bytes, query sums, slacks, queries, "
-     "starts, never, scores, places, pairs, items, width, queries, group, k)"},
+     "in_bytes(panels, scales, limits, order, rows, columns, queries, starts, never, scores, "
+     "places, pairs, items, width, queries, k)"},
     {"panels", panels, METH_VARARGS, "panels(items, count, width, into)"},
     {"search", search, METH_VARARGS,
      "search(panels, queries, items, width, queries, k, scores, places)"},

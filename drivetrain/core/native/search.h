@@ -22,11 +22,10 @@ typedef int32_t m16 __attribute__((vector_size(64)));
 
 /* The candidates of a query, unordered. */
 typedef struct {
-    float bound;      /* the least score that still counts */
-    float slack;      /* by how much the score of an item that counts may be less than the k-th */
+    float bound;           /* the least score that still counts */
     Py_ssize_t count, k;
-    Py_ssize_t room;  /* places there are for candidates */
-    float *scores;
+    Py_ssize_t room;       /* places there are for candidates */
+    float *scores, *tops;  /* tops: of scores in 8 bits, what the true one is at most */
     int32_t *places;
 } Best;
 
@@ -34,12 +33,12 @@ typedef struct {
 typedef struct {
     const uint8_t *panels; /* for each four dimensions 16 items of four bytes, 128 added */
     const float *scales;   /* what a step of each item is worth; NaN for what is not found */
-    const float *steps;    /* one over the largest scale of each two panels */
+    const float *limits;   /* of each two panels: one over the largest scale, the largest norm of
+                              what an item lost, the largest norm of what is left of one */
     const int32_t *order;  /* the place of each item */
-    const int32_t *queries, *sums; /* four signed bytes each, in groups; 128 times a query's sum */
     const float *rows;     /* the items themselves, by place */
+    const float *columns;  /* what each dimension was divided by before it was rounded */
     Py_ssize_t pairs, items, width;
-    int group;             /* queries that lie side by side: 4, 8 or 12 */
 } Rough;
 
 /* Let the k that come first come to the front, and raise the bound. */
@@ -49,8 +48,9 @@ WITHIN void select_best(Best *best, Py_ssize_t k);
 WITHIN int multiplies_bytes(void);
 
 /* Find candidates of each query, those that it looks for among them, with their scores in 8 bits.
-   A query that has more than there is room for, or cannot be rounded, ends with a count of -1. */
-WITHIN void search_bytes(const Rough *s, Best *best, Py_ssize_t queries);
+   A query that has more than there is room for, or cannot be rounded, ends with a count of -1.
+   Answers whether there was memory for it. */
+WITHIN int search_bytes(const Rough *s, const float *queries, Best *best, Py_ssize_t count);
 
 /* The candidates of a query get their scores in float32. */
 WITHIN void score_again(const Rough *s, const float *query, Best *best);
