@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from drivetrain.serve.transport.exchange import Exchange, RefusedError
 from drivetrain.serve.transport.gates import Gates
+from drivetrain.serve.transport.repeated import RepeatedHead
 
 if TYPE_CHECKING:
     from drivetrain.serve.transport.grpc_stream import GrpcStream
@@ -127,6 +128,9 @@ class Http:
         self.streams = {} if streams is None else streams
         self.refused = refused
         self.limits = limits
+        self.heads: dict[bool, RepeatedHead] = {}
+        """What came last over HTTP/1.1, where managing is allowed and where it is not: clients of
+        one kind send the same, and a new connection's need not be parsed again."""
         self.connections: set[Peer] = set()
         self.buffered = 0
         self.draining = False

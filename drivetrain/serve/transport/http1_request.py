@@ -6,7 +6,7 @@ httptools; what it lets pass and a proxy might read otherwise is refused here.
 
 import re
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httptools
 
@@ -59,7 +59,7 @@ class RequestReader:
     def __init__(self, connection: "Connection") -> None:
         self._connection = connection
         self._http = connection.http
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = None  # only for those who send what nobody has sent before
         self._method = b""
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
@@ -80,10 +80,16 @@ class RequestReader:
         """Take what came."""
         connection, head = self._connection, self._repeated
         fresh = connection.stage is READY
-        if head is not None and fresh:
-            start = head.end(data)
-            if start >= 0 and self._repeat(head, data, start):
-                return
+        if fresh:
+            if head is None:
+                head = self._http.heads.get(connection.managed)
+            if head is not None:
+                start = head.end(data)
+                if start >= 0 and self._repeat(head, data, start):
+                    self._repeated = head
+                    return
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
         complete = self._complete
         while connection.stage < LAST:
             try:
@@ -102,7 +108,9 @@ class RequestReader:
             self._wire_bytes = 0
             if fresh and self._complete == complete + 1 and self._refusal is None:
                 read = (self._method, self._target, self._headers)
-                self._repeated = RepeatedHead.of(data, self._length, *read)
+                head = self._repeated = RepeatedHead.of(data, self._length, *read)
+                if head is not None and not head.secret:
+                    self._http.heads[connection.managed] = head
         elif connection.stage < LAST:
             self._count(len(data))
 

@@ -1,4 +1,4 @@
-"""The head that a connection's client repeats: known again by its bytes, and so parsed once."""
+"""The head that clients repeat: known again by its bytes, and so parsed once."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -9,6 +9,9 @@ from drivetrain.serve.native import compiled
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
 _DIGITS = 9
 _HEAD_BYTES = 2048
+_SECRET = re.compile(rb"(?:auth|cookie|key|secret|session|token)[^\r:]*:")
+"""The name of a header whose value is one, in lower case; a value that looks so may be taken for
+one."""
 _FRAMING = (b"transfer-encoding", b"expect", b"upgrade")
 """What beside the length may frame the content, or be asked before it."""
 
@@ -24,10 +27,13 @@ class RepeatedHead:
         method: such as ``b"POST"``.
         target: path and query.
         headers: those that mean something to the server, less the length.
+        secret: whether a header's name says that its client alone should know the value. Others'
+            heads are not compared with it: the time that this takes would tell how much of it they
+            have guessed.
         end: where the content begins if some data is one whole request with this head, else -1.
     """
 
-    __slots__ = ("end", "headers", "method", "target")
+    __slots__ = ("end", "headers", "method", "secret", "target")
 
     def __init__(
         self,
@@ -42,6 +48,7 @@ class RepeatedHead:
             if compiled is None
             else compiled.Head(before, behind).end
         )
+        self.secret = _SECRET.search((before + behind).lower()) is not None
         self.method = method
         self.target = target
         self.headers = headers

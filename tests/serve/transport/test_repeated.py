@@ -15,9 +15,13 @@ class Site:
 
     def __init__(self, **limits):
         self.seen = []
-        self.transport = Wire()
         self.http = Http(self.answer, HttpLimits(**limits))
-        self.connection = Connection(self.http)
+        self.connect()
+
+    def connect(self, managed=False):
+        """From now on requests come over another connection."""
+        self.transport = Wire()
+        self.connection = Connection(self.http, managed)
         self.connection.connection_made(self.transport)
 
     def answer(self, exchange):
@@ -63,11 +67,58 @@ def test_what_comes_out_is_what_the_parser_alone_makes_of_it(requests, chop):
         parts = [request[:chop], request[chop:]] if chop else [request]
         known.take(*parts)
         plain.connection._reader._repeated = None
+        plain.http.heads.clear()
         plain.take(*parts)
     assert known.seen == plain.seen
     assert known.transport.data == plain.transport.data
     assert known.connection.stage == plain.connection.stage
     assert known.http.buffered == plain.http.buffered
+
+
+@given(st.lists(st.tuples(lines, st.booleans()), min_size=1, max_size=4))
+def test_a_connection_is_read_as_if_there_were_no_other(connections):
+    known, plain = Site(), Site()
+    for requests, managed in connections:
+        for site in (known, plain):
+            site.connect(managed)
+        for request in requests:
+            known.take(request)
+            plain.connection._reader._repeated = None
+            plain.http.heads.clear()
+            plain.take(request)
+        assert known.seen == plain.seen
+        assert known.transport.data == plain.transport.data
+        assert known.connection.stage == plain.connection.stage
+
+
+def test_what_one_client_sends_is_known_of_the_next_that_comes_in_where_it_did():
+    site = Site()
+    site.take(post(b"first"))
+    head = site.connection._reader._repeated
+    for managed, known in ((False, head), (True, None)):
+        site.connect(managed)
+        reader = site.connection._reader
+        site.take(post(b"other"))
+        assert (reader._repeated is head) == (reader._parser is None) == (known is head)
+    assert [body for *_, body in site.seen] == [b"first", b"other", b"other"]
+
+
+@pytest.mark.parametrize(
+    "name", [b"Authorization", b"proxy-authorization", b"Cookie", b"X-Api-Key", b"x-auth-token"]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_head_with_a_secret_is_known_of_its_own_client_only(name, first):
+    lines = [b"Host: h", b"Content-Length: %d", name + b": s3cret"]
+    lines = lines if first else [lines[2], *lines[:2]]
+    head = b"POST /p HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n"
+    site = Site()
+    site.take(post(b"one", head))
+    assert site.connection._reader._repeated is not None
+    assert not site.http.heads
+    site.connect()
+    site.take(post(b"two", head))
+    assert site.connection._reader._parser is not None
+    assert len(site.seen) == 2
 
 
 def test_a_head_is_known_again_whatever_the_length_of_the_body():
