@@ -80,7 +80,7 @@ class _SplitWriter:
                 self._flush()
 
     def _flush(self) -> None:
-        group = pa.concat_tables(self.held).combine_chunks()
+        group = pa.concat_tables(self.held)
         if self.writer is None:
             path = self.directory / self.split / f"part-{len(self.files):05d}.parquet"
             self.files.append(path)

@@ -45,6 +45,7 @@ class InOrder:
             size = self._tracks.bytes
             if size > STATE:
                 raise NotInOrderError
-            # To look at all keys takes time: not before they have grown by a quarter.
-            self._most = max(FREE, size + size // 4)
+            # To look at all keys takes time, as to make those anew that come again: not before
+            # there is as much again.
+            self._most = max(FREE, 2 * size)
         return found
