@@ -1,9 +1,12 @@
 """A whole recommender: how good it is on real films, and the bundle of a made world to be asked.
 
-`ndcg20_system` and `recall20_system` are of fused recall with a ranker behind it, MovieLens 100k,
-8:1:1 for each user as RecBole divides it, with the ranker left out where validation lists say that
-it is no better. `made` writes the bundle that `bench/learning.py` asks: 100,000 items, DCN-V2 over
-200 candidates, features included; it is made, seeded, and says nothing of quality.
+`ndcg20_system` and `recall20_system` are of the system as it is served: MovieLens 100k, 8:1:1 for
+each user as RecBole divides it, fused recall that learns from training and validation rows, since
+its options were chosen on those of other seeds, with a ranker behind it, which is left out where
+lists of users that it did not learn from say that it is no better. What others report, and
+`ndcg20_fused`, learn from the training rows alone. `made` writes the bundle that
+`bench/learning.py` asks: 100,000 items, DCN-V2 over 200 candidates, features included; it is made,
+seeded, and says nothing of quality.
 """
 
 import sys
@@ -20,6 +23,7 @@ import numpy as np
 from bench.figure import Figure, figure, show, words
 from bench.graphs import cpu_ms
 
+BOTH = ("train", "validate")
 ROWS = 1 << 20
 """Made rows that are drawn at once."""
 
@@ -119,14 +123,14 @@ def on_films(quick: bool) -> Iterator[Figure]:
         for seed in range(2 if quick else 5):
             home = Path(folder) / str(seed)
             lay(home, user, item, dt.random_parts(user, seed=seed), at)
-            recall = method_of("Fused", {"methods": FUSED, "seen_in": ("train", "validate")}, home)
+            recall = method_of("Fused", {"methods": FUSED, "learn_from": BOTH}, home)
             ranking = Ranker(model=MLP(hidden=(16,), dim=4))
             method = Recommender(target="item", recall=recall, ranking=ranking)
             for name, value in figures_of(trained(home, method)).items():
                 found[name].append(value)
             print(f"seed {seed}: {found}", file=sys.stderr, flush=True)
     yield figure("ndcg20_system", found["ndcg"], "the issue's goal", 0.365)
-    yield figure("recall20_system", found["recall"], "EASE, reported", 0.397)
+    yield figure("recall20_system", found["recall"], "EASE of training rows, reported", 0.397)
 
 
 def alone(quick: bool) -> Iterator[Figure]:

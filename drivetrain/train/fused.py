@@ -27,8 +27,9 @@ class Fused(Recall):
     second fit of each method, and 256 MB.
 
     Attributes:
-        methods: two or more, of the same ``target``. Their ``k``, ``user``, ``seen`` and
-            ``seen_in`` do not matter; those that have a ``weight`` or a ``history`` have the same.
+        methods: two or more, of the same ``target``. Their ``k``, ``user``, ``seen``,
+            ``seen_in`` and ``learn_from`` do not matter; those that have a ``weight`` or a
+            ``history`` have the same.
         weights: one for each method; None learns them.
         held_out: the share of the training pairs that weights are learnt from, by a hash of the
             pair.

@@ -261,6 +261,31 @@ def test_what_was_had_in_validation_rows_can_be_left_out_too(tmp_path: Path) -> 
         assert listed == set(interactions(log).catalogue.tolist()) - had
 
 
+class Whole(Log):
+    """The same log, divided otherwise: all rows are for training."""
+
+    def table(self, split: str) -> dict[str, Any]:
+        train, validate = (Log().table(each) for each in ("train", "validate"))
+        if split != "train":
+            return {name: column[:0] for name, column in train.items()}
+        return {name: np.concatenate([column, validate[name]]) for name, column in train.items()}
+
+
+@pytest.mark.parametrize("strategy", METHODS, ids=IDS)
+def test_what_learns_from_validation_rows_too_is_what_was_trained_on_both(
+    strategy: Any, tmp_path: Path
+) -> None:
+    told = replace(strategy, user="who", k=9, learn_from=("train", "validate"))
+    whole = Whole(rows_of={"train": ROWS + 60, "validate": 0})
+    graph, _ = fit(told, Log(), tmp_path / "one")
+    due, _ = fit(replace(strategy, user="who", k=9), whole, tmp_path / "other")
+    only, _ = fit(replace(strategy, user="who", k=9), Log(), tmp_path / "train")
+    users = list(range(USERS))
+    for found, expected in zip(ask(graph, users), ask(due, users), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(ask(graph, users)[1], ask(only, users)[1])
+
+
 @pytest.mark.parametrize("seen", ["exclude", "keep"])
 @pytest.mark.parametrize("strategy", METHODS[1:4], ids=IDS[1:4])
 def test_a_history_answers_for_who_is_not_known(strategy: Any, seen: str, tmp_path: Path) -> None:
@@ -351,6 +376,7 @@ def test_the_catalogue_lies_in_the_graph_also_behind_another(tmp_path: Path) -> 
         (lambda: ALS(target="item", k=0), r"ALS\.k: found 0"),
         (lambda: ALS(target="item", seen="hide"), "unknown seen 'hide'"),  # type: ignore[arg-type]
         (lambda: ALS(target="item", seen_in=("validate",)), r"ALS\.seen_in"),
+        (lambda: ALS(target="item", learn_from=("validate",)), r"ALS\.learn_from"),
         (lambda: ALS(target="item", l2=0), r"ALS\.l2"),
         (lambda: ALS(target="item", alpha=float("nan")), r"ALS\.alpha"),
         (lambda: ALS(target="item", steps=0), r"ALS\.steps"),

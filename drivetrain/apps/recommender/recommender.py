@@ -106,6 +106,7 @@ class Recommender:
         from drivetrain.apps.recommender.candidates import Recalled
         from drivetrain.apps.recommender.items import described
 
+        source = self.recall.learnt(source)
         method = replace(self.recall, k=self.candidates)
         found = method.interactions(source, run)
         served = method.serving(source, found)

@@ -36,6 +36,9 @@ class Recall(ABC):
         seen: whether what a user had before is left out (``exclude``) or not (``keep``).
         seen_in: the splits whose rows say what a user had before; with ``("train", "validate")``
             the test split is asked as if it came after both.
+        learn_from: the splits whose rows are learnt from. ``("train", "validate")`` is for what is
+            served, once its options are chosen: it knows all rows before those of the test. No
+            figure of validation rows says anything then.
         weight: a further target: how much a row counts, 0 or more, summed over a user's rows with
             one item. None: a user has had an item or not.
     """
@@ -45,6 +48,7 @@ class Recall(ABC):
     k: int = 100
     seen: Seen = "exclude"
     seen_in: tuple[Split, ...] = ("train",)
+    learn_from: tuple[Split, ...] = ("train",)
     weight: str | None = None
 
     own_model: ClassVar[bool] = True
@@ -53,9 +57,10 @@ class Recall(ABC):
     def __post_init__(self) -> None:
         if self.seen not in get_args(Seen):
             raise unknown("seen", self.seen, get_args(Seen), type(self).__name__)
-        if not set(self.seen_in) <= {"train", "validate"} or "train" not in self.seen_in:
-            allowed = "('train',) or ('train', 'validate')"
-            raise wrong(f"{type(self).__name__}.seen_in", self.seen_in, allowed)
+        for name in ("seen_in", "learn_from"):
+            if getattr(self, name) not in (("train",), ("train", "validate")):
+                allowed = "('train',) or ('train', 'validate')"
+                raise wrong(f"{type(self).__name__}.{name}", getattr(self, name), allowed)
         self.at_least("k", 1)
 
     def at_least(self, name: str, least: float) -> None:
@@ -79,9 +84,16 @@ class Recall(ABC):
 
     def fit(self, model: Any, source: Examples, run: Run) -> "Graph":
         """Read the training rows, learn from them, and write the graph that serves it."""
+        source = self.learnt(source)
         found = self.interactions(source, run)
         served = self.serving(source, found)
         return served.graph(found, self.scorer(source, found, run, served))
+
+    def learnt(self, source: Examples) -> Examples:
+        """The examples whose training rows are those that are learnt from."""
+        from drivetrain.train.recall.together import Together
+
+        return source if self.learn_from == ("train",) else Together(source, self.learn_from)
 
     @abstractmethod
     def scorer(

@@ -179,6 +179,20 @@ def test_a_ranker_that_is_no_better_is_left_out(folder: Path, site: dt.Site) -> 
     assert bundle.session.run(asked)["items"].tolist() == due
 
 
+def test_what_is_served_may_know_the_rows_of_validation_too(folder: Path, site: dt.Site) -> None:
+    """The ranker is then held to users of whom it is told nothing, and still brings something."""
+    system = declared(folder)
+    recall = replace(system.train.recall, learn_from=("train", "validate"))
+    ranker = Ranker(model=MLP(hidden=(16,), dim=2), train=QUICK, held_out=0.4)
+    _, before = ran(system, site)
+    bundle, after = ran(replace(system, train=replace(system.train, recall=recall)), site)
+    _, ranked = ran(declared(folder, recall=recall, ranking=ranker), site)
+    assert after["train/interactions"] > before["train/interactions"]
+    assert ranked["train/ranking/ndcg"] > ranked["train/recall/ndcg"]
+    assert ranked["train/interactions"] == after["train/interactions"]
+    assert bundle.session.run(rows_of("u1"))["items"].shape == (1, 5)
+
+
 def test_a_run_with_everything_repeats_to_the_bit(folder: Path, site: dt.Site) -> None:
     ranker = Ranker(
         model=MLP(hidden=(4,), dim=2), train=replace(QUICK, epochs=1), lists=60, held_out=0.3
