@@ -5,6 +5,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from time import monotonic
 
 from drivetrain.core.batch import Array
@@ -12,7 +13,7 @@ from drivetrain.serve.execution.batching import Batching
 from drivetrain.serve.execution.live import Moment
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.execution.predicted import observe
-from drivetrain.serve.execution.runs import Run, compute
+from drivetrain.serve.execution.runs import Run, compute, parts
 from drivetrain.serve.execution.task import ExpiredError, OverloadedError, Task
 from drivetrain.serve.telemetry.metrics import Histogram, Metrics, Reading
 
@@ -345,44 +346,64 @@ class Engine:
             self._loop.call_soon(self._turn, lane)
 
     def _land(self, lane: _Lane, batch: list[Task], rows: int, run: Run) -> None:
+        """A run is over. Its answers go out at the end of the loop's turn, and only after that
+        it is counted: nobody waits for it."""
         self._go_on(lane)
-        cost = lane.model.cost
-        cost.seen(rows, run.seconds)
-        limits = self.batching
-        quick = cost.seconds(_FEW, _FEW) < limits.queue_seconds
-        lane.quick = min(_FEW, limits.queue_rows) if quick else 0
-        lane.seconds.observe(run.seconds)
-        lane.sizes.observe(rows)
-        whole = bool(run.outputs)
-        if whole:
-            for number, histogram in lane.predictions:
-                observe(histogram, run.outputs[number])
-        good = answered = 0
-        arrived = queued = 0.0
-        for task, outcome in zip(batch, run.outcomes, strict=True):
-            self.held -= task.holds
+        self.held -= sum([task.holds for task in batch])
+        good = self._answered_together(lane, batch, run)
+        if good is None:
+            good = self._answered(lane, batch, run)
+        self._loop.call_soon(self._count, lane, rows, run, good, monotonic())
+        if self.full:
+            self._reopen()
+
+    def _answered_together(self, lane: _Lane, batch: list[Task], run: Run) -> list[Task] | None:
+        """Those that were answered at once; None where each is to be answered by itself."""
+        route = batch[0].route
+        if route is None or run.rows != len(batch) or not run.outputs:
+            return None
+        if [task for task in batch if task.route is not route]:
+            return None
+        fail = partial(self._fail, lane)
+        return route.answer_together(batch, run.outputs, fail)
+
+    def _answered(self, lane: _Lane, batch: list[Task], run: Run) -> list[Task]:
+        """Those that were answered; the others have been told why not."""
+        good: list[Task] = []
+        outcomes = run.outcomes or parts(lane.model, batch, run)
+        for task, outcome in zip(batch, outcomes, strict=True):
             task.run = run
             if isinstance(outcome, Exception):
                 self._fail(lane, task, outcome)
                 continue
             inputs, outputs = outcome
             try:
-                if not whole:
+                if not run.outputs:
                     for number, histogram in lane.predictions:
                         observe(histogram, outputs[number])
                 task.done(inputs, outputs)
             except Exception as error:  # one answer that cannot be written must not take others
                 self._fail(lane, task, error)
                 continue
-            good += 1
-            answered += task.rows
-            arrived += task.received
-            queued += task.queued
+            good.append(task)
+        return good
+
+    def _count(self, lane: _Lane, rows: int, run: Run, good: list[Task], ended: float) -> None:
+        """Count a run, whose last answer was written at ``ended``."""
+        cost, limits = lane.model.cost, self.batching
+        cost.seen(rows, run.seconds)
+        quick = cost.seconds(_FEW, _FEW) < limits.queue_seconds
+        lane.quick = min(_FEW, limits.queue_rows) if quick else 0
+        lane.seconds.observe(run.seconds)
+        lane.sizes.observe(rows)
+        for number, histogram in lane.predictions if run.outputs else ():
+            observe(histogram, run.outputs[number])
         if good:
-            ended = monotonic()
-            lane.tally.ran(good, answered, arrived, queued, run.begun, run.fed, run.inferred, ended)
-        if self.full:
-            self._reopen()
+            answered = sum([task.rows for task in good])
+            arrived = sum([task.received for task in good])
+            queued = sum([task.queued for task in good])
+            times = (run.begun, run.fed, run.inferred, ended)
+            lane.tally.ran(len(good), answered, arrived, queued, *times)
 
     def _fail(self, lane: _Lane, task: Task, error: Exception) -> None:
         lane.tally.failed(monotonic() - task.received)

@@ -52,13 +52,14 @@ class Run(NamedTuple):
     """What became of a batch, and when, by ``time.monotonic()``.
 
     Attributes:
-        outcomes: of each task.
+        outcomes: of each task; none where all were answered from one run, see :func:`parts`.
         begun: the joining of the inputs began.
         fed: the graph began.
         inferred: everything was computed.
         seconds: what the batch took, without what was run again alone.
         rows: of all its tasks.
         outputs: of all its tasks together, if they all were answered from one run.
+        inputs: the columns of all of them, if these were joined to arrays.
     """
 
     outcomes: Sequence[Outcome]
@@ -68,6 +69,7 @@ class Run(NamedTuple):
     seconds: float
     rows: int
     outputs: Sequence[Array] = ()
+    inputs: Sequence[Array] | None = None
 
 
 def compute(
@@ -139,11 +141,19 @@ def _computed(
         )
         return Run(outcomes, begun, fed, monotonic(), seconds, rows)
     inferred = monotonic()
-    outcomes = list(zip(_given(model, batch, inputs), _cut(batch, rows, outputs), strict=True))
-    for number, error in refused.items():
-        outcomes[number] = error
-    whole = () if refused else outputs
-    return Run(outcomes, begun, fed, inferred, inferred - begun, rows, whole)
+    run = Run((), begun, fed, inferred, inferred - begun, rows, outputs, inputs)
+    if not refused:
+        return run
+    found = [refused.get(number, part) for number, part in enumerate(parts(model, batch, run))]
+    return run._replace(outcomes=found, outputs=(), inputs=None)
+
+
+def parts(
+    model: Model, batch: Sequence["Task"], run: Run
+) -> Iterable[tuple[Sequence[Array], list[Array]]]:
+    """The columns and the outputs of each task that was answered from one run with the others; cut
+    out only where somebody asks for them."""
+    return zip(_given(model, batch, run.inputs), _cut(batch, run.rows, run.outputs), strict=True)
 
 
 def _given(
@@ -161,7 +171,9 @@ def _given(
 
 
 def _cut(batch: Sequence["Task"], rows: int, outputs: Sequence[Array]) -> Iterable[list[Array]]:
-    """The outputs of each task; views."""
+    """The outputs of each task; views, but those of a single one."""
+    if len(batch) == 1:
+        return [list(outputs)]
     if rows == len(batch) and outputs:  # each has one, so that is all: numpy cuts them sooner
         return map(list, zip(*[array[:, None] for array in outputs], strict=True))
     ends = list(accumulate([task.rows for task in batch], initial=0))

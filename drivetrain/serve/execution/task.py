@@ -1,8 +1,9 @@
 """Rows of one request on their way through a run, and what may become of them instead."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import Any, Protocol
 
 from drivetrain.core.batch import Array
 from drivetrain.serve.execution.columns import Values
@@ -33,6 +34,28 @@ def held(columns: Sequence[Values], rows: int, size: int) -> int:
     return _VALUE_BYTES * rows * len(columns) + _TEXT_BYTES * size
 
 
+class Answering(Protocol):
+    """Answers tasks at once: to go through them one by one takes longer than their answers."""
+
+    def answer_together(
+        self,
+        tasks: Sequence[Any],
+        outputs: Sequence[Array],
+        fail: Callable[["Task", Exception], object],
+    ) -> list["Task"] | None:
+        """Answer tasks of one row each, unless somebody wants to know more of each.
+
+        Args:
+            tasks: its own.
+            outputs: of all of them, ``[tasks, …]`` each.
+            fail: called with each that could not be answered, and the reason.
+
+        Returns:
+            Those that were answered; None if none was even tried.
+        """
+        ...
+
+
 class Task:
     """Rows of one request on their way through a run. Subclasses say what becomes of them.
 
@@ -46,11 +69,16 @@ class Task:
 
     Attributes:
         queued: ``time.monotonic()`` at which it began to wait for a run.
-        run: the run that it went through, once that is over.
+        route: answers several tasks of its own at once; None where each is answered alone.
+        run: the run that it went through, once that is over; not set where several were answered
+            at once.
         holds: the bytes that its columns take, estimated from above.
     """
 
-    __slots__ = ("columns", "deadline", "holds", "model", "queued", "received", "rows", "run")
+    __slots__ = (
+        *("columns", "deadline", "holds", "model", "queued", "received"),
+        *("route", "rows", "run"),
+    )
 
     def __init__(
         self,
@@ -66,6 +94,7 @@ class Task:
         self.rows = rows
         self.deadline = deadline
         self.received = self.queued = monotonic() if received is None else received
+        self.route: Answering | None = None
         self.run: Run | None = None
         self.holds = held(columns, rows, size)
 

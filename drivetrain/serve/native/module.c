@@ -5,8 +5,8 @@
 static PyMethodDef methods[] = {
     {"float32_text", float32_text, METH_O,
      "A float32 as JSON: the shortest number that reads back to its bits."},
-    {"float32_between", (PyCFunction)(void (*)(void))float32_between, METH_FASTCALL,
-     "float32_between(array, before, behind): its one value as such a JSON between two texts."},
+    {"floats_between", (PyCFunction)(void (*)(void))floats_between, METH_FASTCALL,
+     "floats_between(array, before, behind): each of its values as such a JSON between two texts."},
     {"float32_rows", float32_rows, METH_VARARGS,
      "The rows of a float32 matrix, given its memory and its width, each as a JSON list."},
     {"observe", (PyCFunction)(void (*)(void))observe, METH_FASTCALL,

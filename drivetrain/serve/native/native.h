@@ -61,7 +61,7 @@ static inline void put(char *memory, char code, Cell cell) {
 }
 
 extern PyType_Spec head_spec, reader_spec;
-PyObject *float32_between(PyObject *module, PyObject *const *given, Py_ssize_t count);
+PyObject *floats_between(PyObject *module, PyObject *const *given, Py_ssize_t count);
 PyObject *float32_text(PyObject *module, PyObject *value);
 PyObject *float32_rows(PyObject *module, PyObject *arguments);
 PyObject *observe(PyObject *module, PyObject *const *given, Py_ssize_t count);

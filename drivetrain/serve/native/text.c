@@ -122,43 +122,65 @@ PyObject *float32_text(PyObject *module, PyObject *value) {
     return end == NULL ? NULL : PyUnicode_FromStringAndSize(text, end - text);
 }
 
-/* One float32 between two texts. */
-PyObject *float32_between(PyObject *module, PyObject *const *given, Py_ssize_t count) {
-    char *before, *behind, text[LONGEST];
-    Py_ssize_t before_size, behind_size;
-    Py_buffer array;
-    (void)module;
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "float32_between: takes an array and two texts");
-        return NULL;
-    }
-    if (PyBytes_AsStringAndSize(given[1], &before, &before_size) < 0 ||
-        PyBytes_AsStringAndSize(given[2], &behind, &behind_size) < 0 ||
-        PyObject_GetBuffer(given[0], &array, PyBUF_SIMPLE) < 0) {
-        return NULL;
-    }
-    float value = 0;
-    int fits = array.len == (Py_ssize_t)sizeof value;
-    if (fits) {
-        memcpy(&value, array.buf, sizeof value);
-    }
-    PyBuffer_Release(&array);
-    if (!fits) {
-        PyErr_SetString(PyExc_ValueError, "float32_between: takes one value");
-        return NULL;
-    }
-    char *end = put_float(text, (double)value);
+/* `before`, a float32 and `behind`, one behind the other. */
+static PyObject *one_between(const char *value, Text before, Text behind) {
+    char text[LONGEST];
+    float real;
+    memcpy(&real, value, sizeof real);
+    char *end = put_float(text, (double)real);
     if (end == NULL) {
         return NULL;
     }
-    Py_ssize_t size = end - text;
-    PyObject *found = PyBytes_FromStringAndSize(NULL, before_size + size + behind_size);
+    Py_ssize_t size = end - text, first = before.end - before.at, last = behind.end - behind.at;
+    PyObject *found = PyBytes_FromStringAndSize(NULL, first + size + last);
     if (found != NULL) {
         char *to = PyBytes_AsString(found);
-        memcpy(to, before, (size_t)before_size);
-        memcpy(to + before_size, text, (size_t)size);
-        memcpy(to + before_size + size, behind, (size_t)behind_size);
+        memcpy(to, before.at, (size_t)first);
+        memcpy(to + first, text, (size_t)size);
+        memcpy(to + first + size, behind.at, (size_t)last);
     }
+    return found;
+}
+
+/* The text of a bytes object. */
+static int text_of(PyObject *bytes, Text *text) {
+    char *start;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(bytes, &start, &size) < 0) {
+        return 0;
+    }
+    *text = (Text){start, start + size};
+    return 1;
+}
+
+/* Each float32 of an array between two texts. */
+PyObject *floats_between(PyObject *module, PyObject *const *given, Py_ssize_t count) {
+    Text before, behind;
+    Py_buffer array;
+    (void)module;
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "floats_between: takes an array and two texts");
+        return NULL;
+    }
+    if (!text_of(given[1], &before) || !text_of(given[2], &behind) ||
+        PyObject_GetBuffer(given[0], &array, PyBUF_SIMPLE) < 0) {
+        return NULL;
+    }
+    const Py_ssize_t size = (Py_ssize_t)sizeof(float);
+    PyObject *found = NULL;
+    if (array.len % size != 0) {
+        PyErr_SetString(PyExc_ValueError, "floats_between: takes float32");
+    } else {
+        found = PyList_New(array.len / size);
+    }
+    for (Py_ssize_t number = 0; found != NULL && number < array.len / size; number++) {
+        const char *value = (const char *)array.buf + number * size;
+        PyObject *each = one_between(value, before, behind);
+        if (each == NULL || PyList_SetItem(found, number, each) < 0) {
+            Py_CLEAR(found);
+        }
+    }
+    PyBuffer_Release(&array);
     return found;
 }
 

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
 
+import numpy as np
+
 from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.serve.execution.columns import UnfitError, Values
 from drivetrain.serve.execution.engine import Engine
 from drivetrain.serve.execution.filling import AwayError
 from drivetrain.serve.execution.models import Model, Role
+from drivetrain.serve.execution.predicted import observe
 from drivetrain.serve.execution.task import ExpiredError, OverloadedError, Task, held
 from drivetrain.serve.protocols.identity import PLAIN_ID, RequestIds, header_id
 from drivetrain.serve.state.states import States
@@ -94,7 +97,8 @@ class Series:
         self._labels = (model, version, route)
         self._seconds = service.metrics.request_seconds.of(model, version, route)
         self._codes: dict[int, Counter] = {}
-        self._told = service.access is not None or service.traces is not None
+        self.told = service.access is not None or service.traces is not None
+        """Whether somebody is told of each request."""
 
     def answer(
         self,
@@ -122,17 +126,26 @@ class Series:
 
     def _record(self, exchange: Exchange, status: int, size: int, call: "Call | None") -> float:
         seconds = time.monotonic() - exchange.received
+        self._counter(status).value += 1
+        durations = self._seconds  # as Histogram.observe does, for which every request would call
+        durations.counts[bisect_left(durations.bounds, seconds)] += 1
+        durations.sum += seconds
+        if self.told:
+            self._tell(exchange, status, size, seconds, call)
+        return seconds
+
+    def answered(self, calls: Sequence[Task]) -> None:
+        """Record calls that were answered 200 at once, where nobody is told of each."""
+        self._counter(200).value += len(calls)
+        now = time.monotonic()
+        observe(self._seconds, np.array([now - call.received for call in calls]))
+
+    def _counter(self, status: int) -> Counter:
         counter = self._codes.get(status)
         if counter is None:
             counter = self._service.metrics.requests.of(*self._labels, str(status))
             self._codes[status] = counter
-        counter.value += 1
-        durations = self._seconds  # as Histogram.observe does, for which every request would call
-        durations.counts[bisect_left(durations.bounds, seconds)] += 1
-        durations.sum += seconds
-        if self._told:
-            self._tell(exchange, status, size, seconds, call)
-        return seconds
+        return counter
 
     def _tell(
         self, exchange: Exchange, status: int, size: int, seconds: float, call: "Call | None"
@@ -188,7 +201,9 @@ class Call(Task):
         beside: bytes of its inputs that are not in its body.
     """
 
-    __slots__ = ("_exchange", "_named", "_route", "_shown", "options")
+    __slots__ = ("_named", "exchange", "options", "shown")
+
+    route: "Route"  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -212,8 +227,8 @@ class Call(Task):
         self.received = self.queued = exchange.received
         self.run = None
         self.holds = held(columns, rows, len(exchange.body) + beside)
-        self._route = route
-        self._exchange = exchange
+        self.route = route
+        self.exchange = exchange
         self.options = options
         self._named = None
         if request_id is None and b"x-request-id" not in exchange.headers:
@@ -226,20 +241,20 @@ class Call(Task):
                 shown = name.encode()
             else:
                 shown = quote(name, safe="").encode()
-        self._shown = shown
+        self.shown = shown
         """The identity as a header says it."""
         exchange.on_gone = self.cancel
 
     @property
     def request_id(self) -> str:
         """Its identity: what the client named it, or what was made for it."""
-        return self._named or self._shown.decode()
+        return self._named or self.shown.decode()
 
     def done(self, inputs: Sequence[Array], outputs: list[Array]) -> None:
-        exchange, route = self._exchange, self._route
+        exchange, route = self.exchange, self.route
         exchange.on_gone = None  # or the two would hold each other until a collection
         body, kind, extra = route.encode(self, outputs)
-        extra = b"x-request-id: %b\r\n%b" % (self._shown, extra)
+        extra = b"x-request-id: %b\r\n%b" % (self.shown, extra)
         seconds = route.series.answer(exchange, 200, body, kind, extra, self)
         recorder = route.service.recorder
         if recorder is not None:
@@ -248,8 +263,8 @@ class Call(Task):
             route.echo.offer(self.request_id, inputs, outputs)
 
     def failed(self, error: Exception) -> None:
-        self._exchange.on_gone = None
-        if self._exchange.answered:  # what came behind the answer failed, not the request
+        self.exchange.on_gone = None
+        if self.exchange.answered:  # what came behind the answer failed, not the request
             log.error("request %s was answered and not recorded", self.request_id, exc_info=error)
         elif isinstance(error, ExpiredError):
             self._fail(504, "timeout: it was over before the run began; nothing was computed.")
@@ -264,8 +279,8 @@ class Call(Task):
             self._fail(500, f"the graph failed on request {self.request_id!r}; the log says why.")
 
     def _fail(self, status: int, message: str, extra: bytes = b"") -> None:
-        extra = b"x-request-id: %b\r\n%b" % (self._shown, extra)
-        self._route.series.refuse(self._exchange, status, message, extra, self)
+        extra = b"x-request-id: %b\r\n%b" % (self.shown, extra)
+        self.route.series.refuse(self.exchange, status, message, extra, self)
 
 
 class Route:
@@ -303,6 +318,35 @@ class Route:
         """Body, content type and further header lines of the answer."""
         raise AssertionError("a route encodes its answers")
 
+    def answer_together(
+        self,
+        tasks: Sequence[Call],
+        outputs: Sequence[Array],
+        fail: Callable[[Task, Exception], object],
+    ) -> list[Task] | None:
+        """As :class:`drivetrain.serve.execution.task.Answering` has it; a route that can says how
+        in :meth:`encode_together`."""
+        if self.series.told or self.echo is not None or self.service.recorder is not None:
+            return None
+        bodies = self.encode_together(outputs)
+        if bodies is None:
+            return None
+        good: list[Task] = []
+        for call, body in zip(tasks, bodies, strict=True):
+            exchange = call.exchange
+            exchange.on_gone = None
+            try:
+                exchange.respond(200, body, JSON, b"x-request-id: %b\r\n" % call.shown)
+                good.append(call)
+            except Exception as error:  # one answer that cannot be written must not take others
+                fail(call, error)
+        self.series.answered(good)
+        return good
+
+    def encode_together(self, outputs: Sequence[Array]) -> Sequence[bytes] | None:
+        """The JSON of each answer of one row; None where they are encoded one by one."""
+        return None
+
     def __call__(self, exchange: Exchange) -> None:
         """Decode a request and queue it, or say what is wrong with it."""
         engine = self.service.engine
@@ -310,7 +354,8 @@ class Route:
             if engine.full:
                 engine.admit(self.model)
             call = self.decode(exchange)
-            self.check_rows(call.rows)
+            if call.rows != 1:
+                self.check_rows(call.rows)
             engine.submit(call)
         except ValueError as error:
             self.refuse(exchange, 400, str(error))
@@ -368,45 +413,3 @@ def read_input(service: Service, exchange: Exchange, name: str, place: Place, be
             f"{service.tensor_bytes}.",
         )
     return memory.read(where, place)
-
-
-def header_timeout(exchange: Exchange) -> float | None:
-    """Seconds that the client waits at most, from ``x-timeout-ms``.
-
-    Raises:
-        ValueError: it is no positive number.
-    """
-    value = exchange.headers.get(b"x-timeout-ms")
-    if value is None:
-        return None
-    try:
-        return positive(float(value)) / 1e3
-    except ValueError:
-        found = value.decode("latin-1")
-        raise wrong("header 'x-timeout-ms'", found, "a positive number of milliseconds") from None
-
-
-def parameter_timeout(parameters: Mapping[str, Any]) -> float | None:
-    """Seconds that the client waits at most, from the parameter ``timeout`` of V2.
-
-    Raises:
-        ValueError: it is no positive number of microseconds.
-    """
-    value = parameters.get("timeout")
-    if value is None:
-        return None
-    try:
-        return positive(float(value)) / 1e6
-    except (TypeError, ValueError, OverflowError):
-        raise wrong("parameter 'timeout'", value, "a positive number of microseconds") from None
-
-
-def positive(value: float) -> float:
-    """``value``, which is finite and above zero.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not 0 < value < math.inf:
-        raise ValueError(value)
-    return value

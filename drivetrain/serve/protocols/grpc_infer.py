@@ -20,8 +20,6 @@ from drivetrain.serve.protocols.calls import (
     Call,
     Route,
     Service,
-    header_timeout,
-    parameter_timeout,
     read_input,
     shared_memory,
 )
@@ -30,6 +28,7 @@ from drivetrain.serve.protocols.grpc_method import PROTOBUF, parsed
 from drivetrain.serve.protocols.identity import body_id
 from drivetrain.serve.protocols.messages_v2 import messages
 from drivetrain.serve.protocols.tensors import check, from_binary, to_binary
+from drivetrain.serve.protocols.timeouts import header_timeout, parameter_timeout
 from drivetrain.serve.protocols.wire import MalformedError, Span, chunk, read_chunk, split, varint
 from drivetrain.serve.transport.exchange import Exchange
 from drivetrain.serve.workers.shared_memory import Place

@@ -15,7 +15,7 @@ from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import Field
 from drivetrain.serve.execution.columns import Rows, Values
 from drivetrain.serve.execution.models import Model
-from drivetrain.serve.protocols.calls import Call, Route, Series, Service, header_timeout
+from drivetrain.serve.protocols.calls import Call, Route, Series, Service
 from drivetrain.serve.protocols.grpc_method import (
     PROTOBUF,
     Answer,
@@ -28,6 +28,7 @@ from drivetrain.serve.protocols.grpc_method import (
 )
 from drivetrain.serve.protocols.messages_tfs import messages
 from drivetrain.serve.protocols.tfs_tensors import DTYPES, TensorWriter, column_of_tensor
+from drivetrain.serve.protocols.timeouts import header_timeout
 from drivetrain.serve.protocols.wire import chunk, integer, read_chunk, split
 from drivetrain.serve.transport.exchange import Exchange
 

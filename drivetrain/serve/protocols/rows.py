@@ -11,8 +11,9 @@ from drivetrain.core.batch import Array, Batch
 from drivetrain.core.errors import wrong
 from drivetrain.serve.execution.columns import Values
 from drivetrain.serve.execution.models import Model
-from drivetrain.serve.protocols.calls import Call, Route, Service, header_timeout
-from drivetrain.serve.protocols.values import float32_between, nested, only
+from drivetrain.serve.protocols.calls import Call, Route, Service
+from drivetrain.serve.protocols.timeouts import header_timeout
+from drivetrain.serve.protocols.values import floats_between, nested, only
 from drivetrain.serve.transport.exchange import JSON, Exchange
 
 _MANY = re.compile(rb'\s*\{\s*"rows"\s*:\s*\[')
@@ -91,9 +92,14 @@ class RowsRoute(Route):
                 raise wrong(f"row {number}, column {name!r}", value, "base64 or null") from None
         return found
 
+    def encode_together(self, outputs: Sequence[Array]) -> Sequence[bytes] | None:
+        if self._only_one and outputs[0].dtype.char == "f":
+            return floats_between(outputs[0], *self._around)
+        return None
+
     def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:
         if call.rows == 1 and self._only_one and outputs[0].dtype.char == "f":
-            return float32_between(outputs[0], *self._around), JSON, b""
+            return floats_between(outputs[0], *self._around)[0], JSON, b""
         if call.rows == 1:
             predictions = self._row % tuple([only(array) for array in outputs])
         else:

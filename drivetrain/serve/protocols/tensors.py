@@ -6,6 +6,7 @@ Triton's binary tensor data extension.
 
 import math
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from drivetrain.core.schema import Field
 from drivetrain.serve.execution.columns import Values
 from drivetrain.serve.protocols.values import texts
 
+LITTLE = sys.byteorder == "little"
 _NONE = type(None)
 _ALLOWED: Mapping[str, tuple[frozenset[type], str]] = {
     "BYTES": (frozenset({str, _NONE}), "a string or null"),
@@ -172,4 +174,6 @@ def to_binary(array: Array) -> bytes:
     if array.dtype.kind in "OUS":
         parts = [v.encode() if isinstance(v, str) else v for v in array.reshape(-1).tolist()]
         return b"".join(struct.pack("<I", len(part)) + part for part in parts)
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    if not LITTLE or not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return array.tobytes()

@@ -14,7 +14,8 @@ from drivetrain.core.batch import Array, Batch
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.serve.execution.columns import Values
 from drivetrain.serve.execution.models import Model
-from drivetrain.serve.protocols.calls import Call, Route, Service, header_timeout
+from drivetrain.serve.protocols.calls import Call, Route, Service
+from drivetrain.serve.protocols.timeouts import header_timeout
 from drivetrain.serve.protocols.values import nested
 from drivetrain.serve.transport.exchange import JSON, Exchange
 

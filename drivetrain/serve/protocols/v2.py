@@ -16,8 +16,6 @@ from drivetrain.serve.protocols.calls import (
     Call,
     Route,
     Service,
-    header_timeout,
-    parameter_timeout,
     read_input,
     shared_memory,
 )
@@ -32,6 +30,7 @@ from drivetrain.serve.protocols.tensors import (
     to_binary,
     to_json,
 )
+from drivetrain.serve.protocols.timeouts import header_timeout, parameter_timeout
 from drivetrain.serve.transport.exchange import JSON, Exchange
 from drivetrain.serve.workers.shared_memory import Place
 

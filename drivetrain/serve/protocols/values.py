@@ -36,13 +36,14 @@ float32_text: Callable[[float], str] = (
 """The same, by the compiled part where it is there."""
 
 
-def between_in_python(array: Array, before: bytes, behind: bytes) -> bytes:
-    """The one value of a float32 array, written like that between two texts."""
-    return b"%b%b%b" % (before, float32_text(array.item()).encode(), behind)
+def between_in_python(array: Array, before: bytes, behind: bytes) -> list[bytes]:
+    """Each value of a float32 array, written like that between two texts."""
+    values = array.reshape(-1).tolist()
+    return [b"%b%b%b" % (before, float32_text(value).encode(), behind) for value in values]
 
 
-float32_between: Callable[[Array, bytes, bytes], bytes] = (
-    between_in_python if compiled is None else compiled.float32_between
+floats_between: Callable[[Array, bytes, bytes], list[bytes]] = (
+    between_in_python if compiled is None else compiled.floats_between
 )
 """The same, by the compiled part where it is there."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from drivetrain.serve.transport.exchange import RefusedError, address
 from drivetrain.serve.transport.gates import Gate
 from drivetrain.serve.transport.http import Http
-from drivetrain.serve.transport.http1_answer import Http1Exchange
+from drivetrain.serve.transport.http1_answer import CONTINUE, INTERIM, Http1Exchange, wire
 from drivetrain.serve.transport.http1_request import HEAD, LAST, LINGER, READY, RequestReader
 
 log = logging.getLogger("drivetrain.serve")
@@ -178,13 +178,17 @@ class Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write the answers whose turn it is."""
-        waiting = self._waiting
-        while waiting and waiting[0].answered:
+        waiting, http = self._waiting, self.http
+        while waiting and (answer := waiting[0].answer) is not None:
             exchange = waiting.popleft()
-            self.http.buffered -= exchange.held
-            last = not exchange.keep or (self.http.draining and not waiting and self.stage is READY)
+            http.buffered -= exchange.held
+            last = not exchange.keep or (http.draining and not waiting and self.stage is READY)
             if not self.transport.is_closing():
-                self.transport.write(exchange.wire(self.http.date, last))
+                status, kind, extra, content, length = answer
+                if last:
+                    extra = b"Connection: close\r\n" + extra
+                parts = (status, http.date, kind, extra, content, length)
+                self.transport.write(INTERIM if status is CONTINUE else wire(*parts))
             if last:
                 self._linger()
                 return

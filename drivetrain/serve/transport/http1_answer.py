@@ -11,11 +11,15 @@ from drivetrain.serve.transport.exchange import JSON, Exchange, address
 if TYPE_CHECKING:
     from drivetrain.serve.transport.http1 import Connection
 
+Answer = tuple[bytes, bytes, bytes, bytes, int]
+"""The line of its status, its kind, further header lines, the content, and the length that is told
+of it: one that HEAD asks for goes without its content."""
+
 
 class Http1Exchange(Exchange):
     """A request of an HTTP/1.1 connection; answers go out in the order of the requests."""
 
-    __slots__ = ("_answer", "_connection", "held", "keep")
+    __slots__ = ("_connection", "answer", "held", "keep")
 
     def __init__(
         self,
@@ -34,7 +38,7 @@ class Http1Exchange(Exchange):
         self.deadline = None
         self.on_gone = None
         self._connection = connection
-        self._answer: tuple[int, bytes, bytes, bytes] | None = None
+        self.answer: Answer | None = None
         self.held = len(body)
         """Bytes that it came in, however many its body is made of them."""
         self.keep = True
@@ -42,8 +46,9 @@ class Http1Exchange(Exchange):
     def respond(
         self, status: int, body: bytes = b"", kind: bytes = JSON, extra: bytes = b""
     ) -> None:
-        assert self._answer is None, "an exchange has one answer"
-        self._answer = (status, body, kind, extra)
+        assert self.answer is None, "an exchange has one answer"
+        content = b"" if self.method == b"HEAD" else body
+        self.answer = (_STATUS_LINES[status], kind, extra, content, len(body))
         self.on_gone = None  # it refers to who answers, and that to this: no work for the collector
         self._connection.flush()
 
@@ -53,23 +58,7 @@ class Http1Exchange(Exchange):
 
     @property
     def answered(self) -> bool:
-        return self._answer is not None
-
-    def wire(self, date: bytes, last: bool) -> bytes:
-        """The answer as it goes out.
-
-        Args:
-            date: the header line that says when.
-            last: whether the connection closes behind it.
-        """
-        assert self._answer is not None
-        status, body, kind, extra = self._answer
-        if status == 100:
-            return b"HTTP/1.1 100 Continue\r\n\r\n"
-        if last:
-            extra = b"Connection: close\r\n" + extra
-        content = b"" if self.method == b"HEAD" else body
-        return wire(_STATUS_LINES[status], date, kind, extra, content, len(body))
+        return self.answer is not None
 
 
 def wire_in_python(
@@ -102,3 +91,6 @@ def _status_line(status: int) -> bytes:
 
 
 _STATUS_LINES = {status.value: _status_line(status) for status in HTTPStatus}
+CONTINUE = _STATUS_LINES[100]
+INTERIM = CONTINUE + b"\r\n"
+"""All that a client is told which asks before it sends its content."""

@@ -74,7 +74,7 @@ def in_python(monkeypatch):
     monkeypatch.setattr(repeated, "compiled", None)
     monkeypatch.setattr(http1_answer, "wire", http1_answer.wire_in_python)
     monkeypatch.setattr(values, "float32_text", values.float32_in_python)
-    monkeypatch.setattr(rows_module, "float32_between", values.between_in_python)
+    monkeypatch.setattr(rows_module, "floats_between", values.between_in_python)
     monkeypatch.setitem(values._TEXT, "f", values.float32_in_python)
     monkeypatch.setattr(values, "compiled", None)
 

@@ -55,21 +55,26 @@ def test_rows_of_floats_have_the_texts_of_their_values(bits, width):
 
 
 @compiled
-@given(st.integers(0, 2**32 - 1), st.binary(max_size=9), st.binary(max_size=9))
-def test_a_float_between_two_texts_has_its_text(bits, before, behind):
-    array = np.array([bits], np.uint32).view(np.float32)
-    found = native.compiled.float32_between(array, before, behind)
+@given(
+    st.lists(st.integers(0, 2**32 - 1), max_size=4),
+    st.binary(max_size=9),
+    st.binary(max_size=9),
+)
+def test_floats_between_two_texts_have_their_texts(bits, before, behind):
+    array = np.array(bits, np.uint32).view(np.float32)
+    found = native.compiled.floats_between(array, before, behind)
     assert found == values.between_in_python(array, before, behind)
+    assert len(found) == len(bits)
 
 
 @compiled
-def test_between_two_texts_is_one_value():
-    with pytest.raises(ValueError, match="one value"):
-        native.compiled.float32_between(np.zeros(2, np.float32), b"", b"")
+def test_what_is_put_between_two_texts_is_whole_floats():
+    with pytest.raises(ValueError, match="float32"):
+        native.compiled.floats_between(np.zeros(6, np.uint8), b"", b"")
     with pytest.raises(TypeError):
-        native.compiled.float32_between(np.zeros(1, np.float32), "", b"")
+        native.compiled.floats_between(np.zeros(1, np.float32), "", b"")
     with pytest.raises(TypeError):
-        native.compiled.float32_between(np.zeros(1, np.float32))
+        native.compiled.floats_between(np.zeros(1, np.float32))
 
 
 @compiled
