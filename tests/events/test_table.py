@@ -65,6 +65,28 @@ def test_columns_are_chosen_dropped_and_renamed(table):
     assert rows(made.rename(a="b", b="a")) == [{"b": 1, "a": 2, "c": 3}]
 
 
+def test_columns_that_no_step_changes_stay_with_their_rows(table):
+    size = 200
+    texts = [None if n % 7 == 0 else f"t{n}" for n in range(size)]
+    pairs = pa.FixedSizeListArray.from_arrays(pa.array(range(2 * size), pa.int64()), 2)
+    made = (
+        table(n=range(size), s=texts, p=pairs)
+        .where(col("n") % 3 != 1)
+        .with_columns(twice=col("n") * 2)
+        .rename(again="n", t="s")
+        .where(col("twice") % 5 != 0)
+        .drop_nulls("t")
+        .select("t", "p", "twice", "again")
+    )
+    due = [
+        {"t": f"t{n}", "p": [2 * n, 2 * n + 1], "twice": 2 * n, "again": n}
+        for n in range(size)
+        if n % 3 != 1 and n % 5 != 0 and n % 7 != 0
+    ]
+    for chunk in (3, 64, 1000):
+        assert rows(made, chunk) == due
+
+
 def test_drop_nulls_takes_nan_for_null_and_keeps_infinity(table):
     made = table(a=[1.0, None, float("nan"), float("inf")], b=["", "x", "y", None])
     assert [row["a"] for row in rows(made.drop_nulls("a"))] == [1.0, float("inf")]
