@@ -7,7 +7,7 @@ import numpy as np
 from drivetrain.core.graph import Graph
 from drivetrain.core.schema import Field
 from drivetrain.models.list_ranking import HISTORY, PLACES, RECALL
-from drivetrain.train.recall.graph import Candidates, Scorer, Serving
+from drivetrain.train.recall.graph import Candidates, Scorer, Serving, places_of
 from drivetrain.train.recall.interactions import Interactions
 from drivetrain.train.recall.nodes import Nodes
 
@@ -77,7 +77,7 @@ class Recalled:
             RECALL: n.op("Concat", *apart, axis=2),
         }
         if self.history is not None:
-            found[HISTORY] = self._recent(n, self.history)
+            found[HISTORY] = self._recent(n, self.history, best)
         return found
 
     def graph(self) -> Graph:
@@ -92,18 +92,14 @@ class Recalled:
             fields.append(Field(HISTORY, "int64", self.history.shape))
         return n.build(self.inputs, [(field, told[field.name]) for field in fields])
 
-    def _recent(self, n: Nodes, history: Field) -> str:
+    def _recent(self, n: Nodes, history: Field, best: Candidates) -> str:
         """Places of the rows' last items from 1 on, int64 ``[rows, n]``; 0 for none."""
-        text = history.dtype == "string"
-        items = len(self.found.catalogue)
-        return n.op(
-            "LabelEncoder",
-            history.name,
-            domain="ai.onnx.ml",
-            **{"keys_strings" if text else "keys_int64s": self.found.catalogue.tolist()},
-            values_int64s=list(range(1, items + 1)),
-            default_int64=0,
+        known = history == self.serving.history  # looked up by recall already
+        recent = best.recent if known else places_of(n, history, self.found.catalogue)
+        one, beyond = (
+            n.held(np.array(number, np.int64)) for number in (1, len(self.found.catalogue) + 1)
         )
+        return n.op("Mod", n.op("Add", recent, one), beyond)
 
 
 def _standardized(n: Nodes, scores: str, none: str, there: str) -> str:

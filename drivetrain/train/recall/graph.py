@@ -116,6 +116,8 @@ class Candidates:
         unknown: bool ``[rows, 1]``: of whom nothing is known, so that they are answered with what
             was had most often.
         items: adds the nodes from places to the items themselves.
+        recent: int64 ``[rows, n]``, places of the history's items, the number of items for any
+            other; the empty string where there is no history.
         parts: float32 ``[rows, k, methods]``: of a scorer of several methods the standardized
             score of each, 0 where no item is left for a place; else the empty string.
     """
@@ -124,6 +126,7 @@ class Candidates:
     scores: str
     unknown: str
     items: Callable[[str], str]
+    recent: str = ""
     parts: str = ""
 
 
@@ -200,6 +203,7 @@ class Serving:
             scores,
             unknown,
             writer.items,
+            writer.recent,
             *parts,
         )
 
@@ -220,6 +224,19 @@ class Serving:
         history = [self.history] if self.history else []
         others = [field for field in scorer.rows if field.name != self.index.name]
         return [self.index, *others, *history]
+
+
+def places_of(n: Nodes, items: Field, catalogue: Array) -> str:
+    """Adds the look-up of items: their places in the catalogue, int64; its length for any other."""
+    text = items.dtype == "string"
+    return n.op(
+        "LabelEncoder",
+        items.name,
+        domain="ai.onnx.ml",
+        **{"keys_strings" if text else "keys_int64s": catalogue.tolist()},
+        values_int64s=list(range(len(catalogue))),
+        default_int64=len(catalogue),
+    )
 
 
 class _Writer:
@@ -250,6 +267,8 @@ class _Writer:
         else:
             nodes.held(np.concatenate([found.catalogue, nothing]), ITEMS)
         self._free = nodes.op("Unsqueeze", beyond, nodes.ints(0))
+        history = serving.history
+        self.recent = "" if history is None else places_of(nodes, history, found.catalogue)
 
     def items(self, places: str) -> str:
         """What stands at places."""
@@ -297,7 +316,7 @@ class _Writer:
         inputs, shapes = [(cut.slices(user, ()), "int64")], list[tuple[int | None, ...]]([()])
         if serving.history is not None:
             none = n.held(np.array(self._items, np.int64))
-            inputs.append((cut.slices(self._recent(serving.history), (None,), none), "int64"))
+            inputs.append((cut.slices(self.recent, (None,), none), "int64"))
             shapes.append((None,))
         for each in self._rows():
             tensor = self._of_rows(each.name, rows) if each.name in _FED else each.name
@@ -328,18 +347,6 @@ class _Writer:
         n = self._nodes
         width = self._scorer.live[name].shape[1]
         return n.op("Expand", name, n.op("Concat", rows, n.ints(width), axis=0))
-
-    def _recent(self, history: Field) -> str:
-        """Places of the rows' last items, int64 ``[rows, n]``; the others point beyond."""
-        text = history.dtype == "string"
-        return self._nodes.op(
-            "LabelEncoder",
-            history.name,
-            domain="ai.onnx.ml",
-            **{"keys_strings" if text else "keys_int64s": self._found.catalogue.tolist()},
-            values_int64s=list(range(self._items)),
-            default_int64=self._items,
-        )
 
     def _asked(self, n: Nodes, user: str, *slices: str) -> tuple[Asked, str, str]:
         """What a part is scored from; what its users had; the history's places, where it is one."""
