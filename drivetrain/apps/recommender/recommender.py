@@ -10,6 +10,7 @@ from drivetrain.core.errors import wrong
 from drivetrain.core.schema import FeatureSchema
 from drivetrain.core.seams import Examples, Feature, Run, Source
 from drivetrain.train.fused import Fused
+from drivetrain.train.prune import under
 from drivetrain.train.recall.method import Recall
 from drivetrain.train.rerank import steps
 
@@ -102,11 +103,26 @@ class Recommender:
         self._asked(features)
 
     def fit(self, model: Any, source: Examples, run: Run) -> "Graph":
-        """Learn recall from the training rows, and ranking from what recall finds without some."""
-        from drivetrain.apps.recommender.candidates import Recalled
-        from drivetrain.apps.recommender.items import described
+        """Learn recall from the training rows, and ranking from what recall finds without some.
 
-        source = self.recall.learnt(source)
+        Where recall learns from validation rows too, it is first seen whether ranking pays, with
+        what learnt from the training rows alone; then both learn from all.
+        """
+        learnt, pays = self.recall.learnt(source), False
+        if learnt is not source and self.ranking is not None:
+            trial = replace(run, directory=run.directory / "trial", emit=under("trial", run.emit))
+            trial.directory.mkdir(exist_ok=True)
+            pays = self._ranked(source, self._recalled(source, trial), trial) is not None
+            if not pays:
+                return replace(self, ranking=None).fit(model, source, run)
+        fitted = self._recalled(learnt, run)
+        ranked = self._ranked(learnt, fitted, run, pays=pays)
+        return self._answer(learnt, fitted[1], self._asked(source.features), ranked).graph()
+
+    def _recalled(self, source: Examples, run: Run) -> "tuple[Recall, Recalled]":
+        """Recall that has learnt, and as it was declared but for weights that are known now."""
+        from drivetrain.apps.recommender.candidates import Recalled
+
         method = replace(self.recall, k=self.candidates)
         found = method.interactions(source, run)
         served = method.serving(source, found)
@@ -115,14 +131,28 @@ class Recommender:
             method = replace(method, weights=scorer.several.weights)
         ranking, schema = self.ranking, source.events.schema
         history = None if ranking is None else ranking.history_field(schema, found)
-        recalled = Recalled(served, found, scorer, history)
-        ranked = None
-        asked = self._asked(source.features)
-        if ranking is not None:
-            items = described(found.catalogue, self.target, self.items, self.item_features)
-            fit = partial(method.scorer, source)
-            ranked = ranking.fit(asked, recalled, items, fit, source, self.target, run)
-        return self._answer(source, recalled, asked, ranked).graph()
+        return method, Recalled(served, found, scorer, history)
+
+    def _ranked(
+        self, source: Examples, fitted: "tuple[Recall, Recalled]", run: Run, pays: bool = False
+    ) -> "Graph | None":
+        """The ranker's graph; None where there is none, or it does not pay."""
+        from drivetrain.apps.recommender.items import described
+
+        if self.ranking is None:
+            return None
+        method, recalled = fitted
+        items = described(recalled.found.catalogue, self.target, self.items, self.item_features)
+        return self.ranking.fit(
+            self._asked(source.features),
+            recalled,
+            items,
+            partial(method.scorer, source),
+            source,
+            self.target,
+            run,
+            pays=pays,
+        )
 
     def _asked(self, features: FeatureSchema) -> FeatureSchema:
         """The features of who asks that the ranker sees."""

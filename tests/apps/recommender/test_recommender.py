@@ -180,16 +180,27 @@ def test_a_ranker_that_is_no_better_is_left_out(folder: Path, site: dt.Site) -> 
 
 
 def test_what_is_served_may_know_the_rows_of_validation_too(folder: Path, site: dt.Site) -> None:
-    """The ranker is then held to users of whom it is told nothing, and still brings something."""
+    """Whether the ranker pays is seen before, on rows that nothing learnt from."""
     system = declared(folder)
     recall = replace(system.train.recall, learn_from=("train", "validate"))
     ranker = Ranker(model=MLP(hidden=(16,), dim=2), train=QUICK, held_out=0.4)
     _, before = ran(system, site)
     bundle, after = ran(replace(system, train=replace(system.train, recall=recall)), site)
-    _, ranked = ran(declared(folder, recall=recall, ranking=ranker), site)
+    ranks, ranked = ran(declared(folder, recall=recall, ranking=ranker), site)
     assert after["train/interactions"] > before["train/interactions"]
-    assert ranked["train/ranking/ndcg"] > ranked["train/recall/ndcg"]
+    assert ranked["trial/train/interactions"] == before["train/interactions"]
+    assert ranked["trial/train/ranking/ndcg"] > ranked["trial/train/recall/ndcg"]
     assert ranked["train/interactions"] == after["train/interactions"]
+    names = ["nobody", "nobody"]
+    old, young = ranks.session.run(rows_of(*names, age=np.array([20.0, 50.0])))["items"].tolist()
+    assert old != young, "the ranker is there, and knows an age"
+    worse = replace(ranker, train=Backwards())
+    left, figures = ran(declared(folder, recall=recall, ranking=worse), site)
+    assert figures["trial/train/ranking/ndcg"] < figures["trial/train/recall/ndcg"]
+    assert "train/ranking/ndcg" not in figures
+    asked = rows_of("u1", "u2", "nobody")
+    due = bundle.session.run(asked)["items"].tolist()
+    assert left.session.run(asked)["items"].tolist() == due
     assert bundle.session.run(rows_of("u1"))["items"].shape == (1, 5)
 
 
