@@ -328,23 +328,28 @@ class Route:
         in :meth:`encode_together`."""
         if self.series.told or self.echo is not None or self.service.recorder is not None:
             return None
-        bodies = self.encode_together(outputs)
-        if bodies is None:
+        encoded = self.encode_together(tasks, outputs)
+        if encoded is None:
             return None
+        bodies, kind, extra = encoded
         good: list[Task] = []
         for call, body in zip(tasks, bodies, strict=True):
             exchange = call.exchange
             exchange.on_gone = None
             try:
-                exchange.respond(200, body, JSON, b"x-request-id: %b\r\n" % call.shown)
+                lines = b"x-request-id: %b\r\n%b" % (call.shown, extra)
+                exchange.respond(200, body, kind, lines)
                 good.append(call)
             except Exception as error:  # one answer that cannot be written must not take others
                 fail(call, error)
         self.series.answered(good)
         return good
 
-    def encode_together(self, outputs: Sequence[Array]) -> Sequence[bytes] | None:
-        """The JSON of each answer of one row; None where they are encoded one by one."""
+    def encode_together(
+        self, calls: Sequence[Call], outputs: Sequence[Array]
+    ) -> tuple[Sequence[bytes], bytes, bytes] | None:
+        """The bodies of answers of one row each, and what is the same for all of them: content
+        type and further header lines. None where they are encoded one by one."""
         return None
 
     def __call__(self, exchange: Exchange) -> None:

@@ -92,9 +92,11 @@ class RowsRoute(Route):
                 raise wrong(f"row {number}, column {name!r}", value, "base64 or null") from None
         return found
 
-    def encode_together(self, outputs: Sequence[Array]) -> Sequence[bytes] | None:
+    def encode_together(
+        self, calls: Sequence[Call], outputs: Sequence[Array]
+    ) -> tuple[Sequence[bytes], bytes, bytes] | None:
         if self._only_one and outputs[0].dtype.char == "f":
-            return floats_between(outputs[0], *self._around)
+            return floats_between(outputs[0], *self._around), JSON, b""
         return None
 
     def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:

@@ -31,6 +31,7 @@ from drivetrain.serve.protocols.tensors import (
     to_json,
 )
 from drivetrain.serve.protocols.timeouts import header_timeout, parameter_timeout
+from drivetrain.serve.protocols.values import floats_between
 from drivetrain.serve.transport.exchange import JSON, Exchange
 from drivetrain.serve.workers.shared_memory import Place
 
@@ -137,6 +138,7 @@ class InferRoute(Route):
             for field in model.bundle.manifest.outputs
         ]
         self._head = f'{{"model_name":"{model.name}","model_version":"{model.version}",'
+        self._only_one = [field.shape for field in model.bundle.manifest.outputs] == [()]
 
     def decode(self, exchange: Exchange) -> Call:
         text, binary = _split(exchange)
@@ -267,6 +269,24 @@ class InferRoute(Route):
             chosen[number] = binary
         return list(chosen.items())
 
+    def encode_together(
+        self, calls: Sequence[Call], outputs: Sequence[Array]
+    ) -> tuple[Sequence[bytes], bytes, bytes] | None:
+        array, asked = outputs[0], calls[0].options.outputs
+        if not self._only_one or array.dtype.char != "f" or len(asked) != 1:
+            return None
+        if [call for call in calls if call.options.id is not None or call.options.outputs != asked]:
+            return None
+        head = f'{self._head}"outputs":[{self._heads[0]}[1],'
+        if asked[0][1] is False:
+            return floats_between(array, f'{head}"data":['.encode(), b"]}]}"), JSON, b""
+        if asked[0][1] is True:
+            size, data = array.itemsize, to_binary(array)
+            text = f'{head}"parameters":{{"binary_data_size":{size}}}}}]}}'.encode()
+            bodies = [text + data[at : at + size] for at in range(0, len(data), size)]
+            return bodies, BINARY, _length_of(text)
+        return None
+
     def encode(self, call: Call, outputs: list[Array]) -> tuple[bytes, bytes, bytes]:
         asked: _Asked = call.options
         parts: list[str] = []
@@ -286,8 +306,7 @@ class InferRoute(Route):
         text = f'{self._head}{identity}"outputs":[{",".join(parts)}]}}'.encode()
         if not blobs:
             return text, JSON, b""
-        extra = b"Inference-Header-Content-Length: %d\r\n" % len(text)
-        return b"".join((text, *blobs)), BINARY, extra
+        return b"".join((text, *blobs)), BINARY, _length_of(text)
 
     def _write(self, number: int, place: Place, array: Array) -> str:
         """Put an output into shared memory; gives what the answer says of it."""
@@ -301,6 +320,11 @@ class InferRoute(Route):
         if place.offset:
             parameters["shared_memory_offset"] = place.offset
         return f'"parameters":{json.dumps(parameters)}'
+
+
+def _length_of(text: bytes) -> bytes:
+    """The header line that says where the JSON of an answer ends."""
+    return b"Inference-Header-Content-Length: %d\r\n" % len(text)
 
 
 def _split(exchange: Exchange) -> tuple[bytes | bytearray | memoryview, memoryview]:
