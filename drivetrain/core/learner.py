@@ -276,7 +276,7 @@ class Learner:
         """The memory that events take, beside that of the trained tensors."""
         sides = self._user_side.bytes + self._item_side.bytes
         names = self._name_bytes + sys.getsizeof(self._user_slots)
-        return sides + names + sum(array.nbytes for array in self._live.values())
+        return sides + names + sum(array.nbytes for array in self.shown().values())
 
     def figures(self) -> dict[str, float]:
         """How it stands, for metrics; without AUC before the first event was compared."""
