@@ -1,7 +1,7 @@
 """The best items for those who ask a learner, found before the run of its graph."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -9,20 +9,9 @@ from drivetrain.core.batch import Array
 from drivetrain.core.in_bytes import InBytes
 from drivetrain.core.learner_tensors import FOUND, FOUND_SCORES, ITEMS
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """Who asks, of one moment.
-
-    Attributes:
-        vectors: float32 ``[rows, factors + 1]``.
-        never: ascending int32 places for each row that are left out.
-        items: how many places are taken.
-    """
-
-    vectors: Array
-    never: Sequence[Array]
-    items: int
+Find = Callable[[Mapping[str, Array]], dict[str, Array]]
+"""Gives what a graph is fed in its own search's stead; on any thread. It is given the items, by the
+graph's name for them, and :attr:`Finder.arrays`: these or a copy, all of one moment."""
 
 
 class Finder:
@@ -41,6 +30,7 @@ class Finder:
         self, items: Array, taken: int, beyond: int, found: Array, names: Mapping[str, str]
     ) -> None:
         self._index = InBytes(items, taken)
+        self._taken = taken
         self._beyond = beyond
         self._k = found.shape[1]
         self._names = names
@@ -57,27 +47,28 @@ class Finder:
             places: of the items.
             taken: from this place on none is.
         """
+        self._taken = taken
         return self._index.place(places, taken)
 
-    def find(self, wanted: Wanted, side: Mapping[str, Array]) -> dict[str, Array]:
-        """What the graph is fed in its own search's stead; on any thread.
+    def find(self, vectors: Array, never: Sequence[Array]) -> Find:
+        """What finds the best items of the moment that :meth:`place` was called last.
 
         Args:
-            wanted: who asks.
-            side: the arrays and the items of the same moment, the items by the graph's name.
+            vectors: of those who ask, float32 ``[rows, factors + 1]``.
+            never: ascending int32 places for each row that are left out.
         """
-        rows, k = len(wanted.vectors), self._k
-        if not rows or wanted.items < k:
+        return partial(self._find, vectors, never, self._taken)
+
+    def _find(
+        self, vectors: Array, never: Sequence[Array], taken: int, arrays: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        rows, k, names = len(vectors), self._k, self._names
+        if not rows or taken < k:
             return {}
         scores = np.full((rows, k), -np.inf, np.float32)
         places = np.full((rows, k), self._beyond, np.int32)
-        index = self._index
-        index.search(
-            wanted.vectors,
-            *(k, scores, places),
-            never=wanted.never,
-            arrays=side,
-            rows=side[self._names[ITEMS]],
-            items=wanted.items,
+        items = arrays[names[ITEMS]]
+        self._index.search(
+            *(vectors, k, scores, places), never=never, arrays=arrays, rows=items, items=taken
         )
-        return {self._names[FOUND]: places.astype(np.int64), self._names[FOUND_SCORES]: scores}
+        return {names[FOUND]: places.astype(np.int64), names[FOUND_SCORES]: scores}

@@ -13,7 +13,7 @@ import numpy as np
 from drivetrain.core import in_bytes
 from drivetrain.core.batch import Array, Batch
 from drivetrain.core.errors import wrong
-from drivetrain.core.finder import Finder, Wanted
+from drivetrain.core.finder import Find, Finder
 from drivetrain.core.initializers import Initializers, initializers
 from drivetrain.core.learner_events import Key, key_of
 from drivetrain.core.learner_tensors import (
@@ -215,13 +215,16 @@ class Learner:
                 had[at] = row
         return {self.names[USER]: self.read(users), self.names[HAD]: had}
 
-    def wanted(self, users: Sequence[Any], rows: Mapping[str, Array]) -> Wanted:
-        """What :attr:`finder` finds the best items for.
+    def find(self, users: Sequence[Any], rows: Mapping[str, Array]) -> Find | None:
+        """What finds the best items for users on any thread, in the arrays of :meth:`shown` or a
+        copy of them; None where the graph always does it itself.
 
         Args:
             users: who asks.
             rows: of theirs, as :meth:`rows` gave them.
         """
+        if self.finder is None:
+            return None
         live, had = rows[self.names[USER]], rows[self.names[HAD]]
         trained = self._trained[USER_FACTORS][[self._user_rows.get(user, 0) for user in users]]
         never: list[Array] = []
@@ -229,7 +232,8 @@ class Learner:
             some = since[since < self.beyond].astype(np.int32)
             known = self._known(user)
             never.append(np.sort(np.append(known, some)) if len(some) else known)
-        return Wanted(np.where(np.isnan(live), trained, live), never, self._taken)
+        vectors = np.where(np.isnan(live), trained, live)
+        return self.finder.find(vectors, never)
 
     @property
     def _taken(self) -> int:
@@ -243,12 +247,11 @@ class Learner:
 
     def feeds(self, users: Array) -> dict[str, Array]:
         """All that a run over such users takes, as it is now: what a server feeds."""
-        rows, tensors = self.rows(users), self.tensors()
-        if self.finder is None:
-            return {**rows, **tensors}
-        self.finder.place(np.array(sorted(self._changed), np.int64), self._taken)
-        found = self.finder.find(self.wanted(users.tolist(), rows), self.shown())
-        return {**rows, **tensors, **found}
+        rows = self.rows(users)
+        if self.finder is not None:
+            self.finder.place(np.array(sorted(self._changed), np.int64), self._taken)
+        find = self.find(users.tolist(), rows)
+        return {**rows, **self.tensors(), **(find(self.shown()) if find is not None else {})}
 
     def shown(self) -> dict[str, Array]:
         """:meth:`tensors`, and what :attr:`finder` reads beside them."""

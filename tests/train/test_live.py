@@ -197,6 +197,24 @@ def test_new_items_are_recommended_to_all_and_free_places_to_nobody(
         assert np.isnan(score[len(there) :]).all()
 
 
+def test_what_was_told_is_found_once_it_is_shown(graph: Graph, log: Log, tmp_path: Path) -> None:
+    """An item of a post that is being told is nobody's yet, also where all are looked at anew."""
+    catalogue = Catalogue.of(graph)
+    assert catalogue is not None
+    items = len(catalogue.items)
+    learner = Learner.of(fitted(log, replace(METHOD, k=items), tmp_path).model)
+    assert learner is not None
+    if learner.finder is None:
+        pytest.skip("NOT TESTED: this processor multiplies no bytes, or nothing was compiled")
+    learner.tell((log.named("u", [4])[0], log.named("i", [OF + 3])[0]))
+    shown = learner.shown()
+    equal, first = np.zeros((1, shown[ITEMS].shape[1]), np.float32), np.zeros(1, np.int32)
+    for last in (items - 1, items):
+        (places,) = learner.finder.find(equal, [first])(shown)[FOUND].tolist()
+        assert [place for place in places if place != learner.beyond] == [*range(1, last + 1)]
+        learner.changed()
+
+
 def test_what_was_had_stays_where_it_is_to_be_kept(log: Log, tmp_path: Path, feeds: Feeds) -> None:
     graph = fitted(log, replace(METHOD, k=25, seen="keep"), tmp_path)
     learner, catalogue = Learner.of(graph.model), Catalogue.of(graph)

@@ -68,11 +68,13 @@ class Awake:
         learner, published = self.learner, self.published
         side = published.hold()
         whole = {name: side.arrays[name] for name in learner.tensors()}
-        finder = learner.finder
-        if finder is None:
-            return Moment(rows, whole, lambda: published.release(side))
-        find = partial(finder.find, learner.wanted(values, rows), side.arrays)
-        return Moment(rows, whole, lambda: published.release(side), find)
+        find = learner.find(values, rows)
+        return Moment(
+            rows,
+            whole,
+            lambda: published.release(side),
+            dict if find is None else partial(find, side.arrays),
+        )
 
     def _rows(self, users: Sequence[Any]) -> dict[str, Array]:
         return self.learner.rows(np.array(users, object))
