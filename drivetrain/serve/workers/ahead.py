@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from drivetrain.serve.execution.weights import Weights
@@ -42,8 +43,10 @@ class Ahead:
     def end(self) -> None:
         """End it, whatever it is at: a lock or a file of it is in nobody's way."""
         if self._pid:
-            os.kill(self._pid, signal.SIGKILL)  # no other process: nobody has waited for it yet
-            os.waitpid(self._pid, 0)
+            # Where SIGCHLD is ignored since before this process the kernel has waited for it.
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._pid, signal.SIGKILL)
+                os.waitpid(self._pid, 0)
             self._pid = 0
 
 

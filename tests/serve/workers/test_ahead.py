@@ -135,19 +135,29 @@ def test_it_does_not_outlive_whoever_began_it(start):
 
 
 FAILS = """
+import signal, sys
+if sys.argv[1:] == ["ignored"]:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 from drivetrain.serve.execution.weights import Weights
 from drivetrain.serve.workers.ahead import Ahead
 def fail():
     raise ValueError("no such bundle")
 weights = Weights()
-Ahead(weights, fail).end()
+ahead = Ahead(weights, fail)
+print(ahead._pid, flush=True)
+sys.stdin.read(1)
+ahead.end()
 weights.close()
 print("goes on")
 """
 
 
-def test_what_it_finds_wrong_is_left_to_the_workers_to_tell(start):
-    assert start("-c", FAILS).communicate(timeout=30) == ("goes on\n", "")
+@pytest.mark.parametrize("children_are", ["heeded", "ignored"])
+def test_what_it_finds_wrong_is_left_to_the_workers_to_tell(start, children_are):
+    child = start("-c", FAILS, children_are)
+    maker = int(child.stdout.readline())
+    wait_until(lambda: gone(maker))
+    assert child.communicate("x", timeout=30) == ("goes on\n", "")
 
 
 @pytest.mark.slow
