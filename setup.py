@@ -31,7 +31,7 @@ setup(
         ),
         part(
             "drivetrain.serve.native.compiled",
-            *("module", "reader", "json", "text", "http", "observe"),
+            *("module", "reader", "tensors", "json", "text", "http", "observe"),
             flags=("-fvisibility=hidden",),  # their calls of each other go no way round
         ),
         part("drivetrain.train.native.recall", "recall"),

@@ -135,6 +135,18 @@ class Columns:
         found = self._reader.rows(body, key, most)
         return None if found is None else Packed(self.form, *found)  # pyright: ignore[reportArgumentType]
 
+    def read_tensors(self, body: bytes | bytearray, most: int) -> tuple[Packed, int, int] | None:
+        """The columns in the JSON of a request of V2, and where its list of inputs begins and ends.
+
+        Returns:
+            None as :meth:`read` does.
+        """
+        found = None if self._reader is None else self._reader.tensors(body, most)
+        if found is None:
+            return None
+        data, rows, start, end = found
+        return Packed(self.form, data, rows), start, end  # pyright: ignore[reportArgumentType]
+
     def of_rows(self, rows: Sequence[msgspec.Struct]) -> Sequence[Values]:
         """The columns of decoded rows.
 

@@ -1,21 +1,8 @@
 /* Reader: JSON to the memory that a graph reads, its columns one behind the other. */
 
-#include "native.h"
+#include "reader.h"
 
 #include <string.h>
-
-typedef struct {
-    PyObject_HEAD
-    Py_ssize_t columns;
-    Py_ssize_t row;     /* bytes of one row */
-    PyObject *names;    /* tuple of bytes; owns what `name` points into */
-    const char **name;
-    Py_ssize_t *size;   /* of each name */
-    Py_ssize_t *before; /* bytes of one row that lie before each column */
-    char *code;
-    Py_ssize_t *slot;   /* hash table of columns + 1, 0 for none */
-    size_t mask;
-} Reader;
 
 static size_t hash_of(const char *text, Py_ssize_t size) { /* FNV-1a */
     uint64_t found = 14695981039346656037u;
@@ -29,8 +16,7 @@ static int is_name(const Reader *self, Py_ssize_t column, const char *text, Py_s
     return self->size[column] == size && memcmp(self->name[column], text, (size_t)size) == 0;
 }
 
-/* The column of a name, -1 if there is none. */
-static Py_ssize_t find(const Reader *self, const char *text, Py_ssize_t size) {
+Py_ssize_t column_of(const Reader *self, const char *text, Py_ssize_t size) {
     for (size_t at = hash_of(text, size) & self->mask;; at = (at + 1) & self->mask) {
         Py_ssize_t column = self->slot[at] - 1;
         if (column < 0 || is_name(self, column, text, size)) {
@@ -64,7 +50,7 @@ static int make_table(Reader *self) {
         return 0;
     }
     for (Py_ssize_t i = 0; i < self->columns; i++) {
-        if (find(self, self->name[i], self->size[i]) >= 0) {
+        if (column_of(self, self->name[i], self->size[i]) >= 0) {
             PyErr_SetString(PyExc_ValueError, "names: found one twice, allowed: once.");
             return 0;
         }
@@ -175,7 +161,7 @@ static int take_row(const Reader *self, Text *text, Cell *cells, size_t *seen, s
             if (!take_string(text, &name, &size) || !take(text, ':')) {
                 return 0;
             }
-            column = find(self, name, size);
+            column = column_of(self, name, size);
         }
         if (column < 0 || seen[column] == stamp) {
             return 0;
@@ -355,6 +341,9 @@ static PyMethodDef reader_methods[] = {
     {"rows", reader_rows, METH_VARARGS,
      "rows(body, key, most): the packed rows of an object, or of the list under a key, and how "
      "many they are; None for all that is unusual."},
+    {"tensors", reader_tensors, METH_VARARGS,
+     "tensors(body, most): the packed rows of V2's inputs, how many they are, and where the list of "
+     "inputs begins and ends; None for all that is unusual."},
     {"gather", reader_gather, METH_VARARGS,
      "gather(parts, memory, rows): write packed requests one behind the other."},
     {NULL, NULL, 0, NULL},

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import Schema
 from drivetrain.serve.execution.columns import Values
 from drivetrain.serve.execution.models import Model
+from drivetrain.serve.execution.packed import Packed
 from drivetrain.serve.protocols.calls import (
     Call,
     Route,
@@ -146,11 +148,12 @@ class InferRoute(Route):
             layout = self._layouts.find(text := bytes(text), binary)
             if layout is not None:
                 return self._again(exchange, layout, binary)
-        try:
-            request = self._decode(text)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise ValueError(f"body: {error}; allowed: an inference request of V2.") from None
-        columns, rows, beside = self._columns(exchange, request.inputs, binary)
+        request, packed = self._read(text)
+        columns: Sequence[Values]
+        if packed is None:
+            columns, rows, beside = self._columns(exchange, request.inputs, binary)
+        else:
+            columns, rows, beside = packed, packed.rows, 0
         timeout = header_timeout(exchange)
         asked = _Asked(request.id, self._all_json)
         if request.outputs or request.parameters:
@@ -169,6 +172,27 @@ class InferRoute(Route):
             options=asked,
             beside=beside,
         )
+
+    def _read(self, text: bytes | bytearray | memoryview) -> tuple[_Request, Packed | None]:
+        """A request, and its columns where all of them are plain numbers that the compiled part
+        reads; else they are in its inputs.
+
+        Raises:
+            ValueError: it is none of V2.
+        """
+        found = None
+        if type(text) is not memoryview:  # as it is where binary data comes behind it
+            found = self.model.columns.read_tensors(text, self.most_rows)
+        if found is not None:
+            packed, start, end = found
+            rest = bytes(text[end:])
+            if b"inputs" not in rest and b"\\" not in rest:  # else they may be there twice
+                with suppress(msgspec.MsgspecError, ValueError, RecursionError):
+                    return self._decode(b"%b[]%b" % (text[:start], rest)), packed
+        try:
+            return self._decode(text), None
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise ValueError(f"body: {error}; allowed: an inference request of V2.") from None
 
     def _again(self, exchange: Exchange, layout: Layout, binary: memoryview) -> Call:
         """The call of a request whose JSON is known."""
