@@ -145,7 +145,9 @@ def test_the_state_brings_an_iteration_back() -> None:
     group = Together(1)
     one, two = PowerSGD(1).compressor(), PowerSGD(1).compressor()
     group.run(lambda rank: one(updates(0, 0), group))
-    two.load(one.state())
+    state = one.state()
+    assert state["0"].shape == (5, 1), "as checkpoints have had it since the first"
+    two.load(state)
     ((first, _),), ((second, _),) = (
         group.run(lambda rank, c=c: c(updates(0, 1), group)) for c in (one, two)
     )
