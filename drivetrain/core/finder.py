@@ -22,17 +22,17 @@ class Finder:
         items: float32 ``[places, factors + 1]``, finite; read again by :meth:`place`.
         taken: how many places hold an item; the others are found once they are placed.
         beyond: the place that means none.
-        found: int64 ``[1, k]``, as the graph has :data:`~drivetrain.core.learner_tensors.FOUND`.
+        k: how many the graph takes of each.
         names: what tensors are called in the graph, by their short names.
     """
 
     def __init__(
-        self, items: Array, taken: int, beyond: int, found: Array, names: Mapping[str, str]
+        self, items: Array, taken: int, beyond: int, k: int, names: Mapping[str, str]
     ) -> None:
         self._index = InBytes(items, taken)
         self._taken = taken
         self._beyond = beyond
-        self._k = found.shape[1]
+        self._k = k
         self._names = names
 
     @property

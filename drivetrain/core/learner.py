@@ -121,7 +121,8 @@ class Learner:
         items = self._live[ITEMS]
         if FOUND not in self.names or not in_bytes.there() or not np.isfinite(items).all():
             return None
-        return Finder(items, self._items, self.beyond, self._trained[FOUND], self.names)
+        k = self._trained[FOUND].shape[1]
+        return Finder(items, self._items, self.beyond, k, self.names)
 
     @classmethod
     def of(cls, model: Bytes) -> "Learner | None":

@@ -91,9 +91,9 @@ class Recall(ABC):
 
     def learnt(self, source: Examples) -> Examples:
         """The examples whose training rows are those that are learnt from."""
-        from drivetrain.train.recall.together import Together
+        from drivetrain.train.recall.merged import MergedExamples
 
-        return source if self.learn_from == ("train",) else Together(source, self.learn_from)
+        return source if self.learn_from == ("train",) else MergedExamples(source, self.learn_from)
 
     @abstractmethod
     def scorer(

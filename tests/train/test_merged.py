@@ -5,7 +5,7 @@ import pytest
 
 from drivetrain.core.batch import Batch
 from drivetrain.core.schema import FeatureSchema, Field, Schema
-from drivetrain.train.recall.together import Together
+from drivetrain.train.recall.merged import MergedExamples
 
 ROWS = {"train": 7, "validate": 4, "test": 3}
 
@@ -29,7 +29,7 @@ class Numbers:
             yield Batch({"n": numbers[first : first + size]})
 
 
-TOGETHER = Together(Numbers(), ("train", "validate"))
+MERGED = MergedExamples(Numbers(), ("train", "validate"))
 
 
 def numbers(batches) -> list[int]:
@@ -40,12 +40,12 @@ def numbers(batches) -> list[int]:
 @pytest.mark.parametrize("size", [1, 3, 20])
 def test_training_has_the_rows_of_both_from_any_row_on(start: int, size: int) -> None:
     whole = [*range(7), *range(100, 104)]
-    assert numbers(TOGETHER.batches("train", size=size, start=start)) == whole[start:]
+    assert numbers(MERGED.batches("train", size=size, start=start)) == whole[start:]
 
 
 def test_what_was_learnt_from_judges_nothing_and_the_test_stays() -> None:
-    assert [TOGETHER.rows(split) for split in ("train", "validate", "test")] == [11, 0, 3]
-    assert numbers(TOGETHER.batches("validate", size=2)) == []
-    assert numbers(TOGETHER.batches("test", size=2)) == [200, 201, 202]
-    assert numbers(TOGETHER.events.batches("train")) == [*range(7), *range(100, 104)]
-    assert numbers(TOGETHER.events.batches("validate")) == []
+    assert [MERGED.rows(split) for split in ("train", "validate", "test")] == [11, 0, 3]
+    assert numbers(MERGED.batches("validate", size=2)) == []
+    assert numbers(MERGED.batches("test", size=2)) == [200, 201, 202]
+    assert numbers(MERGED.events.batches("train")) == [*range(7), *range(100, 104)]
+    assert numbers(MERGED.events.batches("validate")) == []

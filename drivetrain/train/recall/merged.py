@@ -9,7 +9,7 @@ from drivetrain.core.seams import Examples, Order, Shard, Source, Split
 
 
 @dataclass(frozen=True)
-class Rows:
+class MergedSource:
     """A source whose ``train`` has the rows of some splits, one after another.
 
     The other splits among them are empty, so that nothing is judged by what it learnt from.
@@ -30,7 +30,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Together:
+class MergedExamples:
     """Examples over such a source.
 
     Attributes:
@@ -44,7 +44,7 @@ class Together:
     @property
     def events(self) -> Source:
         """The source underneath."""
-        return Rows(self.examples.events, self.splits)
+        return MergedSource(self.examples.events, self.splits)
 
     @property
     def features(self) -> FeatureSchema:
