@@ -7,15 +7,16 @@ a run costs; factors are of 64 numbers. `als_ms_…`: the best 100 of so many it
 left out; `als_mb_…`: the memory that such a process has at most. `fused_ms_…`: two factorizations
 as one, 200 candidates of 100,000 items, beside one of them alone (`one_ms_…`). `live_ms_…`: the
 best 20 of 100,000 items that change while they are served; `live_few_vs_packed_…` is how much
-faster few rows are where the items are read once, and not packed in every run. `rerank_ms_…`: 20 of
-200 candidates: the best, drawn, diverse, or both.
+faster few rows are where the items are read once, and not packed in every run; `find_vs_graph_…`
+how much sooner the best are found before the run (AVX512 VNNI). `rerank_ms_…`: 20 of 200
+candidates: the best, drawn, diverse, or both.
 """
 
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +29,7 @@ import drivetrain as dt
 from bench.figure import Figure, figure, show, words
 from drivetrain.core.batch import BYTES_SUFFIX
 from drivetrain.core.graph import Graph, Session
+from drivetrain.core.learner import Learner
 from drivetrain.core.schema import Field, Schema
 from drivetrain.core.seams import Run
 from drivetrain.train.recall import live
@@ -72,6 +74,20 @@ def cpu_ms(session: Session, feeds: Mapping[str, Any], rows: int) -> list[float]
 
     times = max(1, int(100 / max(run(3), 0.1)))
     return [run(times) / rows for _ in range(5)]
+
+
+def beside(one: Callable[[], object], other: Callable[[], object]) -> list[float]:
+    """The CPU time of one over that of the other, by turns, once both are warm."""
+
+    def spent(work: Callable[[], object]) -> float:
+        begin = time.process_time()
+        for _ in range(20):
+            work()
+        return time.process_time() - begin
+
+    for work in (one, other):
+        spent(work)
+    return [spent(one) / spent(other) for _ in range(5)]
 
 
 def stated(name: str, values: list[float], what: str) -> Figure:
@@ -161,6 +177,19 @@ def of_live(quick: bool) -> Iterator[Figure]:
         if rows in (2, 16):
             ratios = [other / own for own, other in zip(ours, packed, strict=True)]
             yield figure(f"live_few_vs_packed_{rows}", ratios, f"packed in every run, {what}", 1.0)
+    learner = Learner.of(graphs[0].model)
+    assert learner is not None
+    if learner.finder is None:
+        return
+    session = graphs[0].session(1)
+    for rows in (1, 16):
+        asked_by = np.array([f"user {n}" for n in range(rows)], object)
+        ours = beside(
+            lambda who=asked_by: session.raw({"user": who}, ["items"]),
+            lambda who=asked_by: session.raw({"user": who, **learner.feeds(who)}, ["items"]),
+        )
+        what = f"the graph's own search, 100,000 items, the best 20, {rows} rows"
+        yield figure(f"find_vs_graph_{rows}", ours, what, 1.0)
 
 
 # -- re-ranking ------------------------------------------------------------------------------------

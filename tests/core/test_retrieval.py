@@ -10,10 +10,6 @@ from drivetrain.core.retrieval import Exact
 
 compiled, there = in_bytes.compiled, in_bytes.there()
 PATHS = ["numpy", *["panels"] * (compiled is not None), *["bytes"] * there]
-needs_bytes = pytest.mark.skipif(
-    not there,
-    reason="NOT TESTED: this processor multiplies no bytes, or nothing was compiled here",
-)
 
 
 def take(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

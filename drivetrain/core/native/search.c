@@ -187,6 +187,10 @@ static PyObject *panels(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+/* Places for the candidates of a query that looks for so many: few, for to clear new memory takes
+   a tenth of a search of many queries; enough for those that rounding leaves possible. */
+static Py_ssize_t room_of(Py_ssize_t due) { return 3 * due + 8 * LANES; }
+
 /* Candidates for each query in one piece of memory; NULL with an error set.
 
    What is written at once may reach LANES places beyond the room. `more`, where it is not NULL,
@@ -194,7 +198,8 @@ static PyObject *panels(PyObject *module, PyObject *arguments) {
 static Best *room_for(Py_ssize_t queries, Py_ssize_t k, Py_ssize_t items, const int64_t *more) {
     size_t all = 0;
     for (Py_ssize_t q = 0; q < queries; q++) {
-        all += (size_t)(4 * (k + (more == NULL ? 0 : more[q + 1] - more[q])) + 20 * LANES);
+        const Py_ssize_t due = k + (more == NULL ? 0 : more[q + 1] - more[q]);
+        all += (size_t)(room_of(due) + LANES);
     }
     Best *best = malloc((size_t)queries * sizeof(Best) +
                         all * (2 * sizeof(float) + sizeof(int32_t)) + 1);
@@ -206,12 +211,12 @@ static Best *room_for(Py_ssize_t queries, Py_ssize_t k, Py_ssize_t items, const 
     int32_t *places = (int32_t *)(tops + all);
     for (Py_ssize_t q = 0; q < queries; q++) {
         const Py_ssize_t due = k + (more == NULL ? 0 : more[q + 1] - more[q]);
+        const Py_ssize_t room = room_of(due);
         best[q] = (Best){.bound = -__builtin_inff(), .k = due < items ? due : items,
-                         .room = 4 * due + 19 * LANES, .scores = scores, .tops = tops,
-                         .places = places};
-        scores += 4 * due + 20 * LANES;
-        tops += 4 * due + 20 * LANES;
-        places += 4 * due + 20 * LANES;
+                         .room = room, .scores = scores, .tops = tops, .places = places};
+        scores += room + LANES;
+        tops += room + LANES;
+        places += room + LANES;
     }
     return best;
 }

@@ -146,9 +146,7 @@ BYTES INSIDE void one_pair(const Rough *s, Py_ssize_t panel, Group *group, const
         _mm512_loadu_ps(group->lost), _mm512_set1_ps(limits[1]),
         _mm512_mul_ps(_mm512_loadu_ps(group->rough), _mm512_set1_ps(limits[2])));
     const __m512 bounds = _mm512_sub_ps(_mm512_loadu_ps(group->bounds), off);
-    float error[LANES];
     int32_t least[LANES];
-    _mm512_storeu_ps(error, off);
     _mm512_storeu_si512(
         least, least_sums(bounds, _mm512_loadu_si512(group->shifts), limits[0]));
     unsigned over = 0;
@@ -162,6 +160,8 @@ BYTES INSIDE void one_pair(const Rough *s, Py_ssize_t panel, Group *group, const
     if (!over) {
         return;
     }
+    float error[LANES];
+    _mm512_storeu_ps(error, off);
 #pragma GCC unroll 12
     for (int q = 0; q < size; q++) {
         if (over >> q & 1 && group->best[q].count != LOST) {
