@@ -53,7 +53,8 @@ def check(stream: Stream) -> dict[str, Any]:
             partitions = len(topic.partitions())
     except ConnectionError as error:  # nothing that the same command would go on with
         raise OSError(str(error)) from None
-    table = Lake.open(str(stream.into))
+    table = Lake.open(str(stream.into), partition_by=stream.partition_by)
+    table.fits(schema)
     positions = table.positions(stream.name)
     found = {"stream": stream.name, "topic": stream.topic.topic, "partitions": partitions}
     return found | {"columns": list(schema.names), "positions": positions}

@@ -259,10 +259,6 @@ class Column(Expression):
 
     name: str
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise wrong("col", self.name, "the name of a column")
-
     def __repr__(self) -> str:
         return f"col({self.name!r})"
 
@@ -338,7 +334,13 @@ def lift(value: Value) -> Expression:
 
 
 def col(name: str) -> Column:
-    """The column called ``name``."""
+    """The column called ``name``.
+
+    Raises:
+        ValueError: it is no name; ``rename`` gives one to a column without.
+    """
+    if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise wrong("col", name, "the name of a column")
     return Column(name)
 
 

@@ -8,7 +8,7 @@ from datetime import date, datetime
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Schema
 from drivetrain.core.seams import SPLITS
-from drivetrain.events.expression import Call, Expression, Value, col, lit, when
+from drivetrain.events.expression import Call, Column, Expression, Value, col, lit, when
 
 SPLIT = "__split__"
 """The column that carries a row's split within an engine: a position in ``core.seams.SPLITS``."""
@@ -116,7 +116,7 @@ class HashSplit:
             raise wrong("HashSplit.columns", names, "at least one column of single values")
         for name in names:
             schema.field(name, "HashSplit")
-        hashed = Call("hash", tuple(col(name) for name in names), (str(self.seed),))
+        hashed = Call("hash", tuple(map(Column, names)), (str(self.seed),))
         return (
             when(hashed < _threshold(self.test), 2)
             .when(hashed < _threshold(self.test + self.validate), 1)

@@ -147,6 +147,20 @@ def test_a_mistaken_stream_says_what_is_allowed(
     assert says in err
 
 
+def test_check_holds_a_stream_against_the_table_that_is_there(place: Place, drive: Drive) -> None:
+    place.send(0, 3)
+    assert drive("run", place.file, *place.on, "--to-end")[0] == 0
+    assert drive("check", place.file, *place.on)[0] == 0
+    declared = place.file.read_text()
+    place.file.write_text(declared.replace('"s": "string"', '"s": "float64"'))
+    status, _, err = drive("check", place.file, *place.on)
+    assert status == 2
+    assert "column 's': found double, allowed: string, as the table has it" in err
+    place.file.write_text(declared.replace("messages=", 'partition_by="s", messages='))
+    status, _, err = drive("check", place.file, *place.on)
+    assert (status, "partition_by: found ['s'], allowed: []" in err) == (2, True)
+
+
 def test_a_stream_is_run_to_the_end_of_its_topic_and_watched(place: Place, drive: Drive) -> None:
     place.send(0, 300)
     place.send(300, 5, partition=1)

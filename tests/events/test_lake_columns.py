@@ -73,6 +73,17 @@ def test_columns_that_nothing_can_hold_or_that_are_there_twice_are_errors(path):
     assert Delta(path).schema.names == ("n",), "a column without a value has no type yet"
 
 
+def test_names_that_differ_in_case_alone_are_an_error_that_names_both(path):
+    with pytest.raises(ValueError, match=r"orders, columns: found .*'N' beside 'n'"):
+        Lake.open(path, Schema((Field("n", "int64"), Field("N", "int64"))))
+    lake = Lake.open(path)
+    lake.append(some(0))
+    with pytest.raises(ValueError, match=r"'N' beside 'n'.*names that differ in more than case"):
+        lake.append(some(3, N=[1, 2, 3]))
+    lake.append(some(3))
+    assert numbers(path) == list(range(6))
+
+
 def test_a_schema_makes_the_table_and_is_held_against_one_that_is_there(path):
     schema = Schema((Field("n", "int64"), Field("v", "float32", (3,))))
     lake = Lake.open(path, schema)

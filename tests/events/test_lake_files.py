@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from lakes import MICROSECOND, numbers, some
@@ -33,6 +34,15 @@ def test_files_are_kept_apart_by_the_day_or_hour_of_a_time(path):
         ValueError, match=r"partition_by: found \['at_day'\], allowed: \['at_hour'\]"
     ):
         Lake.open(path, partition_by=("day(at)",))
+
+
+def test_days_have_four_digits_and_a_time_beyond_them_none(path):
+    years = ["0001-01-01", "0999-12-31", "9999-12-31T23:59:59.999999", "10000-01-01", "-0001-12-31"]
+    at = np.array(years, "datetime64[us]")
+    Lake.open(path, partition_by=("day(at)",)).append(some(0, 5, at=pa.array(at)))
+    found = pa.concat_tables(Delta(path).chunks(Delta(path).schema, 10)).sort_by("n")
+    assert found["at_day"].to_pylist() == ["0001-01-01", "0999-12-31", "9999-12-31", None, None]
+    assert found["at"].to_numpy().tolist() == at.tolist(), "the time itself is kept"
 
 
 @pytest.mark.parametrize(

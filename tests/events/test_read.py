@@ -134,6 +134,15 @@ def test_timestamps_of_any_unit_and_zone_become_utc_microseconds(tmp_path):
     assert row["s"].isoformat() == "2013-01-01T00:26:40"
 
 
+@pytest.mark.parametrize("unit", ["s", "ms"])
+def test_a_time_that_microseconds_do_not_reach_is_an_error_and_no_other_time(tmp_path, unit):
+    table = pa.table({"at": pa.array([0, 10**17], pa.timestamp(unit))})
+    with pa.OSFile(str(tmp_path / "t.arrow"), "wb") as out, pa.ipc.new_file(out, table.schema) as w:
+        w.write_table(table)
+    with pytest.raises(ValueError, match=r"t\.arrow, column 'at': found timestamp.* out of bounds"):
+        rows(Arrow(tmp_path / "t.arrow"))
+
+
 def test_types_of_other_tools_become_those_of_events(tmp_path):
     table = pa.table(
         {
@@ -247,6 +256,15 @@ def test_csv_with_a_header_alone_has_no_rows(write):
         "a": "int64",
         "b": "string",
     }
+
+
+def test_a_column_without_a_name_as_above_the_index_of_pandas_is_one_like_others(write):
+    table = CSV(write("t.csv", ",a\n0,x\n1,y\n"))
+    assert table.schema.names == ("", "a")
+    splits = ("train", "validate", "test")
+    found = [row for split in splits for part in table.batches(split) for row in part.rows()]
+    assert sorted(row[""] for row in found) == [0, 1]
+    assert table.rename(row="").drop("a").schema.names == ("row",)
 
 
 def test_json_lines_take_declared_types_and_columns_that_come_late(write):

@@ -31,8 +31,11 @@ class MismatchError(Exception):
 def identifier(name: str) -> str:
     """A column's name within SQL, where ``"A"`` and ``"a"`` would be one: capitals get a caret.
 
-    A backslash, which Spark takes for an escape even between double quotes, becomes ``^/``.
+    A backslash, which Spark takes for an escape even between double quotes, becomes ``^/``, and no
+    name at all, as pandas writes above its index, a caret alone.
     """
+    if not name:
+        return "^"
     return re.sub(r"[A-Z^\\]", lambda found: "^" + found.group().lower().replace("\\", "/"), name)
 
 

@@ -78,6 +78,8 @@ def fit(rows: pa.Table, due: pa.Schema, where: str) -> tuple[pa.Table, bool]:
         if item.name not in due.names and not pa.types.is_null(item.type)
     ]
     whole = pa.schema([*due, *added])
+    if added:
+        _apart(whole.names, where)
     columns = [
         _fitted(rows.column(item.name), item, where)
         if item.name in names
@@ -85,6 +87,26 @@ def fit(rows: pa.Table, due: pa.Schema, where: str) -> tuple[pa.Table, bool]:
         for item in whole
     ]
     return pa.Table.from_arrays(columns, schema=whole), bool(added)
+
+
+def lake_schema(schema: Schema, where: str) -> pa.Schema:
+    """The columns of a table that holds columns of events.
+
+    Raises:
+        ValueError: two names differ in case alone.
+    """
+    _apart(schema.names, where)
+    return pa.schema([lake_field(field) for field in schema])
+
+
+def _apart(names: Sequence[str], where: str) -> None:
+    """Hold that names differ in more than case, as those of a Delta table have to."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            found = f"{name!r} beside {other!r}"
+            raise wrong(f"{where}, columns", found, "names that differ in more than case")
 
 
 def _new(item: pa.Field, where: str) -> pa.Field:

@@ -20,7 +20,8 @@ from drivetrain.core.need import need
 from drivetrain.core.schema import Schema
 from drivetrain.events.delta import location
 from drivetrain.events.lake.additions import Addition
-from drivetrain.events.lake.evolve import fields_of, fit, lake_field
+from drivetrain.events.lake.doubt import Held, Pending
+from drivetrain.events.lake.evolve import fields_of, fit, lake_schema
 from drivetrain.events.lake.log import actions, applications, files_of, named_errors, open_table
 from drivetrain.events.lake.parts import Part, made_of, parts_of, with_parts
 from drivetrain.events.lake.upkeep import TARGET, Compaction, compact, vacuum
@@ -40,34 +41,6 @@ TRIES = 10
 
 REOPEN = 32
 """Appends between two openings of the table: the library's handle grows slower with each."""
-
-
-@dataclass
-class Held:
-    """What a lake knows of one writer: how often it has appended, and where its sources stand."""
-
-    turn: int | None
-    positions: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Pending:
-    """An append of which nobody knows whether it landed."""
-
-    mark: str
-    since: int
-    writer: str
-    turn: int
-    positions: dict[str, int]
-    rows: pa.Table | Sequence[Addition] = field(repr=False, compare=False)
-
-    def again(
-        self, rows: pa.Table | Sequence[Addition], writer: str, positions: dict[str, int]
-    ) -> bool:
-        """Whether an append is this one once more: of the same positions, else of the same rows."""
-        if (writer, positions) != (self.writer, self.positions):
-            return False
-        return bool(positions) or rows is self.rows or rows == self.rows
 
 
 @dataclass
@@ -125,11 +98,21 @@ class Lake:
             lake._adopt(open_table(lake.path, storage=lake.storage))
         except FileNotFoundError:
             if schema is not None:
-                lake._create(pa.schema([lake_field(item) for item in schema]))
+                lake._create(lake_schema(schema, lake.path))
             return lake
         if schema is not None:
-            fit(pa.schema([lake_field(item) for item in schema]).empty_table(), lake.due, lake.path)
+            lake.fits(schema)
         return lake
+
+    def fits(self, schema: Schema) -> None:
+        """Hold columns against those of the table, if there is one.
+
+        Raises:
+            ValueError: one is of another type, or two names differ in case alone.
+        """
+        columns = lake_schema(schema, self.path)
+        if self._table is not None:
+            fit(columns.empty_table(), self.due, self.path)
 
     def _create(self, columns: pa.Schema) -> None:
         deltalake = need("deltalake", "delta")

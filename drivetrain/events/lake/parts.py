@@ -17,6 +17,9 @@ PART = b"drivetrain.partition"
 UNITS = {"day": "%Y-%m-%d", "hour": "%Y-%m-%dT%H"}
 """How the start of each is written: as ISO 8601, so that text sorts as time does."""
 
+YEARS = (-62_135_596_800_000_000, 253_402_300_800_000_000)
+"""Microseconds from 1970 to the years 1 and 10000, between which years have four digits."""
+
 _MADE = re.compile(r"(\w+)\((.+)\)")
 
 
@@ -91,11 +94,13 @@ def with_parts(rows: pa.Table, due: pa.Schema) -> pa.Table:
 
 
 def _starts(times: pa.ChunkedArray, unit: str) -> pa.ChunkedArray:
-    """The starts of the units that times lie in, as text; each one is written once."""
+    """The starts of the units that times lie in, as text; null where ISO 8601 has no word."""
     naive = times.cast(pa.timestamp("us", times.type.tz), safe=False).cast(pa.int64())
+    written = pc.and_(pc.greater_equal(naive, YEARS[0]), pc.less(naive, YEARS[1]))
+    naive = pc.if_else(written, naive, pa.scalar(None, pa.int64()))
     floors = pc.floor_temporal(naive.cast(pa.timestamp("us")), unit=unit)
     codes = floors.dictionary_encode().combine_chunks()
     if isinstance(codes, pa.ChunkedArray):
         codes = codes.chunk(0)
-    texts = [start.as_py().strftime(UNITS[unit]) for start in codes.dictionary]
-    return pa.chunked_array([pa.array(texts, pa.string()).take(codes.indices)])
+    texts = pc.strftime(codes.dictionary, UNITS[unit])  # each is written once
+    return pa.chunked_array([texts.take(codes.indices)])

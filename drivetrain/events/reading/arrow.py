@@ -74,7 +74,8 @@ def _column(column: Any, field: Field, where: str) -> Any:
         if pa.types.is_dictionary(found):
             column, found = column.cast(found.value_type), found.value_type
         if pa.types.is_timestamp(found) and field.dtype == "timestamp":
-            utc = column.cast(pa.timestamp("us", found.tz), safe=False)
+            # finer times lose what is below a microsecond; coarser ones must not overflow
+            utc = column.cast(pa.timestamp("us", found.tz), safe=found.unit in ("s", "ms"))
             column = utc if found.tz is None else utc.cast(pa.int64()).cast(due)
         elif found != due:
             _allow(found, field)
