@@ -86,7 +86,7 @@ class Private:
         if not vars(type(strategy)).get("can_be_private"):
             allowed = (
                 "None: ε is computed for updates that all processes take together, with noise on "
-                "each; Single and AllReduce do so"
+                "each; Single, AllReduce and Sharded do so"
             )
             raise wrong(f"{where}.privacy", self, allowed)
         for name, allowed in why.items():

@@ -2,8 +2,9 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 from drivetrain.core.claim import Claim
 from drivetrain.core.errors import wrong
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from drivetrain.train.checkpoints.checkpoint import Storage
     from drivetrain.train.loop.ending import Ending
     from drivetrain.train.loop.step import Exchange, Step
+    from drivetrain.train.privacy.protection import Protection
     from drivetrain.train.together.group import Group
 
 
@@ -32,12 +34,17 @@ class Sharded(Several):
     Each process builds the whole model once before it keeps its pieces. ``fit`` returns another
     module than it was given, with the whole weights, in every process.
 
+    With privacy each row's gradient is cut over all weights: these are put together for each
+    update, in which the whole gradient is made; in between a process holds its pieces.
+
     Source: Zhao et al., PyTorch FSDP, VLDB 2023; its second form, ``fully_shard``.
 
     Attributes:
         at_least: parameters from which on a module is fetched by itself; those of a smaller one
             come with the module that it is in. Small ones save memory and cost messages.
     """
+
+    can_be_private: ClassVar[bool] = True
 
     at_least: int = 100_000
 
@@ -59,14 +66,32 @@ class Sharded(Several):
     def _train(
         self, model: "nn.Module", source: Examples, run: Run, group: "Group", ending: "Ending"
     ) -> "nn.Module":
-        from drivetrain.train.together.sharding import shard, skeleton, whole
+        from drivetrain.train.together.sharding import skeleton, whole
 
         if group.size == 1:
             return super()._train(model, source, run, group, ending)
         like = skeleton(model)
-        shard(model, group, self.at_least)
         # What the optimizer remembers is let go before the weights are put together.
         return whole(super()._train(model, source, run, group, ending), like, group)
+
+    def _step(
+        self,
+        model: "nn.Module",
+        device: str,
+        rows: int | None,
+        group: "Group",
+        protection: "Protection | None" = None,
+    ) -> "Step":
+        from drivetrain.train.together.sharding import shard
+
+        if group.size > 1:
+            if protection is not None:
+                from drivetrain.train.privacy.pieces_step import PrivateStepOfPieces, emptied
+
+                kind = partial(PrivateStepOfPieces, learner=emptied(model))
+                protection = replace(protection, kind=kind)
+            shard(model, group, self.at_least)
+        return super()._step(model, device, rows, group, protection)
 
     def _checkpoints(
         self, model: "nn.Module", run: Run, fingerprint: str, group: "Group"

@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from drivetrain.train.together.group import Alone
 
 SMALL = MLP(hidden=(16,), dim=4)
 GUESSED = Private(clip_norm=1.0, delta=1e-5, noise_multiplier=1.0, seed_for_tests=1)
+KNOWN = {"clip_norm": 1.0, "delta": 1e-5, "noise_multiplier": 1.0, "seed_for_tests": 1}
 PLAIN = Single(loss=BinaryCrossEntropy("y"), epochs=2, batch_size=64, lr=0.02)
 
 
@@ -239,7 +241,7 @@ def test_rows_whose_gradients_are_not_finite_are_left_out_and_told(
         (Single, {"precision": "bfloat16"}, "precision with privacy"),
         (Single, {"compile": True}, "compile with privacy"),
         (AllReduce, {"compression": FP16()}, "owes rows to later updates"),
-        (DiLoCo, {}, "Single and AllReduce do so"),
+        (DiLoCo, {}, "Single, AllReduce and Sharded do so"),
     ],
 )
 def test_what_would_make_epsilon_untrue_is_refused(
@@ -293,12 +295,32 @@ def test_what_epsilon_does_not_cover_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_one_and_two_processes_draw_and_hide_alike(train: Any) -> None:
-    options = {"privacy": {"clip_norm": 1.0, "delta": 1e-5, "noise_multiplier": 1.0}}
-    options["privacy"]["seed_for_tests"] = 1
-    one, two = (train(size, str(size), rows=301, **options) for size in (1, 2))
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4)
+def test_one_and_two_processes_draw_and_hide_alike_also_with_a_piece_of_each_weight(
+    train: Any,
+) -> None:
+    options = {"rows": 301, "privacy": KNOWN}
+    one, two = (train(size, str(size), **options) for size in (1, 2))
+    close(two, one)
+    close(train(2, "pieces", kind="Sharded", strategy={"at_least": 60}, **options), one)
+
+
+@pytest.mark.slow
+def test_a_killed_training_in_pieces_ends_with_the_same_bits(train: Any) -> None:
+    kept = {"checkpoint_steps": 4, "checkpoint_seconds": None}
+    strategy = {"at_least": 1, "average": 0.9, "epochs": 2, **kept}
+    privacy = {**KNOWN, "method": "vmap"}
+    options = {"kind": "Sharded", "rows": 501, "privacy": privacy, "strategy": strategy}
+    whole = train(2, **options)
+    killed = {"1": 7, "how": "killed"}
+    train(2, "cut", status=128 + signal.SIGKILL, cut=killed, **options)
+    resumed = train(2, "cut", **options)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """One process of a training that several share, started by the tests: DIRECTORY OPTIONS (JSON)."""
 
+import itertools
 import json
 import os
 import sys
@@ -32,20 +33,30 @@ def main(directory: Path, options: dict[str, Any]) -> int:
     seen = directory / f"seen-{os.getpid()}"
     cut, batches = options.get("cut", {}), examples.batches
 
+    def note(number: int, batch: Any) -> None:
+        if number == cut.get(str(world.rank)):
+            cut.pop(str(world.rank))
+            if cut["how"] == "poisoned":
+                batch["dense"][0, 0] = float("inf")
+            else:
+                end_as(cut["how"])
+        with seen.open("ab") as file:
+            file.write(batch["dense"][:, 0].tobytes())
+
     def noting(split: Any, *args: Any, **more: Any) -> Any:
         for number, batch in enumerate(batches(split, *args, **more)):
             if split == "train":
-                if number == cut.get(str(world.rank)):
-                    cut.pop(str(world.rank))
-                    if cut["how"] == "poisoned":
-                        batch["dense"][0, 0] = float("inf")
-                    else:
-                        end_as(cut["how"])
-                with seen.open("ab") as file:
-                    file.write(batch["dense"][:, 0].tobytes())
+                note(number, batch)
             yield batch
 
-    examples.batches = noting
+    take, taken = examples.take, itertools.count()
+
+    def drawing(split: Any, rows: Any) -> Any:
+        batch = take(split, rows)
+        note(next(taken), batch)
+        return batch
+
+    examples.batches, examples.take = noting, drawing
     model = MLP(hidden=(16,), dim=4, **options.get("model", {}))
     given = {**OPTIONS, "wait_seconds": 90, **options.get("strategy", {})}
     if "compression" in options:

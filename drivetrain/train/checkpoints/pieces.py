@@ -97,6 +97,20 @@ def of_pieces(local: Tensor, like: "DTensor") -> "DTensor":
 
 
 @torch.no_grad()
+def cut(whole: Tensor, like: Tensor) -> Tensor:
+    """What this process holds of ``whole``, laid out as ``like``; all of it if that is not shared.
+
+    A piece is copied, so that the whole can be let go.
+    """
+    if not shared(like):
+        return whole
+    held = piece(like)
+    ends = (first + length for first, length in zip(held.offsets, held.tensor.shape, strict=True))
+    box = tuple(slice(first, end) for first, end in zip(held.offsets, ends, strict=True))
+    return of_pieces(whole[box].clone(), like)
+
+
+@torch.no_grad()
 def clip(parameters: Iterable[Tensor], most: float, group: Group) -> None:
     """Scale gradients so that their norm over all pieces of all processes is at most ``most``."""
     gradients = [p.grad for p in parameters if p.grad is not None]

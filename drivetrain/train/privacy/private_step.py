@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.metric import Emit, Note
+from drivetrain.train.checkpoints.pieces import cut
 from drivetrain.train.loop.step import Step
 from drivetrain.train.privacy.per_sample import ByLayer, ByRow, ByVmap, Clipped, mixing, unruled
 from drivetrain.train.privacy.secret import Secret
@@ -54,7 +55,7 @@ class PrivateStep(Step):
         **options: Any,
     ) -> None:
         super().__init__(model, loss, optimizer, **options)
-        if found := mixing(model):
+        if found := mixing(self._learner):
             allowed = "none that computes a row from others; a layer or group norm does not"
             raise wrong("modules with privacy", ", ".join(found), allowed)
         self.private = private
@@ -62,8 +63,13 @@ class PrivateStep(Step):
         self.secret = secret
         self.emit = emit
         self.left_out = 0
-        self._method = _first(private, model)
+        self._method = _first(private, self._learner)
         self._clipped: Clipped | None = None
+
+    @property
+    def _learner(self) -> nn.Module:
+        """The model whose rows' gradients are found."""
+        return self.model
 
     def __call__(
         self,
@@ -73,7 +79,19 @@ class PrivateStep(Step):
         of_all: int | None = None,
     ) -> bool:
         """Take one drawn batch, which may be empty, and update."""
-        loss = torch.zeros((), device=self.parameters[0].device)
+        loss = self._learn_privately(inputs, targets, rows) / self.full
+        if self.exchange is not None:
+            loss = self.exchange.finish(loss)
+        self._hide()
+        self.losses.append(loss)
+        self._update()
+        return True
+
+    def _learn_privately(
+        self, inputs: Sequence[Tensor], targets: Mapping[str, Tensor], rows: int
+    ) -> Tensor:
+        """Let gradients be the sum of rows' cut ones by the rows expected; the sum of losses."""
+        loss = torch.zeros((), device=self.device)
         if rows:
             clipped = self._clipped or self._tried(inputs, targets)
             at_once = self._rows_at_once or rows
@@ -86,14 +104,10 @@ class PrivateStep(Step):
                 )
                 loss = loss + found
                 self._leave_out(left_out)
-        self._divide()
-        loss = loss / self.full
-        if self.exchange is not None:
-            loss = self.exchange.finish(loss)
-        self._hide()
-        self.losses.append(loss)
-        self._update()
-        return True
+        gradients = [p.grad for p in self._learner.parameters() if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, 1 / self.full)  # pyright: ignore[reportPrivateImportUsage]
+        return loss
 
     @property
     def _rows_at_once(self) -> int | None:
@@ -102,19 +116,14 @@ class PrivateStep(Step):
         bytes_a_row = sum(p.numel() * p.element_size() for p in self.parameters)
         return max(1, _VMAP_BYTES // bytes_a_row)
 
-    def _divide(self) -> None:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if gradients:
-            torch._foreach_mul_(gradients, 1 / self.full)  # pyright: ignore[reportPrivateImportUsage]
-
     @torch.no_grad()
     def _hide(self) -> None:
         """Add noise to the mean, also to that of parameters which no row had a gradient for."""
         sizes = [p.numel() for p in self.parameters]
         deviation = self.noise_multiplier * self.private.clip_norm / self.full
-        drawn = self.secret.noise(self.done, sum(sizes)).to(self.parameters[0].device) * deviation
+        drawn = self.secret.noise(self.done, sum(sizes)).to(self.device) * deviation
         for parameter, noise in zip(self.parameters, drawn.split(sizes), strict=True):
-            noise = noise.view_as(parameter)
+            noise = cut(noise.view(parameter.shape), parameter)
             parameter.grad = noise if parameter.grad is None else parameter.grad.add_(noise)
 
     def _leave_out(self, rows: int) -> None:
@@ -136,9 +145,9 @@ class PrivateStep(Step):
         """
         few = [tensor[:_TRIED_ROWS] for tensor in inputs]
         theirs = {name: tensor[:_TRIED_ROWS] for name, tensor in targets.items()}
-        true = self._sum(ByRow(self.model, self.loss), few, theirs)
+        true = self._sum(ByRow(self._learner, self.loss), few, theirs)
         while True:
-            made = {"ghost": ByLayer, "vmap": ByVmap}[self._method](self.model, self.loss)
+            made = {"ghost": ByLayer, "vmap": ByVmap}[self._method](self._learner, self.loss)
             try:
                 found = self._sum(made, few, theirs)
                 away = float((found - true).norm()) / (_TRIED_NORM * len(few[0]))
@@ -157,15 +166,17 @@ class PrivateStep(Step):
 
     def _sum(self, clipped: Clipped, inputs: list[Tensor], targets: dict[str, Tensor]) -> Tensor:
         """What a method gives for some rows, without dropout and without a trace."""
-        training = self.model.training
-        self.model.eval()
+        learner = self._learner
+        parameters = [p for p in learner.parameters() if p.requires_grad]
+        training = learner.training
+        learner.eval()
         try:
             clipped(inputs, targets, _TRIED_NORM)
-            zeros = (p.new_zeros(p.shape) if p.grad is None else p.grad for p in self.parameters)
+            zeros = (p.new_zeros(p.shape) if p.grad is None else p.grad for p in parameters)
             return torch.cat([gradient.flatten() for gradient in zeros])
         finally:
-            self.model.train(training)
-            for parameter in self.parameters:
+            learner.train(training)
+            for parameter in parameters:
                 parameter.grad = None
 
 

@@ -1,5 +1,6 @@
 """What a strategy needs to train privately: drawn examples, a secret, noise, and what it costs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ class Protection:
         secret: what draws them; a callback, for checkpoints to keep.
         noise_multiplier: the declared one, or the one that was solved for.
         emit: where the steps' notes go.
+        kind: what takes a batch.
     """
 
     private: Private
@@ -33,10 +35,11 @@ class Protection:
     secret: Secret
     noise_multiplier: float
     emit: Emit
+    kind: Callable[..., PrivateStep] = PrivateStep
 
     def step(self, *arguments: Any, **options: Any) -> PrivateStep:
         """A step as of :class:`drivetrain.train.loop.step.Step`, that hides rows."""
-        return PrivateStep(
+        return self.kind(
             *arguments,
             private=self.private,
             noise_multiplier=self.noise_multiplier,
