@@ -175,12 +175,12 @@ def grpc_aio(workers: int) -> Peer:
     )
 
 
-def echo(size: int) -> Peer:
-    """The floor, whose answers have ``size`` bytes of content."""
+def echo(size: int, rows: int = 0) -> Peer:
+    """The floor, whose answers have ``size`` bytes of content; with rows, which runs them first."""
     return Peer(
-        name="uvloop + httptools echo",
+        name="uvloop + httptools echo" + (f" that runs {rows} ready rows" if rows else ""),
         package="uvloop",
         script="echo.py",
         target="/",
-        env={"PEER_BYTES": str(size)},
+        env={"PEER_BYTES": str(size), "PEER_ROWS": str(rows)},
     )

@@ -3,7 +3,7 @@
     python bench/serving.py --quick --json
 
 prints one JSON object a line: figure, value, low, high, peer, goal. `rps_vs_…` and `grpc_vs_…`
-are speed over speed, higher is better; `p50_c1_vs_floor`, `binary_64_vs_ort` and
+are speed over speed, higher is better; `p50_c1_vs_floor`, `binary_64_vs_…` and
 `reload_p99_vs_steady` are seconds over seconds, and less is better, as it is for counts, seconds
 and megabytes. Concurrency is the number of connections, each with one request under way. A figure
 that could not be measured is absent; why, and what each was made of, is on standard error.
@@ -34,7 +34,7 @@ Measure = Callable[[Place, bool], Iterator[Figure]]
 MEASURES: dict[tuple[str, ...], Measure] = {
     ("cpu_us_per_request_c64",): speed.cpu,
     ("p50_c1_vs_floor",): speed.floor,
-    ("binary_64_vs_ort",): speed.binary,
+    ("binary_64_vs_ort", "binary_64_vs_bare"): speed.binary,
     ("ready_seconds",): behaviour.ready,
     ("worker_mb",): behaviour.memory,
     ("reload_p99_vs_steady",): behaviour.reload,

@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from bench import model_a, ours
 from bench.figure import Figure, figure
@@ -76,37 +76,62 @@ def cpu(at: Place, quick: bool) -> Iterator[Figure]:
 
 def floor(at: Place, quick: bool) -> Iterator[Figure]:
     """``p50_c1_vs_floor``: seconds over seconds, so less is better and 1 is the floor."""
-    yield _beside_floor(at, quick, "p50_c1_vs_floor", ours.one_row(), 1, 1.6)
+    with serving(at) as mine:
+        yield _beside_floor(at, quick, "p50_c1_vs_floor", mine, ours.one_row(), 1, 1.6)
 
 
 def binary(at: Place, quick: bool) -> Iterator[Figure]:
-    """``binary_64_vs_ort``: 64 rows as binary tensors, seconds over seconds, less is better.
+    """64 rows as binary tensors, seconds over seconds, less is better.
 
-    The floor is ORT's run over ready arrays, and an echo of the same bytes in and out: the
-    transfer.
+    ``binary_64_vs_ort``: over ORT's run of ready arrays, again and again, and an echo of the same
+    bytes in and out. ``binary_64_vs_bare``: over a server that does both and nothing else. A run
+    takes longer where another request's transfer lies before it than where another run does.
     """
-    yield _beside_floor(at, quick, "binary_64_vs_ort", ours.binary(64), 64, 1.03)
+    with serving(at) as mine:
+        request = ours.binary(64)
+        yield _beside_floor(at, quick, "binary_64_vs_ort", mine, request, 64, 1.03)
+        bare = echo(_answer_bytes(mine, request), 64)
+        with bare.serving(at) as line:
+            ratios: list[float] = []
+            for _, p50 in _p50_in_turn((mine, line), request, quick):
+                ratios.append(p50[mine.pid] / p50[line.pid])
+                say(f"binary_64_vs_bare: ours {p50[mine.pid] * 1e6:.0f} µs, "
+                    f"bare {p50[line.pid] * 1e6:.0f} µs")  # fmt: skip
+        yield figure("binary_64_vs_bare", ratios, bare.title(), 1.03)
 
 
 def _beside_floor(
-    at: Place, quick: bool, name: str, request: Request, rows: int, goal: float
+    at: Place, quick: bool, name: str, mine: Running, request: Request, rows: int, goal: float
 ) -> Figure:
-    rounds = 5 if quick else 15
-    with serving(at) as mine:
-        status, body = ours.post(mine.port, request)
-        if status != 200:
-            raise RuntimeError(f"found status {status} of our own server: {body[:300]!r}")
-        bare = echo(len(body))
-        with bare.serving(at) as line:
-            ratios: list[float] = []
-            for number in range(rounds):
-                run = _ort_seconds(at, rows)
-                pair = (mine, line) if number % 2 == 0 else (line, mine)
-                p50 = {server.pid: wrk(server.url, request, 1, 2).p50 for server in pair}
-                ratios.append(p50[mine.pid] / (run + p50[line.pid]))
-                say(f"{name}: ours {p50[mine.pid] * 1e6:.0f} µs, ORT {run * 1e6:.0f} µs, "
-                    f"echo {p50[line.pid] * 1e6:.0f} µs")  # fmt: skip
-            return figure(name, ratios, f"ORT, {rows} rows, + {bare.title()}", goal)
+    bare = echo(_answer_bytes(mine, request))
+    with bare.serving(at) as line:
+        ratios: list[float] = []
+        for run, p50 in _p50_in_turn((mine, line), request, quick, lambda: _ort_seconds(at, rows)):
+            ratios.append(p50[mine.pid] / (run + p50[line.pid]))
+            say(f"{name}: ours {p50[mine.pid] * 1e6:.0f} µs, ORT {run * 1e6:.0f} µs, "
+                f"echo {p50[line.pid] * 1e6:.0f} µs")  # fmt: skip
+        return figure(name, ratios, f"ORT, {rows} rows, + {bare.title()}", goal)
+
+
+def _answer_bytes(mine: Running, request: Request) -> int:
+    status, body = ours.post(mine.port, request)
+    if status != 200:
+        raise RuntimeError(f"found status {status} of our own server: {body[:300]!r}")
+    return len(body)
+
+
+def _p50_in_turn(
+    servers: tuple[Running, Running],
+    request: Request,
+    quick: bool,
+    before: Callable[[], float] = lambda: 0.0,
+) -> Iterator[tuple[float, dict[int, float]]]:
+    """What was measured before each round, and the round's medians by process; who goes first
+    changes."""
+    for number in range(5 if quick else 15):
+        found = before()
+        pair = servers if number % 2 == 0 else servers[::-1]
+        yield found, {server.pid: wrk(server.url, request, 1, 2).p50 for server in pair}
 
 
 def _ort_seconds(at: Place, rows: int) -> float:
