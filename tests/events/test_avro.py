@@ -5,13 +5,13 @@ import json
 import struct
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from decimal import Decimal
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import fastavro
 import pytest
+from registry import Registry
 
 from drivetrain.events.kafka import Avro
 from drivetrain.events.topic.avro import AvroValues, Schemas, columns_of
@@ -51,6 +51,27 @@ def test_a_record_is_a_row_whose_nested_fields_are_left_out(tmp_path: Path) -> N
     assert second["delay"] is None
 
 
+def test_a_type_that_a_field_names_is_that_type_and_a_decimal_a_number() -> None:
+    money = {"type": "fixed", "name": "Money", "size": 8, "logicalType": "decimal"}
+    schema: dict[str, Any] = {
+        "type": "record",
+        "name": "Flight",
+        "namespace": "air",
+        "fields": [
+            {"name": "from", "type": {"type": "enum", "name": "Place", "symbols": ["A", "B"]}},
+            {"name": "to", "type": "Place"},
+            {"name": "via", "type": ["null", "air.Place"]},
+            {"name": "fare", "type": {**money, "precision": 18, "scale": 2}},
+            {"name": "back", "type": ["null", "Money"]},
+            {"name": "next", "type": ["null", "air.Flight"]},
+        ],
+    }
+    row = {"from": "A", "to": "B", "via": None, "fare": Decimal("-7.25"), "back": None}
+    decode = values_of(Avro(json.dumps(schema)))
+    (found,) = decode([written({**row, "next": None}, schema)]).rows.to_pylist()
+    assert found == {**row, "fare": -7.25}
+
+
 @pytest.mark.parametrize(
     "value", [b"", b"\x00", written(ROW)[:-1], written(ROW) + b"x", b"\xff" * 9]
 )
@@ -82,26 +103,8 @@ def registry() -> Iterator[str]:
         "/schemas/ids/2": newer,
         "/subjects/flights-value/versions/latest": newer,
     }
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found = known.get(self.path)
-            body = json.dumps({"schema": json.dumps(found)} if found else {"error_code": 40401})
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Tests are silent."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with Registry(known) as found:
+        yield found.address
 
 
 def test_what_was_written_with_an_older_schema_is_read_with_the_newest(registry: str) -> None:

@@ -318,7 +318,11 @@ class Follower:
         self._tell_brokers()
         stream = self.stream
         taken = self._topic.take(stream.messages, stream.bytes, stream.seconds, ended=self._ended)
-        return Taken(taken, self._reading(taken) if len(taken) else None)
+        return Taken(taken, self._read(taken) if len(taken) else None)
+
+    def _read(self, taken: Messages) -> Rows:
+        """The rows of messages, once a registry answers that knows their schemas."""
+        return self._patiently(lambda: self._reading(taken), shown=False)
 
     def _tell_brokers(self) -> None:
         """Show them the positions, and see how far behind these are.
@@ -400,21 +404,29 @@ class Follower:
     def _note(self, text: str, *, warning: bool = False) -> None:
         self._emit(Note(stage="stream", text=text, warning=warning))
 
-    def _patiently(self, ask: Callable[[], T]) -> T:
-        """What ``ask`` gives once a broker answers."""
+    def _patiently(self, ask: Callable[[], T], *, shown: bool = True) -> T:
+        """What ``ask`` gives once a broker, or a registry of schemas, answers.
+
+        Args:
+            ask: raises a ``ConnectionError`` as long as it does not.
+            shown: whether others are let see at once; for the thread alone that lets them.
+        """
         pause, most = PAUSES
+        waited = False
         while True:
             try:
                 found = ask()
             except ConnectionError as error:
+                waited = True
                 self._say(f"{error}: waiting for it")
-                self.pace.look(self.at, {}, ended=False)
+                if shown:
+                    self.pace.look(self.at, {}, ended=False)
             else:
-                if self.pace.problem is not None:
-                    self._say(f"{self.stream.topic.brokers} answers again")
+                if waited or (shown and self.pace.problem is not None):
+                    self._say("what was waited for answers again")
                 return found
-            if self._stop.wait(pause):
-                raise InterruptedError("asked to end before a broker answered")
+            if self._stop.wait(pause) or self._failed:
+                raise InterruptedError("asked to end before there was an answer")
             pause = min(2 * pause, most)
 
 

@@ -42,8 +42,11 @@ _LOGICAL = {
     "local-timestamp-millis": pa.timestamp("us"),
     "local-timestamp-micros": pa.timestamp("us"),
 }
-_OTHER = ("decimal", "duration", "time-millis", "time-micros", "uuid")
+_OTHER = ("duration", "time-millis", "time-micros", "uuid")
 """Logical types whose values are no numbers, texts or times that a column holds."""
+
+_NAMED = "__named_schemas"
+"""Where fastavro keeps the types that a parsed schema defines, by their full names."""
 
 
 class Schemas:
@@ -101,7 +104,8 @@ class Schemas:
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 raise ValueError(f"the registry has no schema at {path}") from None
-            raise OSError(f"the registry answers {path} with status {error.code}") from error
+            text = f"the registry answers {path} with status {error.code}"
+            raise (ConnectionError if error.code >= 500 else OSError)(text) from error
         except OSError as error:
             raise ConnectionError(f"the registry does not answer: {error}") from error
 
@@ -116,20 +120,34 @@ def _parsed(text: str, where: str) -> Any:
 
 def columns_of(read: Any) -> Schema:
     """The columns of a record; fields of nested types are left out, as they are from files."""
-    kinds = [(item["name"], _kind(item["type"])) for item in read["fields"]]
+    kinds = _kinds(read).items()
     return schema_of_arrow(pa.schema([(name, kind) for name, kind in kinds if kind is not None]))
 
 
-def _kind(declared: Any) -> pa.DataType | None:
+def _kinds(read: Any) -> dict[str, pa.DataType | None]:
+    """The Arrow type of each field of a record; None where no column holds it."""
+    return {item["name"]: _kind(item["type"], read[_NAMED]) for item in read["fields"]}
+
+
+def _kind(declared: Any, named: Mapping[str, Any]) -> pa.DataType | None:
     if isinstance(declared, list):  # a union: of one type, and null
         kinds = [item for item in declared if item != "null"]
-        return _kind(kinds[0]) if len(kinds) == 1 else None
+        return _kind(kinds[0], named) if len(kinds) == 1 else None
     if isinstance(declared, Mapping):
         logical = declared.get("logicalType")
         if logical in _LOGICAL:
             return _LOGICAL[logical]
-        return None if logical in _OTHER else _kind(declared["type"])
-    return _PLAIN.get(declared)
+        if logical == "decimal":
+            return _decimal(declared["precision"], declared.get("scale", 0))
+        return None if logical in _OTHER else _kind(declared["type"], named)
+    return _kind(named[declared], named) if declared in named else _PLAIN.get(declared)
+
+
+def _decimal(precision: int, scale: int) -> pa.DataType | None:
+    """Read exactly, to be a float64 as decimals in files are; None for more digits than Arrow's."""
+    if precision <= 38:
+        return pa.decimal128(precision, scale)
+    return pa.decimal256(precision, scale) if precision <= 76 else None
 
 
 class AvroValues:
@@ -144,7 +162,7 @@ class AvroValues:
     def __init__(self, schema: Schema, schemas: Schemas, where: str) -> None:
         self._schema, self._schemas, self._where = schema, schemas, where
         self._read = need("fastavro", "kafka").schemaless_reader
-        kinds = {item["name"]: _kind(item["type"]) for item in schemas.read["fields"]}
+        kinds = _kinds(schemas.read)
         self._kinds = {f.name: kinds.get(f.name) or TYPES[f.dtype] for f in schema}
 
     def __call__(self, values: Sequence[bytes]) -> Decoded:
