@@ -238,7 +238,8 @@ class _Agent:
                 raise ConnectionError(f"nothing was heard of it for {SILENT_SECONDS:g} s")
             if now > self._beaten + BEAT_SECONDS:
                 self._beaten = now
-                link.send({"kind": "beat"})
+                stopped = self._children is not None and self._children.stopped
+                link.send({"kind": "beat", "stopped": stopped})
             if self._leaving is not None and not told:
                 told = True
                 link.send({"kind": "leaving"})

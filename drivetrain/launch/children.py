@@ -74,11 +74,12 @@ class Children:
         self.end()
 
     def send(self, number: int) -> None:
-        """Pass a signal on to those that run."""
+        """Pass a signal on to those that run; one that was stopped goes on, and so hears it."""
         for place, process in enumerate(self.processes):
             if process.poll() is None:
                 self._asked.add(place)
                 process.send_signal(number)
+                process.send_signal(signal.SIGCONT)
 
     def outcome(self) -> tuple[int, int] | None:
         """The place and status of the one that failed, ``(0, 0)`` if all ended well; None while
@@ -96,7 +97,7 @@ class Children:
             self._failed = now
         # One that was asked to end may still be writing its checkpoint when the first has ended.
         patience = self.grace if self._asked else min(LOSS_SECONDS, self.grace)
-        if None in statuses and now < self._failed + patience:
+        if None in statuses and not self.stopped and now < self._failed + patience:
             return None
         found = self.fault()
         self.late = [place for place, status in enumerate(statuses) if status is None]
@@ -134,6 +135,12 @@ class Children:
         """Whether one of them runs."""
         return any(process.poll() is None for process in self.processes)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether some run and a signal has stopped all of these: then none ends by itself."""
+        running = [process for process in self.processes if process.poll() is None]
+        return bool(running) and all(map(_is_stopped, running))
+
     def kill(self) -> None:
         """End those that run, now."""
         for process in self.processes:
@@ -156,6 +163,14 @@ class Children:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _is_stopped(process: subprocess.Popen[bytes]) -> bool:
+    if sys.platform != "linux":
+        return False
+    # Told again each time that it is asked, until the process goes on.
+    asked = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process.pid, asked) is not None
 
 
 def _end_with(parent: int) -> Callable[[], None] | None:

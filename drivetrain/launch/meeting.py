@@ -46,6 +46,7 @@ class Member:
         heard: when, by the monotonic clock.
         running: its processes have been told to start, and it has not said that they ended.
         status: how those of this generation ended; None while they run.
+        stopped: a signal has stopped all of them that run.
     """
 
     link: Link
@@ -56,6 +57,7 @@ class Member:
     heard: float
     running: bool = False
     status: int | None = None
+    stopped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +201,7 @@ class Meeting:
         if kind == "hello" and not member.name:
             self._welcome(member, message)
         elif kind == "beat":
+            member.stopped = message["stopped"] is True
             self._tell(member, {"kind": "beat"})
         elif kind in ("ended", "ready") and member.name:
             member.port = _number(message["port"], 1, 65535)
@@ -286,7 +289,9 @@ class Meeting:
             now = time.monotonic()
             if self._failed is None:
                 self._failed = now
-            if None not in statuses or now > self._failed + LOSS_SECONDS:
+            late = [member for member in self._chosen if member.status is None]
+            # Those that are stopped do not end by themselves, however long they are waited for.
+            if all(m.stopped for m in late) or now > self._failed + LOSS_SECONDS:
                 self._judge()
 
     def _gather(self) -> None:
@@ -367,6 +372,8 @@ class Meeting:
             self._finish(status, f"a process of {member.name} ended with status {status}")
         elif killed:
             self._restart(f"a process of {member.name} was ended by signal {-status}")
+        elif late := [each.name for each in self._chosen if each.status is None]:
+            self._restart(f"processes of {', '.join(late)} stood still when the others had ended")
         else:
             self._restart(f"the processes of {member.name} lost the others")
 

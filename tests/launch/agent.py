@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from drivetrain.core.job import Job, Resources
+from drivetrain.launch import meeting
 from drivetrain.launch.agents import Agents
 
 PROCESS = """
@@ -23,6 +24,7 @@ sys.exit(int((folder / f"finish-{sys.argv[2]}").read_text()))
 def main(folder: Path, options: dict[str, object]) -> int:
     subject, jobs = str(options.pop("subject", "made")), options.pop("jobs", {"train": [3, 1]})
     assert isinstance(jobs, dict)
+    meeting.LOSS_SECONDS = float(str(options.pop("loss_seconds", meeting.LOSS_SECONDS)))
     token = str(options.pop("token", "")).encode()
     return Agents(token=token, **options).run(  # pyright: ignore[reportArgumentType]
         [

@@ -171,6 +171,23 @@ def test_a_killed_process_starts_all_anew_and_an_error_of_its_own_ends_all(
 
 
 @pytest.mark.slow
+def test_one_that_a_signal_has_stopped_is_named_and_not_waited_for(
+    start: Start, tmp_path: Path
+) -> None:
+    first, second = (start(at_least=2, loss_seconds=1000.0) for _ in range(2))
+    places = generation(tmp_path, 2)
+    os.kill(places[1][0], signal.SIGSTOP)
+    os.kill(places[0][0], signal.SIGTERM)  # it ends as one that waited for the other in vain
+    generation(tmp_path, 2, after=places[-1][0])
+    with pytest.raises(ProcessLookupError):
+        os.kill(places[1][0], 0)
+    finish(tmp_path)
+    assert ended(first, second) == [0, 0]
+    said = (tmp_path / "said").read_text()
+    assert f":{places[1][1]} stood still when the others had ended" in said
+
+
+@pytest.mark.slow
 def test_jobs_follow_one_another_and_those_of_one_node_run_on_one_agent(
     start: Start, tmp_path: Path
 ) -> None:

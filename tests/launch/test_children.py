@@ -21,6 +21,8 @@ ROLES = """
     role = os.environ["ROLE"]
     if role.isdigit():
         sys.exit(int(role))
+    if role == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if role.startswith("-"):
         os.kill(os.getpid(), int(role[1:]))
     if role == "deaf":
@@ -51,6 +53,17 @@ def test_the_fault_is_that_of_the_one_that_the_others_lost(
         assert started.wait() == expected
         assert started.late == [at for at, role in enumerate(roles) if role == "waits"]
         assert all(process.returncode is not None for process in started.processes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells that a child is stopped")
+def test_one_that_a_signal_has_stopped_is_not_waited_for_and_hears_that_it_shall_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("drivetrain.launch.children.LOSS_SECONDS", 60.0)
+    with children(ROLES, "75", "stopped", grace=60.0) as started:
+        assert started.wait() == (0, LOST)
+        assert started.late == [1]
+        assert started.processes[1].returncode == -signal.SIGTERM  # and not, after that, SIGKILL
 
 
 def test_one_that_ended_as_it_was_asked_to_is_blamed_last(tmp_path: Path) -> None:

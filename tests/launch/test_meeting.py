@@ -31,7 +31,7 @@ def until(link: Link, kind: str, others: tuple[Link, ...] = ()) -> dict[str, Any
     while time.monotonic() < end:
         if time.monotonic() > beat + 1:
             for each in (link, *others):
-                each.send({"kind": "beat"})
+                each.send({"kind": "beat", "stopped": False})
             beat = time.monotonic()
         if select.select([link.connection], [], [], 0.1)[0]:
             for message in link.receive():
