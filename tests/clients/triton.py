@@ -111,9 +111,10 @@ class Conversation:
         }
 
     async def json_tensors(self):
-        """Only HTTP has them; JSON has no NaN."""
+        """Only HTTP has them; the client writes NaN as it is, which JSON has not."""
         rows = {name: values[:1] for name, values in ROWS.items()}
         made = inputs(self.module, rows, binary_data=False)
+        two = {name: values[:2] for name, values in ROWS.items()}
         asked = [self.module.InferRequestedOutput(n, binary_data=False) for n in ("late", "slot")]
         mixed = [
             self.module.InferRequestedOutput(n, binary_data=n == "late") for n in ("late", "slot")
@@ -122,6 +123,9 @@ class Conversation:
             "json": outputs_of(await self.infer(made=made, outputs=asked)),
             "mixed": outputs_of(await self.infer(made=made, outputs=mixed)),
             "binary": outputs_of(await self.infer(rows, outputs=asked)),
+            "nan": outputs_of(
+                await self.infer(made=inputs(self.module, two, binary_data=False), outputs=asked)
+            ),
         }
 
     async def compressed(self):
@@ -155,9 +159,9 @@ class Conversation:
             "poison": await self.refused("infer", "tiny", inputs(self.module, poison)),
             "metadata": await self.refused("get_model_metadata", "tinny"),
             "timeout": await self.refused("infer", "tiny", good, timeout=-5),
-            "sequence": None
-            if self.http
-            else await self.refused("infer", "tiny", good, sequence_id=7, sequence_start=True),
+            "sequence": await self.refused(
+                "infer", "tiny", good, sequence_id=7, sequence_start=True
+            ),
             "settings": None if self.http else await self.refused("get_trace_settings"),
         }
 

@@ -127,7 +127,8 @@ def test_triton_gets_what_the_bundle_predicts_in_json_and_mixed(triton, predicte
     kind, found = triton
     if is_http(kind):
         one = {name: values[:1] for name, values in predicted.items()}
-        assert found["json_tensors"] == {"json": one, "mixed": one, "binary": one}
+        given = {name: values[:2] for name, values in predicted.items()}
+        assert found["json_tensors"] == {"json": one, "mixed": one, "binary": one, "nan": given}
 
 
 def test_triton_may_compress_what_it_sends(triton, predicted):
@@ -152,9 +153,10 @@ def test_triton_is_told_what_is_wrong(triton):
         "poison": 400,
         "metadata": 404,
         "timeout": 400,
+        "sequence": 400,
     }
     if not is_http(kind):
-        expected |= {"sequence": 400, "settings": 501}
+        expected |= {"settings": 501}
     assert statuses(kind, mistakes) == expected
     assert "Did you mean 'tiny'?" in mistakes["model"]["message"]
     assert "datatype: found 'FP64', allowed: FP32" in mistakes["datatype"]["message"]

@@ -27,6 +27,7 @@ from drivetrain.serve.protocols.grpc_layout import RAW, Input, Layout
 from drivetrain.serve.protocols.grpc_method import PROTOBUF, parsed
 from drivetrain.serve.protocols.identity import body_id
 from drivetrain.serve.protocols.messages_v2 import messages
+from drivetrain.serve.protocols.sequences import refuse_sequences
 from drivetrain.serve.protocols.tensors import check, from_binary, to_binary
 from drivetrain.serve.protocols.timeouts import header_timeout, parameter_timeout
 from drivetrain.serve.protocols.wire import MalformedError, Span, chunk, read_chunk, split, varint
@@ -40,7 +41,6 @@ _CONTENTS: Mapping[str, str] = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 _MOST_LAYOUTS = 256
 _LONGEST_HEAD = 1 << 16
 _LONGEST_KNOWN = 512
@@ -178,9 +178,7 @@ class GrpcInferRoute(Route):
             messages, "ModelInferRequest", b"".join(body[begin:end] for begin, _, end in fields)
         )
         parameters = values_of(found.parameters)
-        for name in _SEQUENCE:
-            if name in parameters:
-                raise wrong("parameter", name, "none of sequences: no model here has a state")
+        refuse_sequences(parameters)
         return parameters
 
     def _input(self, text: bytes) -> Input:

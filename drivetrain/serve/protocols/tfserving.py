@@ -15,6 +15,7 @@ from drivetrain.core.errors import unknown, wrong
 from drivetrain.serve.execution.columns import Values
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.protocols.calls import Call, Route, Service
+from drivetrain.serve.protocols.constants import decode
 from drivetrain.serve.protocols.timeouts import header_timeout
 from drivetrain.serve.protocols.values import nested
 from drivetrain.serve.transport.exchange import JSON, Exchange
@@ -77,7 +78,7 @@ class PredictRoute(Route):
     def _carefully(self, body: bytes | bytearray) -> tuple[bool, Batch]:
         """Whether a request comes by rows, and its rows by core's own rules."""
         try:
-            data = msgspec.json.decode(body)
+            data = decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ValueError(f"body: found no JSON ({error}), allowed: a request.") from None
         if not isinstance(data, dict) or ("instances" in data) == ("inputs" in data):

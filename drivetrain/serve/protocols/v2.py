@@ -21,8 +21,10 @@ from drivetrain.serve.protocols.calls import (
     read_input,
     shared_memory,
 )
+from drivetrain.serve.protocols.constants import decode
 from drivetrain.serve.protocols.identity import body_id
 from drivetrain.serve.protocols.layout import Layout, Layouts
+from drivetrain.serve.protocols.sequences import refuse_sequences
 from drivetrain.serve.protocols.tensors import (
     as_they_are,
     check,
@@ -158,6 +160,7 @@ class InferRoute(Route):
         asked = _Asked(request.id, self._all_json)
         if request.outputs or request.parameters:
             parameters = request.parameters or {}
+            refuse_sequences(parameters)
             asked.outputs = self._outputs(exchange, request.outputs, parameters)
             timeout = parameter_timeout(parameters) or timeout
         if len(binary) and request.id is None:
@@ -190,9 +193,17 @@ class InferRoute(Route):
                 with suppress(msgspec.MsgspecError, ValueError, RecursionError):
                     return self._decode(b"%b[]%b" % (text[:start], rest)), packed
         try:
-            return self._decode(text), None
+            return self._whole(text), None
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ValueError(f"body: {error}; allowed: an inference request of V2.") from None
+
+    def _whole(self, text: bytes | bytearray | memoryview) -> _Request:
+        try:
+            return self._decode(text)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            return msgspec.convert(decode(text), _Request)
 
     def _again(self, exchange: Exchange, layout: Layout, binary: memoryview) -> Call:
         """The call of a request whose JSON is known."""

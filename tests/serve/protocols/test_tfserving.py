@@ -1,6 +1,7 @@
 """TensorFlow Serving's REST: rows and columns, names where there are several, exact errors."""
 
 import base64
+import json
 
 import numpy as np
 import pytest
@@ -134,3 +135,13 @@ def test_one_column_and_one_output_stand_without_their_names(serve, blob):
     ):
         reply = client.post("/v1/models/sum:predict", body)
         assert (reply.status, reply.json) == (200, {key: expected})
+
+
+def test_a_number_may_be_nan_as_its_documentation_has_it(client):
+    plain = client.post(PREDICT, {"instances": ROWS})
+    rows = [ROWS[0], {**ROWS[1], "distance": float("nan")}]
+    for body in ({"instances": rows}, {"inputs": columns(rows)}):
+        text = json.dumps(body).encode()
+        assert b"NaN" in text
+        assert client.post(PREDICT, text).status == 200
+    assert client.post(PREDICT, json.dumps({"instances": rows}).encode()).body == plain.body

@@ -262,3 +262,38 @@ def test_an_output_is_asked_for_once(client):
     answer = client.post(INFER, request(outputs=[{"name": "late"}] * 2))
     assert answer.status == 400
     assert answer.json == {"error": "output 'late': found twice, allowed: once."}
+
+
+def test_a_number_may_be_nan_as_tritons_clients_write_it(client):
+    """Behind binary data too, where the JSON is a part of the body."""
+    plain = client.post(INFER, request()).json["outputs"]
+    body = json.dumps(replaced(1, data=[733.5, float("nan"), 0.1])).encode()
+    assert b"NaN" in body
+    assert client.post(INFER, body).json["outputs"] == plain
+    hours = struct.pack("<3q", 7, 23, -(2**63))
+    mixed = replaced(1, data=[733.5, float("nan"), 0.1])
+    mixed["inputs"][2] = {
+        "name": "hour",
+        "datatype": "INT64",
+        "shape": [3],
+        "parameters": {"binary_data_size": len(hours)},
+    }
+    head = json.dumps(mixed).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    assert client.post(INFER, head + hours, headers=headers).json["outputs"] == plain
+
+
+def test_an_infinite_number_is_what_it_is_in_binary_data(client):
+    found = []
+    for value in (float("inf"), 1e300, float("-inf"), -1e300):
+        body = json.dumps(replaced(1, data=[value, None, 0.1])).encode()
+        late, _ = client.post(INFER, body).json["outputs"]
+        found.append(late["data"][0])
+    assert found == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["sequence_id", "sequence_start", "sequence_end"])
+def test_a_request_of_a_sequence_is_refused_and_not_answered_without_it(client, name):
+    reply = client.post(INFER, request(parameters={name: 1}))
+    assert reply.status == 400
+    assert f"parameter: found '{name}'" in reply.json["error"]
