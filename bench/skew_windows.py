@@ -41,7 +41,7 @@ ROWS = 336_776
 
 
 def figures(quick: bool) -> Iterator[Figure]:
-    """``skew_online_offline_rows`` and ``memory_16x_vs_1x``."""
+    """``skew_online_offline_rows`` and ``windows_memory_16x_vs_1x``."""
     windows, schema, flights = offline()
     differ = different(flights, online(windows, schema, flights))
     yield Figure(
@@ -61,7 +61,7 @@ def figures(quick: bool) -> Iterator[Figure]:
             found.append(json.loads(done.stdout.splitlines()[-1]))
     ratios = [b / a for a in peaks[1] for b in peaks[16]]
     yield Figure(
-        figure="memory_16x_vs_1x",
+        figure="windows_memory_16x_vs_1x",
         value=min(peaks[16]) / min(peaks[1]),
         low=min(ratios),
         high=max(ratios),

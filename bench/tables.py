@@ -42,7 +42,7 @@ def figures(quick: bool) -> Iterator[Figure]:
     """``batch_job_vs_duckdb_sql`` and ``memory_16x_vs_1x``."""
     with tempfile.TemporaryDirectory() as folder:
         yield _batch_job(Path(folder), 2_000_000 if quick else 10_000_000, 3 if quick else 5)
-    yield _memory(1 if quick else 3)
+    yield _memory(3 if quick else 5)
 
 
 # -- the rows --------------------------------------------------------------------------------------
