@@ -210,6 +210,7 @@ class RequestReader:
             if b"transfer-encoding" in headers:
                 raise RefusedError(400, "header 'transfer-encoding': found in HTTP/1.0.")
             headers.pop(b"expect", None)  # its clients take 100 for the answer (RFC 9110 §10.1.1)
+            self._keep = False  # they wait for the end unless an answer offers to go on
         elif b"host" not in headers:
             raise RefusedError(400, "header 'host': found none, allowed: one.")
         self._connection.stage = BODY
