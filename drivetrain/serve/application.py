@@ -305,7 +305,7 @@ class Application:
         if methods is None and self.management is not None:
             methods = self.management.find(path)
         if methods is None:
-            self._other.refuse(exchange, exchange.missing, self._nearest(path))
+            self._other.refuse(exchange, exchange.missing, self._nearest(exchange, path))
         elif exchange.method not in methods:
             found = exchange.method.decode("latin-1")
             allowed = ", ".join(sorted(method.decode() for method in methods))
@@ -326,10 +326,14 @@ class Application:
             return False
         return True
 
-    def _nearest(self, path: str) -> str:
+    def _nearest(self, exchange: Exchange, path: str) -> str:
         match = _MODEL.fullmatch(path)
         if match is None:
-            return str(unknown("target", path, [target.decode() for target in self._table]))
+            calls = {*self._grpc.unary, *self._grpc.streams}
+            targets = [target.decode() for target in self._table]
+            if exchange.missing != Exchange.missing:
+                return str(unknown("method", path, calls))
+            return str(unknown("target", path, [name for name in targets if name not in calls]))
         name, version = match.groups()
         try:
             self.route(InferRoute.name, name, version or "")

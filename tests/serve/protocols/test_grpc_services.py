@@ -271,9 +271,10 @@ def test_without_protobuf_http_goes_on_and_grpc_says_what_is_absent(serve, monke
 
 
 def test_a_method_that_is_not_there_is_unimplemented_and_the_nearest_is_named(client):
-    code, text = refused(client, f"{SERVICE}ModelInfr")
+    code, text = refused(client, f"{SERVICE}ModelStreamInfr")
     assert code == grpc.StatusCode.UNIMPLEMENTED
-    assert "ModelInfer" in text
+    assert f"Did you mean '{SERVICE}ModelStreamInfer'?" in text
+    assert "/v2/" not in text
 
 
 @pytest.mark.parametrize(

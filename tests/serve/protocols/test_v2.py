@@ -247,6 +247,12 @@ def test_what_is_not_there_is_404_and_the_nearest_is_named(client, target, parts
     assert all(part in reply.json["error"] for part in parts), reply.json["error"]
 
 
+def test_who_asks_for_a_target_is_told_of_targets_and_of_no_method_of_grpc(client):
+    error = client.get("/").json["error"]
+    assert error.startswith("unknown target '/'. Allowed: /docs, /metrics, /openapi.json, /predict")
+    assert "grpc" not in error.lower()
+
+
 def test_a_wrong_method_is_405_and_the_right_ones_are_named(client):
     reply = client.get(INFER)
     assert (reply.status, reply.headers["allow"]) == (405, "POST")
