@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.figure import show_all
 
-MODULES = ("loop", "data_loop", "distributed", "parameter_server", "kills", "privacy")
+MODULES = ("loop", "data_loop", "distributed", "parameter_server", "kills", "privacy", "gpu")
 
 if __name__ == "__main__":
     sys.exit(show_all(__doc__, MODULES))
