@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drivetrain.core.batch import Batch, Categorical, elements
+from drivetrain.core.arrow import elements
+from drivetrain.core.batch import Batch, Categorical
 from drivetrain.core.errors import wrong
 from drivetrain.core.metric import Emit, Progress
 from drivetrain.core.need import need

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drivetrain.core.batch import Array, Batch, missing_number
+from drivetrain.core.batch import Array, Batch
 from drivetrain.core.bundle import Bundle
 from drivetrain.core.catalogue import Catalogue
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.metric import Metric
 from drivetrain.core.schema import Field
+from drivetrain.core.values import missing_number
 from drivetrain.watch.estimates import RewardModel, Rounds, effective, estimate
 from drivetrain.watch.lists import Numbers
 

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from drivetrain.core.batch import Batch, column_of
+from drivetrain.core.batch import Batch
 from drivetrain.core.schema import MISSING_INT, Field, Schema
+from drivetrain.core.values import column_of
 
 SCHEMA = Schema(
     (

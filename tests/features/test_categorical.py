@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivetrain.core.batch import Batch, column_of
+from drivetrain.core.batch import Batch
 from drivetrain.core.schema import MISSING_INT, Field, Schema
 from drivetrain.core.sketch import measure
 from drivetrain.core.statistic import TopK
+from drivetrain.core.values import column_of
 from drivetrain.features.categorical import Bucket, Id, Index
 from drivetrain.features.compile import compile
 from drivetrain.features.hashing import Cross, Hash

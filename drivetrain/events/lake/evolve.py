@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from drivetrain.core.batch import field_of_arrow
+from drivetrain.core.arrow import field_of_arrow
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Field, Schema
 from drivetrain.events.reading.arrow import TYPES, normalise

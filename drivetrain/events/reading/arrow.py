@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from drivetrain.core.batch import field_of_arrow
+from drivetrain.core.arrow import field_of_arrow
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.need import need
 from drivetrain.core.schema import Field, Schema

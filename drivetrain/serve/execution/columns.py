@@ -8,18 +8,11 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from drivetrain.core.batch import (
-    BYTES_SUFFIX,
-    PIXELS_SUFFIX,
-    Array,
-    Batch,
-    column_of,
-    feed,
-    microseconds,
-)
+from drivetrain.core.batch import BYTES_SUFFIX, PIXELS_SUFFIX, Array, Batch, feed
 from drivetrain.core.errors import unknown
 from drivetrain.core.pixels import Unfit, pixels
 from drivetrain.core.schema import MISSING_INT, Field, Schema
+from drivetrain.core.values import column_of, microseconds
 from drivetrain.serve.execution.packed import CODES, Form, Packed
 from drivetrain.serve.native import compiled
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from drivetrain.core.batch import Array, column_of
+from drivetrain.core.batch import Array
 from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Field
+from drivetrain.core.values import column_of
 from drivetrain.serve.execution.columns import Values
 from drivetrain.serve.protocols.values import texts
 

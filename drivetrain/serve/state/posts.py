@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from drivetrain.core.batch import Array, Batch, microseconds
+from drivetrain.core.batch import Array, Batch
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.schema import Schema
+from drivetrain.core.values import microseconds
 from drivetrain.serve.execution.columns import JSON_TYPE, to_array
 from drivetrain.serve.execution.filling import Fed
 

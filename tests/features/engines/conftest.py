@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from drivetrain.core.batch import Batch, field_of_arrow
+from drivetrain.core.arrow import field_of_arrow
+from drivetrain.core.batch import Batch
 from drivetrain.core.schema import Schema
 from drivetrain.core.seams import Shard, Split
 

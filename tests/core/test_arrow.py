@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivetrain.core.batch import Batch, Categorical, field_of_arrow
+from drivetrain.core.arrow import field_of_arrow
+from drivetrain.core.batch import Batch, Categorical
 from drivetrain.core.schema import MISSING_INT, Dtype, Field, Schema
 
 DAY = 86_400_000_000
