@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from bucket import Bucket
 
 from drivetrain.events.dialect.operators import column
 from drivetrain.events.dialect.sql import identifier
@@ -48,3 +49,11 @@ def path(tmp_path):
 def topic(broker):
     """A topic of two partitions."""
     return broker.topic(2)
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """An S3 server with a bucket that is called ``bucket``."""
+    served = Bucket(tmp_path / "server", monkeypatch)
+    yield served
+    served.stop()

@@ -88,7 +88,8 @@ def follow(
         stack.enter_context(only_one(room, stream.name))
         running = stack.enter_context(engine(limits or Limits()))
         pace = Pace(stream.name, stream.topic.topic, emit, room / STATUS)
-        follower = Follower(stream, running, pace, emit, stop or Event(), token)
+        with pace.beginning():
+            follower = Follower(stream, running, pace, emit, stop or Event(), token)
         stack.callback(follower.close)
         follower.run(from_start=from_start, to_end=to_end)
     return pace

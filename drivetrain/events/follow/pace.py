@@ -4,7 +4,8 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,18 @@ class Pace:
                 metric = Metric(name=f"stream/{name}", value=value, step=step, repeatable=False)
                 self.emit(metric)
 
+    @contextmanager
+    def beginning(self) -> Generator[None]:
+        """Let others see why a run could not even begin."""
+        try:
+            yield
+        except InterruptedError:  # asked to end, which is no problem
+            raise
+        except Exception as error:
+            self.problem = str(error)
+            self.look({}, {}, ended=True)
+            raise
+
     def look(self, positions: Mapping[int, int], lag: Mapping[int, int], *, ended: bool) -> None:
         """Let others see how it goes."""
         now = time.time()
@@ -94,7 +107,7 @@ class Pace:
             "commits": self.commits,
             "version": self.version,
             "rows_per_s": rate,
-            "lag": sum(lag.values()) if len(lag) == len(positions) else None,
+            "lag": sum(lag.values()) if positions and len(lag) == len(positions) else None,
             "latency_ms": self._latency(),
             "positions": {str(partition): at for partition, at in positions.items()},
             "lags": {str(partition): behind for partition, behind in lag.items()},

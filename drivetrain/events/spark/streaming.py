@@ -120,9 +120,10 @@ def follow(
         # Spark runs the steps; what servers are told, this process reads again by itself, and what
         # windows know where that was not kept.
         running = stack.enter_context(engine(Limits(threads=1)))
-        follower = SparkFollower(stream, running, pace, emit, stop or Event(), token)
-        stack.callback(follower.close)
-        follower.spark = stack.enter_context(session(site))
+        with pace.beginning():
+            follower = SparkFollower(stream, running, pace, emit, stop or Event(), token)
+            stack.callback(follower.close)
+            follower.spark = stack.enter_context(session(site))
         follower.site = site
         follower.run(from_start=from_start, to_end=to_end)
     return pace
@@ -245,7 +246,7 @@ class SparkFollower(Follower):
 
     def _query(self) -> None:
         """Run micro-batches until there is reason to end."""
-        self._same()
+        self._hold()
         self._run, self._ending, self._failure = uuid.uuid4().hex, False, None
         if self.stream.dead is not None:
             self._letters = Lake.open(str(self.stream.dead), SCHEMA)
@@ -262,6 +263,23 @@ class SparkFollower(Follower):
                     self._ending = True
                 with suppress(*_errors()):  # it may have ended by itself, and its JVM with it
                     query.stop()
+
+    def _hold(self) -> None:
+        """Hold that the topic goes on where the table stands, and know what partitions it has now.
+
+        Raises:
+            ConnectionError: no broker answers.
+            OSError: the topic is gone, or may not be read any longer.
+            ValueError: it was made anew, or messages have expired unread.
+        """
+        self._same()
+        bounds = {number: self._topic.bounds(number) for number in self._topic.partitions()}
+        for number, at in sorted(self.at.items()):
+            low, high = bounds.get(number, (0, 0))
+            if not low <= at <= high:
+                error = self._topic.absent(number, at, low, high)
+                raise ValueError(f"{error} --from-start goes on with what there is.")
+        self.at |= self._topic.starts([number for number in bounds if number not in self.at])
 
     def _start(self, scratch: Path) -> Any:
         rows = records_of(self.spark, self.stream, self.site, self.at)
