@@ -105,6 +105,20 @@ def test_a_clock_that_is_far_ahead_does_not_make_the_rest_late(client, serve, wi
     assert unbounded.post("/observe/cards", ahead).json["observed"] == 1
 
 
+def test_a_clock_that_is_an_hour_off_makes_nothing_late_within_the_lateness_or_is_refused(
+    client, serve, windowed, cards
+):
+    now = int(time.time() * 1e6)
+    ahead = {"card": "a", "at": now + cards.hour}
+    behind = {"card": "c", "at": now - cards.hour}
+    for row in (ahead, {"card": "b", "at": now}, behind):
+        reply = client.post("/observe/cards", row).json
+        assert (reply["observed"], reply["late"]) == (1, 0)
+    strict = serve(models={"cards": windowed.path}, state=Keeping(ahead=600))
+    assert strict.post("/observe/cards", ahead).status == 400
+    assert strict.post("/observe/cards", behind).json["observed"] == 1
+
+
 def test_a_poisoned_post_fails_alone(client, cards):
     good = {"card": "a", "at": cards.start}
     with_bad = {"rows": [good, {"card": "a", "at": "never"}]}
