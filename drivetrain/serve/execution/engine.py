@@ -15,7 +15,8 @@ from drivetrain.serve.execution.models import Model
 from drivetrain.serve.execution.predicted import observe
 from drivetrain.serve.execution.runs import Run, compute, parts
 from drivetrain.serve.execution.task import ExpiredError, OverloadedError, Task
-from drivetrain.serve.telemetry.metrics import Histogram, Metrics, Reading
+from drivetrain.serve.telemetry.family import Histogram, Reading
+from drivetrain.serve.telemetry.metrics import Metrics
 
 _FEW = 64
 """Rows that may wait without a question where each alone takes little."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from drivetrain.core.batch import Array
 from drivetrain.serve.native import compiled
-from drivetrain.serve.telemetry.metrics import Histogram
+from drivetrain.serve.telemetry.family import Histogram
 
 _FEW = 64
 """Values that are counted one by one sooner than by numpy."""

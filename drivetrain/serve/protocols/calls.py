@@ -22,7 +22,8 @@ from drivetrain.serve.execution.task import ExpiredError, OverloadedError, Task,
 from drivetrain.serve.protocols.identity import PLAIN_ID, RequestIds, header_id
 from drivetrain.serve.state.states import States
 from drivetrain.serve.telemetry.access import entry
-from drivetrain.serve.telemetry.metrics import Counter, Metrics
+from drivetrain.serve.telemetry.family import Counter
+from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.telemetry.spans import Request, Timing
 from drivetrain.serve.telemetry.traces import Traces, parent
 from drivetrain.serve.transport.exchange import (

@@ -14,7 +14,7 @@ from drivetrain.core.tracks import Tracks
 from drivetrain.serve.execution.filling import Filling, Kept
 from drivetrain.serve.state.learners import Learners
 from drivetrain.serve.state.posts import Post
-from drivetrain.serve.telemetry.metrics import Histogram
+from drivetrain.serve.telemetry.family import Histogram
 
 log = logging.getLogger("drivetrain.serve")
 

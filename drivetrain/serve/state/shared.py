@@ -16,7 +16,8 @@ from drivetrain.serve.state.posts import Limits, Post, Reader
 from drivetrain.serve.state.queue import Queue
 from drivetrain.serve.state.redis import VERSION, Place
 from drivetrain.serve.state.scratch import Scratch
-from drivetrain.serve.telemetry.metrics import Counter, Histogram, Metrics
+from drivetrain.serve.telemetry.family import Counter, Histogram
+from drivetrain.serve.telemetry.metrics import Metrics
 
 log = logging.getLogger("drivetrain.serve")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from drivetrain.serve.telemetry.metrics import Counter
+from drivetrain.serve.telemetry.family import Counter
 from drivetrain.serve.telemetry.spans import Context, Request
 
 log = logging.getLogger("drivetrain.serve")

@@ -15,7 +15,8 @@ from drivetrain.core.batch import Array
 from drivetrain.core.durable import write
 from drivetrain.core.need import need
 from drivetrain.serve.execution.models import Model
-from drivetrain.serve.telemetry.metrics import Counter, Family, Metrics
+from drivetrain.serve.telemetry.family import Counter, Family
+from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.telemetry.record import Event, Layout, Role, table
 from drivetrain.serve.telemetry.retention import Retention, place
 

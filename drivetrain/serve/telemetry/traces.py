@@ -14,7 +14,7 @@ from typing import Any
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.need import need
-from drivetrain.serve.telemetry.metrics import Counter
+from drivetrain.serve.telemetry.family import Counter
 from drivetrain.serve.telemetry.spans import Context, Request, Spans
 
 log = logging.getLogger("drivetrain.serve")

@@ -19,7 +19,8 @@ from drivetrain.serve.execution.filling import observed_by
 from drivetrain.serve.execution.loading import Loader, give_back
 from drivetrain.serve.execution.models import Artefact, Model, Release, Resolve, Traffic
 from drivetrain.serve.state.states import States
-from drivetrain.serve.telemetry.metrics import Counter, Metrics
+from drivetrain.serve.telemetry.family import Counter
+from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.versions.guard import Guard
 from drivetrain.serve.versions.shadow import places
 from drivetrain.serve.workers.seat import Seat

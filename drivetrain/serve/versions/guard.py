@@ -4,7 +4,7 @@ from collections import deque
 from typing import NamedTuple
 
 from drivetrain.serve.execution.models import Model, Release
-from drivetrain.serve.telemetry.metrics import Counter, Family
+from drivetrain.serve.telemetry.family import Counter, Family
 
 _SECONDS = 30.0
 """Over which answers are counted, or longer until there are enough to judge by."""

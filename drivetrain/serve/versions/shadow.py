@@ -19,7 +19,8 @@ from drivetrain.serve.execution.live import Live, Moment
 from drivetrain.serve.execution.models import Model
 from drivetrain.serve.execution.predicted import observe
 from drivetrain.serve.protocols.calls import Service
-from drivetrain.serve.telemetry.metrics import DECILES, DIFFERENCES, Counter, Histogram
+from drivetrain.serve.telemetry.family import Counter, Histogram
+from drivetrain.serve.telemetry.metrics import DECILES, DIFFERENCES
 from drivetrain.serve.telemetry.record import Layout
 from drivetrain.serve.versions.spare import Spare
 

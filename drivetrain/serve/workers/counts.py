@@ -4,7 +4,8 @@ import logging
 
 import msgspec
 
-from drivetrain.serve.telemetry.metrics import Figures, Metrics
+from drivetrain.serve.telemetry.family import Figures
+from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.workers.seat import Seat
 
 log = logging.getLogger("drivetrain.serve")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from drivetrain.serve import native
 from drivetrain.serve.execution import predicted
-from drivetrain.serve.telemetry.metrics import DECILES, Histogram
+from drivetrain.serve.telemetry.family import Histogram
+from drivetrain.serve.telemetry.metrics import DECILES
 
 kinds = st.sampled_from([np.float32, np.float64])
 values = st.floats(width=32) | st.sampled_from([*DECILES, 0.0, -0.0, math.nan, math.inf])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from waiting import wait_until
 
 from drivetrain.serve.telemetry.access import AccessLog
-from drivetrain.serve.telemetry.metrics import Counter
+from drivetrain.serve.telemetry.family import Counter
 
 
 def entry(number=0, target="/v2", request_id=""):

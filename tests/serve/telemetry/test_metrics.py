@@ -7,15 +7,8 @@ import subprocess
 import pytest
 from prometheus_client import parser
 
-from drivetrain.serve.telemetry.metrics import (
-    OLDER,
-    RETIRED,
-    SECONDS,
-    Counter,
-    Family,
-    Histogram,
-    Metrics,
-)
+from drivetrain.serve.telemetry.family import OLDER, Counter, Family, Histogram
+from drivetrain.serve.telemetry.metrics import RETIRED, SECONDS, Metrics
 
 ROW = {"carrier": "AA", "distance": 733.5, "hour": 7}
 NAMES = {

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_service
 from waiting import wait_until
 
-from drivetrain.serve.telemetry.metrics import Counter
+from drivetrain.serve.telemetry.family import Counter
 from drivetrain.serve.telemetry.spans import Context, Request, Timing
 from drivetrain.serve.telemetry.traces import Traces, Tracing, parent
 
