@@ -13,9 +13,21 @@ from drivetrain.events.table import Step, Table
 
 
 def records_of(spark: Any, stream: Stream, site: EngineSite, at: Mapping[int, int]) -> Any:
-    """A streaming ``DataFrame`` of the raw records of a stream's topic from given offsets on."""
+    """A streaming ``DataFrame`` of the raw records of a stream's topic.
+
+    Args:
+        spark: the session.
+        stream: whose topic.
+        site: says who reads it.
+        at: the offset that each of the topic's partitions is read from on.
+
+    Raises:
+        ValueError: the connector is asked for and not there, or does not do what is declared.
+    """
     if site.kafka == "connector":
-        found = spark.readStream.format("kafka").options(**connector_options(stream, at)).load()
+        options = connector_options(stream, at)
+        hold_jars(spark)
+        found = spark.readStream.format("kafka").options(**options).load()
         return found.selectExpr(*CONNECTOR_COLUMNS)
     from drivetrain.events.spark.source import NAME, KafkaSource
 
@@ -31,6 +43,14 @@ def records_of(spark: Any, stream: Stream, site: EngineSite, at: Mapping[int, in
     return spark.readStream.format(NAME).options(**options).load()
 
 
+JARS: Mapping[str, str] = {
+    "spark-sql-kafka-0-10": "org.apache.spark.sql.kafka010.KafkaSourceProvider",
+    "spark-token-provider-kafka-0-10": "org.apache.spark.kafka010.KafkaConfigUpdater",
+    "kafka-clients": "org.apache.kafka.clients.consumer.KafkaConsumer",
+    "commons-pool2": "org.apache.commons.pool2.PooledObject",
+}
+"""What the connector consists of, and a class of each."""
+
 CONNECTOR_COLUMNS = (
     "partition",
     "offset",
@@ -40,11 +60,29 @@ CONNECTOR_COLUMNS = (
 )
 """The columns of our source out of those of spark-sql-kafka."""
 
+SILENCE = "30000"
+"""Milliseconds after which the connector takes brokers that give nothing for gone, as our source
+does. Who asks anew then is the runner, which says what it waits for."""
+
+
+def hold_jars(spark: Any) -> None:
+    """Hold that a session has the connector: Spark would name a class, and only once it runs.
+
+    Raises:
+        ValueError: it lacks some of it.
+    """
+    there = spark._jvm.org.apache.spark.util.Utils.classIsLoadable
+    if lacking := [jar for jar, name in JARS.items() if not there(name)]:
+        raise ValueError(
+            f"[engine] kafka 'connector': found no {', '.join(lacking)} in Spark's session, "
+            'allowed: jars that [engine.conf] "spark.jars" or "spark.jars.packages" names.'
+        )
+
 
 def connector_options(stream: Stream, at: Mapping[int, int]) -> dict[str, str]:
     """What spark-sql-kafka is told, so that it reads what our own source would.
 
-    Its jar was not at hand: these options are what its documentation asks for, and were never run
+    ``at`` names every partition that the topic has: the connector refuses to guess
     (https://spark.apache.org/docs/latest/streaming/structured-streaming-kafka-integration.html).
 
     Raises:
@@ -61,7 +99,10 @@ def connector_options(stream: Stream, at: Mapping[int, int]) -> dict[str, str]:
         "startingOffsets": json.dumps(starts),
         "maxOffsetsPerTrigger": str(stream.messages),
         "failOnDataLoss": "true",
+        "fetchOffset.numRetries": "1",
+        "kafka.default.api.timeout.ms": SILENCE,
         "kafka.isolation.level": "read_committed",
+        "kafkaConsumer.pollTimeoutMs": SILENCE,
     }
 
 

@@ -20,8 +20,7 @@ from drivetrain.events.follow import following
 from drivetrain.events.follow.pace import STATUS
 from drivetrain.events.lake.lake import Lake
 from drivetrain.events.lake.snapshot import Snapshot
-from drivetrain.events.spark.incoming import connector_options, told
-from drivetrain.events.spark.streaming import LostError, check, follow, raised
+from drivetrain.events.spark.streaming import LostError, SparkFollower, check, follow, raised
 from drivetrain.events.table import Table
 from drivetrain.events.topic.topic import Topic
 
@@ -190,6 +189,29 @@ def test_a_commit_that_may_have_landed_is_not_tried_again_in_the_same_run(
     assert not fetched, "executors fetch messages, and the driver none"
 
 
+def test_messages_that_expire_before_they_were_tried_again_end_the_run(
+    spark: Any,
+    spark_site: EngineSite,
+    broker: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = broker.topic()
+    broker.send(topic, numbers(0, 1, 2))
+    stream = made(broker, topic, tmp_path)
+
+    def land(self: SparkFollower, records: Any) -> None:
+        broker.truncate(topic, {0: 2})
+        raise LostError("the executor was lost")
+
+    with monkeypatch.context() as lost:
+        lost.setattr(SparkFollower, "_land", land)
+        with pytest.raises(ValueError, match="found the offset 0, allowed: 2 to 3; its messages"):
+            follow(stream, tmp_path / "room", spark_site, to_end=True)
+    follow(stream, tmp_path / "room", spark_site, to_end=True, from_start=True)
+    assert held(stream) == [2]
+
+
 @pytest.mark.slow
 def test_it_takes_up_new_partitions_and_waits_for_brokers_that_are_gone(
     spark: Any,
@@ -206,16 +228,18 @@ def test_it_takes_up_new_partitions_and_waits_for_brokers_that_are_gone(
     own_broker.grow(topic, 2)
     own_broker.send(topic, numbers(3, 4), partition=1)
     running.until(count(stream)(5))
+    own_broker.grow(topic, 3)  # of which the table knows nothing when they come back
     own_broker.stop()
     running.until(lambda: running.has("waiting for it"))
     own_broker.start()
     own_broker.send(topic, numbers(5), partition=1)
     own_broker.send(topic, numbers(6))
-    running.until(count(stream)(7))
+    own_broker.send(topic, numbers(7), partition=2)
+    running.until(count(stream)(8))
     running.end()
-    assert held(stream) == list(range(7))
+    assert held(stream) == list(range(8))
     said = json.loads((tmp_path / "room" / STATUS).read_text())
-    assert (said["ended"], said["positions"]) == (True, {"0": 4, "1": 3})
+    assert (said["ended"], said["positions"]) == (True, {"0": 4, "1": 3, "2": 1})
 
 
 def test_of_two_writers_by_mistake_the_second_refuses(
@@ -247,11 +271,6 @@ def test_of_two_writers_by_mistake_the_second_refuses(
 # -- without a session -----------------------------------------------------------------------------
 
 
-def stream_of(steps: Callable[[Table], Table] = lambda table: table, **more: Any) -> dt.Stream:
-    leaf = dt.Kafka("topic", servers=("a:1", "b:2"), types=TYPES, time="at", **more.pop("leaf", {}))
-    return dt.Stream(name="made", events=steps(leaf), into="table", **more)
-
-
 def test_what_is_not_done_on_spark_is_refused_by_name() -> None:
     site = EngineSite(kind="spark")
     check(site)
@@ -259,31 +278,6 @@ def test_what_is_not_done_on_spark_is_refused_by_name() -> None:
         check(replace(site, master="sc://127.0.0.1:15002"))
     with pytest.raises(ValueError, match="unknown way 'conector'"):
         check(replace(site, kafka="conector"))
-
-
-def test_the_connector_is_told_what_our_source_is() -> None:
-    """Rendered only: its jar was not at hand."""
-    assert connector_options(stream_of(messages=500), {1: 7, 0: 3}) == {
-        "kafka.bootstrap.servers": "a:1,b:2",
-        "subscribe": "topic",
-        "startingOffsets": '{"topic": {"0": 3, "1": 7}}',
-        "maxOffsetsPerTrigger": "500",
-        "failOnDataLoss": "true",
-        "kafka.isolation.level": "read_committed",
-    }
-    with pytest.raises(ValueError, match="librdkafka's, not the JVM's"):
-        connector_options(stream_of(leaf={"properties": "sasl.properties"}), {})
-
-
-def test_executors_are_told_the_columns_that_the_topic_shows(broker: Any) -> None:
-    topic = broker.topic()
-    broker.send(topic, [b'{"n": 1, "x": 0.5, "s": "a"}'])
-    leaf = dt.Kafka(topic, servers=broker.servers, partition="part")
-    table = told(leaf.with_columns(m=dt.col("n") + 1))
-    spine = table.chain()[0]
-    assert isinstance(spine, dt.Kafka)
-    assert dict(spine.types or ()) == {"n": "int64", "x": "float64", "s": "string"}
-    assert table.schema == leaf.with_columns(m=dt.col("n") + 1).schema
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drivetrain.core.site import EngineSite
 from drivetrain.events.lake.lake import Lake
 from drivetrain.events.lake.snapshot import Snapshot
 
@@ -46,9 +47,10 @@ work = "{folder}/work"
 kind = "spark"
 master = "local[2]"
 memory = "512MB"
+kafka = "{kafka}"
 
 [engine.conf]
-"spark.driver.extraJavaOptions" = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+{conf}
 """
 PATIENCE = 400.0
 """Seconds that a state is waited for: a session begins slowly on a machine that is busy."""
@@ -57,14 +59,17 @@ PATIENCE = 400.0
 class Place:
     """A declared stream, its site, and the processes that run it."""
 
-    def __init__(self, folder: Path, broker: Any, partitions: int) -> None:
+    def __init__(self, folder: Path, broker: Any, partitions: int, engine: EngineSite) -> None:
         self.folder, self.topic = folder, broker.topic(partitions)
         self._broker, self._partitions = broker, partitions
         self.into, self.dead = str(folder / "table"), str(folder / "dead")
         self.file, self.site = folder / "stream.py", folder / "site.toml"
         names = {"topic": self.topic, "into": self.into, "dead": self.dead}
         self.file.write_text(STREAM.format(servers=broker.servers, **names))
-        self.site.write_text(SITE.format(folder=folder))
+        conf = "\n".join(
+            f"{json.dumps(key)} = {json.dumps(engine.conf[key])}" for key in engine.conf
+        )
+        self.site.write_text(SITE.format(folder=folder, kafka=engine.kafka, conf=conf))
 
     def command(self, verb: str, *more: str) -> list[str]:
         """A verb, as a shell would run it."""
@@ -129,9 +134,9 @@ class Place:
 
 @pytest.mark.slow
 def test_killed_again_and_again_it_loses_nothing_and_writes_nothing_twice(
-    broker: Any, tmp_path: Path
+    spark_site: EngineSite, broker: Any, tmp_path: Path
 ) -> None:
-    place, draw = Place(tmp_path, broker, partitions=3), random.Random(7)
+    place, draw = Place(tmp_path, broker, 3, spark_site), random.Random(7)
     torn = place.send(range(300), draw)
     embedded = place.command("run", "--to-end", "--set", "engine.kind=duckdb")
     assert subprocess.run(embedded, capture_output=True, timeout=PATIENCE).returncode == 0
