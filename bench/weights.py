@@ -33,8 +33,9 @@ SERVE = """
 import sys
 from pathlib import Path
 from drivetrain.serve import server
+shared = server.shared_weights  # an error where it has another name
 if sys.argv[3] == "copies":
-    server._shared_weights = lambda needed: None
+    server.shared_weights = lambda needed: None
 served = server.Server({"click": Path(sys.argv[1])}, port=0, workers=int(sys.argv[2]))
 sys.exit(served.run(lambda: print(served.port, flush=True)))
 """
