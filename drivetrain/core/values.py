@@ -139,7 +139,7 @@ def microseconds(value: Any) -> int:
 _CONVERT: Mapping[str, tuple[str, Any]] = {
     "string": ("a string or null", _string),
     "bytes": ("bytes, a string or null", _bytes),
-    "int64": ("an integer, a bool or null", _integer),
+    "int64": ("an integer of 64 bits, a bool or null", _integer),
     "float32": ("a number or null", _float),
     "float64": ("a number or null", _float),
     "timestamp": ("an ISO 8601 time, integer microseconds or null", microseconds),

@@ -110,8 +110,15 @@ def from_json(field: Field, shape: Sequence[int], data: Sequence[Any]) -> Values
         elif field.v2 != "BYTES" and int in set(map(type, values)):
             values = [float(v) if type(v) is int else v for v in values]
     except OverflowError:
-        raise wrong(f"input {field.name!r}, data", "a number too large", allowed) from None
+        at = _farthest(flat)
+        raise wrong(f"input {field.name!r}, data[{at}]", flat[at], allowed) from None
     return values
+
+
+def _farthest(data: Sequence[Any]) -> int:
+    """Where the integer lies that needs the most bits."""
+    integers = [i for i, value in enumerate(data) if type(value) is int]
+    return max(integers, key=lambda i: data[i] if data[i] >= 0 else ~data[i])
 
 
 def _flat(field: Field, data: Sequence[Any], shape: Sequence[int]) -> Sequence[Any]:
