@@ -1,10 +1,11 @@
 """Fields and schemas: one description that Arrow, ONNX and the serving protocol share."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from drivetrain.core.errors import unknown
+from drivetrain.core.errors import unknown, wrong
 
 Dtype = Literal[
     "string",
@@ -152,6 +153,22 @@ class Schema:
     def from_json(cls, data: Iterable[Mapping[str, Any]]) -> "Schema":
         """The schema that :meth:`to_json` wrote."""
         return cls(tuple(Field(f["name"], f["dtype"], tuple(f["shape"])) for f in data))
+
+
+_ESCAPED = re.compile(r'["\\\x00-\x1f]')
+"""What JSON does not write in a name as it is."""
+
+
+def check_served(names: Iterable[str]) -> None:
+    """Hold that a request can bring columns of these names; others may be in events alone.
+
+    Raises:
+        ValueError: a name is empty, or has a quote, a backslash or a control character in it.
+    """
+    for name in names:
+        if not name or _ESCAPED.search(name):
+            allowed = "a name without quotes, backslashes and control characters; rename() gives it"
+            raise wrong("a column that the server is to be sent", name, allowed)
 
 
 Kind = Literal["dense", "index", "bag", "tensor"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from drivetrain.core.describe import describe, digest
 from drivetrain.core.errors import unknown, wrong
-from drivetrain.core.schema import Schema
+from drivetrain.core.schema import Schema, check_served
 from drivetrain.core.seams import Feature, ModelFactory, Pass, Probe, Source, Strategy
 
 BLOCKS = ("dense", "index")
@@ -109,7 +109,7 @@ class System:
 
         Raises:
             ValueError: a feature or a target names a column that is not there; the error
-                suggests the nearest.
+                suggests the nearest. Or no request could bring a column under its name.
         """
         for feature in self.features:
             where = f"feature {type(feature).__name__}({feature.name!r})"
@@ -119,6 +119,7 @@ class System:
             schema.field(column, type(self.train).__name__)
         for target in self.targets:
             schema.field(target, "targets")
+        check_served(self.columns)
 
 
 def check_forward(model: ModelFactory, features: Iterable[str]) -> None:

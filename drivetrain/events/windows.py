@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from drivetrain.core.errors import wrong
-from drivetrain.core.schema import Schema
+from drivetrain.core.schema import Schema, check_served
 from drivetrain.core.seams import Source
 from drivetrain.core.window import Length, Window, Windows, microseconds_of
 from drivetrain.events.dialect.operators import columns_of
@@ -91,7 +91,8 @@ def kept(source: Source, columns: Sequence[str]) -> Kept | None:
 
     Raises:
         ValueError: a feature reads what a later step makes of a window, windows of two steps, or
-            another column under the name of one that a window asks for.
+            another column under the name of one that a window asks for; or no request could bring
+            a column that they read under its name.
     """
     walk = _Walk()
     for step in source.chain()[1] if isinstance(source, Table) else ():
@@ -114,6 +115,7 @@ def kept(source: Source, columns: Sequence[str]) -> Kept | None:
             "windows of one with_windows; the server keeps one set of them",
         )
     windows = steps[0].windows.select(used)
+    check_served((*windows.asked, *windows.observed))
     for name in windows.asked:
         if name in columns and name in walk.changed[steps[0]]:
             raise wrong(

@@ -85,6 +85,14 @@ def test_columns_are_held_against_the_events():
         made().check(schema.select(["dep_delay", "carrier", "origin"]))
 
 
+@pytest.mark.parametrize("name", ['say "when"', "C:\\\\delay", "delay\n", ""])
+def test_a_column_that_no_request_could_bring_is_told_before_anything_is_learnt(name: str):
+    system = made(features=(Column("delay", (name,)), Column("carrier")))
+    schema = Schema(tuple(Field(column, "float32") for column in (name, "carrier", "late")))
+    with pytest.raises(ValueError, match=r"the server is to be sent: found .*rename"):
+        system.check(schema)
+
+
 def test_the_digest_is_the_declarations():
     @dataclass(frozen=True)
     class Fit:

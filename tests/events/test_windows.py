@@ -163,6 +163,14 @@ def test_a_key_that_a_feature_reads_must_be_the_key_that_the_window_read(events)
         kept(back, ("spent", "card"))
 
 
+def test_what_a_window_reads_has_a_name_that_a_request_can_bring(events):
+    table = events.rename(**{'the "card"': "card"})
+    spent = Window("amount", by='the "card"', stat="sum", over="1h")
+    with pytest.raises(ValueError, match="the server is to be sent: found 'the \"card\"'"):
+        kept(table.with_windows(spent=spent), ("spent",))
+    assert kept(table.with_windows(spent=spent), ("amount",)) is None
+
+
 def test_a_server_keeps_the_windows_of_one_step(events):
     table = events.with_windows(spent=SPENT).with_windows(buys=BUYS, lateness="1m")
     with pytest.raises(ValueError, match="allowed: windows of one with_windows"):
