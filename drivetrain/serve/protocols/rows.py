@@ -65,7 +65,10 @@ class RowsRoute(Route):
         try:
             data = msgspec.json.decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise ValueError(f"body: found no JSON ({error}), allowed: a row or rows.") from None
+            allowed = "a row or rows"
+            if b"NaN" in body or b"Infinity" in body:
+                allowed += ", with null for a number that is none"
+            raise ValueError(f"body: found no JSON ({error}), allowed: {allowed}.") from None
         if isinstance(data, dict) and data.keys() == {"rows"} and isinstance(data["rows"], list):
             data = data["rows"]
         elif isinstance(data, dict):
