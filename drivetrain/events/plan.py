@@ -76,6 +76,14 @@ class Plan:
     def _remembering(self) -> list[Remembers]:
         return [stage for stage in self.stages if isinstance(stage, Remembers)]
 
+    @property
+    def kept(self) -> tuple[int, int]:
+        """How many keys the windows of a stream keep, and the bytes of memory that they take."""
+        from drivetrain.events.windowed.backfill import Windowed
+
+        tracks = [stage.tracks for stage in self.stages if isinstance(stage, Windowed)]
+        return sum(held.keys for held in tracks), sum(held.bytes for held in tracks)
+
     def over(self, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """What all chunks of the spine become, each at its place.
 

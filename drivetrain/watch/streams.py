@@ -27,7 +27,8 @@ class StreamLook:
         name: the stream's.
         said: what its runner said last: counts since its start, ``rows_per_s`` and ``latency_ms``
             (``p50`` and ``p99``, from a message's own clock to the commit) over the last seconds,
-            ``lag`` (messages that wait in the topic), ``positions`` and ``version`` of the table.
+            ``lag`` (messages that wait in the topic), ``positions`` and ``version`` of the table,
+            ``window_keys`` and ``window_bytes`` of windows in its memory.
         problems: what is wrong.
     """
 
@@ -56,6 +57,8 @@ class StreamLook:
             ("latency p50", latency.get("p50"), "{:,.0f} ms"),
             ("p99", latency.get("p99"), "{:,.0f} ms"),
             ("dead letters", self.said.get("dead_letters"), "{:,}"),
+            ("window keys", self.said.get("window_keys"), "{:,}"),
+            ("window bytes", self.said.get("window_bytes"), "{:,}"),
             ("version", self.said.get("version"), "{}"),
         ]
         return [(name, form.format(value)) for name, value, form in rows if value is not None]
@@ -68,6 +71,8 @@ class StreamLook:
             ("rows_per_second", "Rows committed a second.", {}, self.said.get("rows_per_s")),
             ("lag", "Messages that wait in the topic.", {}, self.said.get("lag")),
             ("dead_letters", "Messages that did not fit.", {}, self.said.get("dead_letters")),
+            ("window_keys", "Keys that windows keep.", {}, self.said.get("window_keys")),
+            ("window_bytes", "Memory of these keys.", {}, self.said.get("window_bytes")),
         ]
         values += [
             ("latency_ms", "From a message's clock to its commit.", {"quantile": q}, latency.get(p))

@@ -71,6 +71,9 @@ def test_windows_go_on_where_they_stood_and_are_made_again_where_that_is_lost(
         room = tmp_path / (f"room {part}" if lost else "room")
         follow(stream, room, to_end=True)
         assert len(list(room.glob("state-*.bin"))) == 1
+        said = json.loads((room / "status.json").read_text())
+        assert said["window_keys"] == 6, "three cards, and two tracks of each"
+        assert said["window_bytes"] > 360
     assert windows(stream) == due(360)
 
 

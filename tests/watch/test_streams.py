@@ -92,6 +92,11 @@ def test_the_page_for_prometheus_has_every_figure_that_is_known(tmp_path: Path) 
         ("drivetrain_stream_latency_ms", "0.5"): 12.4,
         ("drivetrain_stream_latency_ms", "0.99"): 98.6,
     }
+    kept = watch(tmp_path, window_keys=12, window_bytes=3456).look()
+    assert "window keys 12; window bytes 3,456; version 7" in kept.line()
+    values = {s.name: s.value for s in parse(kept.gauges())}
+    assert values["drivetrain_stream_window_keys"] == 12
+    assert values["drivetrain_stream_window_bytes"] == 3456
     none = watch(tmp_path, lag=None, latency_ms={"p50": None, "p99": None}).look().gauges()
     assert {s.name for s in parse(none)} == {
         "drivetrain_stream_rows",

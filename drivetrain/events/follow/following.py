@@ -154,6 +154,8 @@ class Follower:
     def _ready(self, schema: Schema) -> None:
         """Make ready what runs the steps, and what tells servers."""
         self._steps(schema)
+        if self._plan.stateful:
+            self.pace.kept = lambda: self._plan.kept
         if self.stream.observe:
             assert self._running is not None
             self._telling = Telling(self.stream, self._running, self._token, self._warn)

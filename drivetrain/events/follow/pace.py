@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ class Pace:
         topic: that it reads.
         emit: hears each batch.
         path: the file that others look at; a look is never torn.
+        kept: gives how many keys windows keep in this process, and their bytes; None: none do.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Pace:
     commits: int = 0
     version: int | None = None
     problem: str | None = None
+    kept: Callable[[], tuple[int, int]] | None = None
     _recent: deque[tuple[float, int, int, Array]] = field(
         default_factory=deque[tuple[float, int, int, Array]]
     )
@@ -113,6 +115,8 @@ class Pace:
             "lags": {str(partition): behind for partition, behind in lag.items()},
             "problem": self.problem,
         }
+        if self.kept is not None:
+            found["window_keys"], found["window_bytes"] = self.kept()
         new = self.path.with_suffix(".new")  # no need to last longer than the machine runs
         new.write_text(json.dumps(found))
         new.replace(self.path)
