@@ -434,7 +434,7 @@ def _serve(options: argparse.Namespace) -> int:
 
         def started() -> None:
             managed = f", managed at {server.management_url}" if server.management_url else ""
-            print(f"serving {', '.join(options.aliases)} at {server.url}{managed}", flush=True)
+            print(f"serving {', '.join(server.names)} at {server.url}{managed}", flush=True)
 
         return server.run(started)
 

@@ -119,6 +119,15 @@ def test_what_is_not_signed_is_neither_promoted_nor_served(
         assert score(url, "prod") == 2.0
 
 
+def test_what_is_said_to_be_served_are_the_names_that_clients_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    bundle = Bundle.write(tmp_path / "elsewhere", *made(2.0))
+    monkeypatch.setattr(Server, "run", lambda _, started: started() or 0)
+    assert main(["serve", str(bundle.path), "--port", "8123"]) == 0
+    assert capsys.readouterr().out == "serving made at http://127.0.0.1:8123\n"
+
+
 def test_a_key_that_others_can_read_does_not_sign(drive: Any, store: Registry, key: Path):
     digest = store.write(*made(2.0)).digest
     key.chmod(0o644)

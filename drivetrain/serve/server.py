@@ -97,6 +97,9 @@ class Server:
         ahead: makes what several workers share, which are told where by it; whoever began it ends
             it. None lets the first worker make it.
 
+    Attributes:
+        names: what clients may ask for.
+
     Raises:
         ValueError: an alias is no allowed name, the address is not loopback and no token is set,
             or there cannot be so many workers.
@@ -135,6 +138,7 @@ class Server:
             checked_name(name): pinned(given) if isinstance(given, Path) else given
             for name, given in models.items()
         }
+        self.names = tuple(self._resolve)
         if not is_loopback(host) and not token and not (tls is not None and tls.identifies):
             raise wrong(
                 *("host", host),
