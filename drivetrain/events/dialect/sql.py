@@ -28,15 +28,22 @@ class MismatchError(Exception):
     """Arguments that an operator cannot take; says what it allows."""
 
 
+_SPECIAL = {"\\": "/", ".": ":", "`": "'", "*": "+"}
+"""What Spark takes for something else: a backslash even between double quotes, the others where a
+frame is asked for a column."""
+
+
 def identifier(name: str) -> str:
     """A column's name within SQL, where ``"A"`` and ``"a"`` would be one: capitals get a caret.
 
-    A backslash, which Spark takes for an escape even between double quotes, becomes ``^/``, and no
-    name at all, as pandas writes above its index, a caret alone.
+    So do characters that mean something to Spark, for which others then stand, and no name at all,
+    as pandas writes above its index, is a caret alone.
     """
-    if not name:
-        return "^"
-    return re.sub(r"[A-Z^\\]", lambda found: "^" + found.group().lower().replace("\\", "/"), name)
+
+    def marked(found: re.Match[str]) -> str:
+        return "^" + _SPECIAL.get(found.group(), found.group().lower())
+
+    return re.sub(r"[A-Z^\\.`*]", marked, name) or "^"
 
 
 def quote(name: str) -> str:

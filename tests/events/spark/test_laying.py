@@ -82,6 +82,9 @@ def plans(folder: Path) -> dict[str, Table]:
         .where(c("n") > 0)
         .join(shops, "k")
         .join_asof(observed, "at", by="Card"),
+        "odd names": events.rename(**{"the `card.*": "Card", "*": "amount", "": "v"})
+        .with_windows(**{"a.sum": dt.Window("*", by="the `card.*", stat="sum", over="1d")})
+        .join(shops.rename(**{"the.name": "name"}), "k"),
         "text": dt.CSV(folder / "events-*.csv", time="at").select("Card", "amount", "at"),
         "empty": events.where(c("k") < 2).split(
             dt.TimeSplit(validate="1980-01-01", test="1990-01-01")
@@ -92,7 +95,7 @@ def plans(folder: Path) -> dict[str, Table]:
 @pytest.mark.parametrize(
     ("name", "few"),
     [(name, few) for few in (1000, 10) for name in ("rows", "first")]
-    + [(name, 1000) for name in ("again", "windows", "text", "empty")],
+    + [(name, 1000) for name in ("again", "windows", "odd names", "text", "empty")],
 )
 def test_the_digest_is_the_same_and_so_are_the_rows(
     spark: Any,
