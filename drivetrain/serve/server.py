@@ -31,6 +31,7 @@ from drivetrain.serve.telemetry.feedback import Feedback
 from drivetrain.serve.telemetry.metrics import Metrics
 from drivetrain.serve.telemetry.retention import Retention
 from drivetrain.serve.telemetry.traces import Traces, Tracing
+from drivetrain.serve.transport.descriptors import room_for
 from drivetrain.serve.transport.http import Http, HttpLimits
 from drivetrain.serve.transport.listen import bind, bind_shared, is_loopback
 from drivetrain.serve.transport.tls import Tls
@@ -208,6 +209,7 @@ class Server:
             ValueError: a bundle is damaged.
         """
         log.info("requests are read by the %s path", native.path)
+        self._limits = room_for(self._limits)
         if self._workers > 1:
             return self._supervise(started)
         if threading.current_thread() is threading.main_thread():
