@@ -69,6 +69,33 @@ def test_the_tables_folders_are_those_of_the_declared_columns(
     assert {path.name for path in (tmp_path / "table").glob("s=*")} == {"s=a", "s=b"}
 
 
+def test_columns_that_a_declaration_gains_come_to_the_table_which_may_be_tidied_up_between_runs(
+    broker: Any, topic: str, tmp_path: Path
+) -> None:
+    narrow = made(broker, topic, tmp_path, leaf={"types": {"n": "int64"}})
+    wide = made(broker, topic, tmp_path, leaf={"types": {**TYPES, "x": "float64"}})
+    other = made(broker, topic, tmp_path, leaf={"types": {**TYPES, "n": "string"}})
+    sent = [{"n": n, "s": f"row {n}", "x": n / 2} for n in range(3)]
+    for row, stream in zip(sent, (narrow, wide, narrow), strict=True):
+        send(broker, topic, [row])
+        follow(stream, tmp_path / "room", to_end=True)
+    lake = Lake.open(str(narrow.into))
+    assert lake.compact().added == 1
+    assert len(lake.vacuum(0, guard=False)) == 3
+    with pytest.raises(ValueError, match="column 'n': found string, allowed: int64"):
+        follow(other, tmp_path / "room", to_end=True)
+    send(broker, topic, [{"n": 3, "s": "row 3", "x": 1.5}])
+    follow(wide, tmp_path / "room", to_end=True)
+    found = sorted(rows(narrow.into), key=lambda row: row["n"])
+    assert [row["n"] for row in found] == [0, 1, 2, 3]
+    assert [(row["s"], row["x"]) for row in found] == [
+        (None, None),
+        ("row 1", 0.5),
+        (None, None),
+        ("row 3", 1.5),
+    ]
+
+
 def test_the_clock_of_a_message_decides_nothing(broker: Any, topic: str, tmp_path: Path) -> None:
     leaf = {"types": {**TYPES, "at": "timestamp"}, "time": "at", "timestamp": "sent"}
     stream = made(broker, topic, tmp_path, leaf=leaf)
