@@ -23,8 +23,8 @@ import numpy as np
 import drivetrain as dt
 from bench.figure import Figure, figure, show, words
 from drivetrain.core.batch import Batch
+from drivetrain.core.measured import as_numbers
 from drivetrain.core.seams import Split
-from drivetrain.core.sketch import as_numbers
 from drivetrain.declaration import load, with_settings
 from drivetrain.events.prepared import Prepared, find
 from drivetrain.pipeline import run

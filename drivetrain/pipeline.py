@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from drivetrain.compress.apply import Given, apply
-from drivetrain.core import durable, sketch
+from drivetrain.core import durable, measured
 from drivetrain.core.batch import BYTES_SUFFIX, PIXELS_SUFFIX, Batch
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.claim import alone
 from drivetrain.core.describe import canonical, describe, digest
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.graph import Graph
+from drivetrain.core.measured import Fitted
 from drivetrain.core.metric import Emit, Emitted, Metric, Note, silent
 from drivetrain.core.schema import FeatureSchema, Schema
 from drivetrain.core.seams import Engine, Run, Source, Split, Tabular
 from drivetrain.core.site import EngineSite, Site
-from drivetrain.core.sketch import Fitted
 from drivetrain.core.spark import lingering, session
 from drivetrain.core.statistic import Quantiles, Statistic, TopK
 from drivetrain.core.system import System
@@ -247,10 +247,10 @@ def make_features(
     key = digest(data.digest, describe(engine), [describe(s) for s in statistics], _packages())
     path = work / "features" / f"{key}.json"
     if path.exists():
-        fitted = sketch.from_json(json.loads(path.read_bytes()))
+        fitted = measured.from_json(json.loads(path.read_bytes()))
     elif statistics:
         fitted = engine.aggregate(data.source, statistics, emit)
-        durable.write(path, canonical(sketch.to_json(fitted)).encode())
+        durable.write(path, canonical(measured.to_json(fitted)).encode())
     else:
         fitted = {}
     graph, schema = compile(system.features, data.schema, fitted)
@@ -431,7 +431,7 @@ def _bundle(system: System, data: Data, features: Features, graph: Graph, work: 
     return (
         Bundle.open(path)
         if path.exists()
-        else Bundle.write(path, graph, manifest, sketch.trimmed(features.fitted, KEPT_VALUES))
+        else Bundle.write(path, graph, manifest, measured.trimmed(features.fitted, KEPT_VALUES))
     )
 
 

@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from drivetrain.core.batch import Batch
 from drivetrain.core.bundle import Bundle
+from drivetrain.core.measured import Fitted, measure, merge
 from drivetrain.core.schema import Field, Schema
 from drivetrain.core.seams import SPLITS, Engine, Examples, Order, Run, Shard, Source, Split
 from drivetrain.core.site import Site
-from drivetrain.core.sketch import Fitted, measure, merge
 from drivetrain.core.statistic import Statistic
 from drivetrain.core.system import System
 from drivetrain.features.categorical import Id, Index

@@ -11,14 +11,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
-from drivetrain.core import packed, sketch
+from drivetrain.core import measured, packed
 from drivetrain.core.batch import Batch
 from drivetrain.core.describe import canonical
 from drivetrain.core.durable import directory
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.graph import Graph, Session
+from drivetrain.core.measured import Fitted
 from drivetrain.core.schema import FeatureSchema, Schema
-from drivetrain.core.sketch import Fitted
 
 FORMAT = 1
 GRAPH = "model.onnx"
@@ -211,7 +211,7 @@ class Bundle:
     @cached_property
     def fitted(self) -> Fitted:
         """The statistics of the training rows."""
-        return sketch.from_json(json.loads(self.read(STATISTICS)))
+        return measured.from_json(json.loads(self.read(STATISTICS)))
 
     @cached_property
     def session(self) -> Session:
@@ -236,7 +236,7 @@ def pack(graph: Graph, manifest: Manifest, fitted: Fitted) -> dict[str, bytes]:
     """The files of a bundle, the manifest among them; equal parts give equal bytes."""
     contents = {
         GRAPH: graph.model,
-        STATISTICS: canonical(sketch.to_json(fitted)).encode(),
+        STATISTICS: canonical(measured.to_json(fitted)).encode(),
     }
     files = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

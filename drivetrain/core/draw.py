@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from drivetrain.core.batch import PIXELS_SUFFIX, Array, Batch, Column, feed
+from drivetrain.core.measured import Fitted, Value
 from drivetrain.core.schema import MISSING_INT, Field, Schema
-from drivetrain.core.sketch import Counts, Fitted, MomentsValue, QuantileSketch, Value
+from drivetrain.core.sketch import Counts, MomentsValue, QuantileSketch
 from drivetrain.core.statistic import Moments
 
 _MISSING_SHARE = 0.05

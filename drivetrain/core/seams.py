@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from drivetrain.core.bundle import Bundle
     from drivetrain.core.graph import Graph
     from drivetrain.core.job import Job
-    from drivetrain.core.sketch import Fitted
+    from drivetrain.core.measured import Fitted
     from drivetrain.core.statistic import Statistic
 
 Split = Literal["train", "validate", "test"]

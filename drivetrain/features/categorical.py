@@ -12,7 +12,8 @@ from drivetrain.features.column import OneColumn, Together, place, positive
 from drivetrain.features.numbers import numbers
 
 if TYPE_CHECKING:
-    from drivetrain.core.sketch import Counts, Fitted, QuantileSketch
+    from drivetrain.core.measured import Fitted
+    from drivetrain.core.sketch import Counts, QuantileSketch
     from drivetrain.features.builder import Builder
 
 

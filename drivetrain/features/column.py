@@ -9,7 +9,7 @@ from drivetrain.core.errors import wrong
 from drivetrain.core.schema import Field, Schema
 
 if TYPE_CHECKING:
-    from drivetrain.core.sketch import Fitted
+    from drivetrain.core.measured import Fitted
     from drivetrain.core.statistic import Statistic
     from drivetrain.features.builder import Builder
 

@@ -5,9 +5,9 @@ from typing import Any, cast
 
 from drivetrain.core.errors import wrong
 from drivetrain.core.graph import Graph
+from drivetrain.core.measured import Fitted
 from drivetrain.core.schema import FeatureField, FeatureSchema, Kind, Schema
 from drivetrain.core.seams import Feature
-from drivetrain.core.sketch import Fitted
 from drivetrain.features.builder import Builder
 from drivetrain.features.column import place
 

@@ -20,8 +20,8 @@ from drivetrain.features.column import (
 )
 
 if TYPE_CHECKING:
+    from drivetrain.core.measured import Fitted
     from drivetrain.core.seams import Feature
-    from drivetrain.core.sketch import Fitted
     from drivetrain.features.builder import Builder
 
 

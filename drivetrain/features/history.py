@@ -11,7 +11,7 @@ from drivetrain.features.categorical import Index
 from drivetrain.features.column import OneColumn, place
 
 if TYPE_CHECKING:
-    from drivetrain.core.sketch import Fitted
+    from drivetrain.core.measured import Fitted
     from drivetrain.features.builder import Builder
 
 

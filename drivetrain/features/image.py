@@ -10,7 +10,7 @@ from drivetrain.features.column import OneColumn, place, positive
 from drivetrain.features.numbers import numbers, present
 
 if TYPE_CHECKING:
-    from drivetrain.core.sketch import Fitted
+    from drivetrain.core.measured import Fitted
     from drivetrain.features.builder import Builder
 
 WHITE = 255.0

@@ -12,7 +12,8 @@ from drivetrain.features.column import NUMBERS, TEXTS, OneColumn, Together, plac
 from drivetrain.features.numbers import as_float32, numbers, present
 
 if TYPE_CHECKING:
-    from drivetrain.core.sketch import Fitted, MomentsValue, QuantileSketch
+    from drivetrain.core.measured import Fitted
+    from drivetrain.core.sketch import MomentsValue, QuantileSketch
     from drivetrain.features.builder import Builder
 
 TINY = 2.2250738585072014e-308

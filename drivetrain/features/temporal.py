@@ -10,7 +10,7 @@ from drivetrain.features.column import OneColumn, Together, place
 from drivetrain.features.numbers import numbers
 
 if TYPE_CHECKING:
-    from drivetrain.core.sketch import Fitted
+    from drivetrain.core.measured import Fitted
     from drivetrain.features.builder import Builder
 
 SECOND = 1_000_000

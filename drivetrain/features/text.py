@@ -10,7 +10,7 @@ from drivetrain.features.column import TEXTS, OneColumn, place, positive
 from drivetrain.features.hashing import mixed, modulo, powers
 
 if TYPE_CHECKING:
-    from drivetrain.core.sketch import Fitted
+    from drivetrain.core.measured import Fitted
     from drivetrain.features.builder import Builder
 
 NEXT = 0xD6E8FEB86659FD93

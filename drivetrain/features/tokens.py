@@ -9,7 +9,7 @@ from drivetrain.features.column import OneColumn, place, positive
 from drivetrain.features.wordpiece import WordPiece
 
 if TYPE_CHECKING:
-    from drivetrain.core.sketch import Fitted
+    from drivetrain.core.measured import Fitted
     from drivetrain.features.builder import Builder
 
 

@@ -13,8 +13,8 @@ from drivetrain.core import durable
 from drivetrain.core.bundle import MANIFEST, Bundle, Manifest, pack
 from drivetrain.core.errors import unknown, wrong
 from drivetrain.core.graph import Graph
+from drivetrain.core.measured import Fitted
 from drivetrain.core.metric import Metric
-from drivetrain.core.sketch import Fitted
 from drivetrain.registry.alias import Alias, Change, Signature
 from drivetrain.registry.rooms import Rooms, is_directory, read
 from drivetrain.registry.signature import SUFFIX, PublicKey, Trust, sign

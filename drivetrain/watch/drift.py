@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from drivetrain.core import sketch
+from drivetrain.core import measured
 from drivetrain.core.batch import Array, Batch
 from drivetrain.core.bundle import Bundle
 from drivetrain.core.errors import unknown
+from drivetrain.core.measured import Fitted, Value, as_numbers
 from drivetrain.core.metric import Metric
-from drivetrain.core.sketch import Counts, Fitted, QuantileSketch, Value, as_numbers
+from drivetrain.core.sketch import Counts, QuantileSketch
 from drivetrain.core.statistic import Quantiles, Statistic, TopK
 from drivetrain.watch.reference import OWN_BIN, DriftValue, Live, references
 
@@ -157,7 +158,7 @@ def prediction_statistics(bundle: Bundle, batches: Iterable[Batch]) -> Fitted:
         if len(batch):
             columns = predictions_as_columns(bundle, batch, outputs)
             values = dict(_statistic_of(name, column) for name, column in columns.items())
-            known = sketch.merge(known, values) if known else values
+            known = measured.merge(known, values) if known else values
     return known
 
 

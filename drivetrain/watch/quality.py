@@ -7,8 +7,8 @@ import numpy as np
 
 from drivetrain.core.batch import Array, Batch
 from drivetrain.core.errors import wrong
+from drivetrain.core.measured import as_numbers
 from drivetrain.core.metric import Metric
-from drivetrain.core.sketch import as_numbers
 
 Figure = Callable[[float], Metric]
 """Gives a value its name and its bound."""

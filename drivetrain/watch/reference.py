@@ -11,8 +11,9 @@ import numpy as np
 
 from drivetrain.core.batch import Array, Categorical, Column
 from drivetrain.core.errors import wrong
+from drivetrain.core.measured import Fitted, as_numbers
 from drivetrain.core.schema import MISSING_INT
-from drivetrain.core.sketch import Counts, Fitted, QuantileSketch, as_numbers
+from drivetrain.core.sketch import Counts, QuantileSketch
 
 FLOOR = 1e-4
 """The share that every bin has at least: an empty one would make the index infinite."""

@@ -10,12 +10,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from drivetrain.core import sketch
+from drivetrain.core import measured
 from drivetrain.core.batch import Batch
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import Graph
+from drivetrain.core.measured import Fitted
 from drivetrain.core.schema import FeatureField, FeatureSchema, Field, Schema
-from drivetrain.core.sketch import Fitted, MomentsValue
+from drivetrain.core.sketch import MomentsValue
 from drivetrain.core.statistic import Moments
 from drivetrain.core.window import Window, Windows
 
@@ -59,7 +60,7 @@ def test_a_bundle_is_what_was_written(tmp_path: Path):
     assert opened.manifest == written.manifest
     assert {**vars(opened.manifest), "files": {}} == {**vars(said), "files": {}}
     assert opened.graph == made_graph()
-    assert sketch.to_json(opened.fitted) == sketch.to_json(FITTED)
+    assert measured.to_json(opened.fitted) == measured.to_json(FITTED)
 
 
 def test_equal_parts_make_equal_bundles(tmp_path: Path, bundle: Bundle):

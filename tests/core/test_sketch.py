@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from drivetrain.core import sketch
 from drivetrain.core.batch import Batch, Categorical
+from drivetrain.core.measured import from_json, measure, merge, to_json
 from drivetrain.core.schema import MISSING_INT
 from drivetrain.core.sketch import BUCKETS, Counts, DistinctSketch, MomentsValue, QuantileSketch
 from drivetrain.core.statistic import Distinct, Moments, Quantiles, Statistic, TopK
@@ -37,8 +38,8 @@ def column(values: list[Any]) -> Batch:
 
 
 def whole_and_merged(statistic: Statistic, values: list[Any], cuts: list[int]) -> tuple[Any, Any]:
-    whole = sketch.measure(statistic, column(values))
-    parts = [sketch.measure(statistic, column(part)) for part in parts_of(values, cuts)]
+    whole = measure(statistic, column(values))
+    parts = [measure(statistic, column(part)) for part in parts_of(values, cuts)]
     merged: Any = parts[-1]
     for part in parts[:-1]:  # another order than that of the rows
         merged = merged.merge(part)
@@ -94,7 +95,7 @@ def test_moments_merge_to_rounding(values: list[float], cuts: list[int], of: Any
 @repeatable
 @given(st.lists(sensible, min_size=1, max_size=60))
 def test_moments_are_those_of_the_finite_values(values: list[float]):
-    found = sketch.measure(Moments("x"), column(values))
+    found = measure(Moments("x"), column(values))
     assert isinstance(found, MomentsValue)
     finite = np.array([v for v in values if np.isfinite(v)])
     assert (found.count, found.missing) == (len(finite), len(values) - len(finite))
@@ -107,7 +108,7 @@ def test_moments_are_those_of_the_finite_values(values: list[float]):
 
 def test_moments_do_not_cancel_far_from_zero():
     values = 1e9 + np.array([0.0, 1.0, 2.0] * 1000)
-    parts = [sketch.measure(Moments("x"), Batch({"x": v})) for v in np.split(values, 30)]
+    parts = [measure(Moments("x"), Batch({"x": v})) for v in np.split(values, 30)]
     merged: Any = parts[0]
     for part in parts[1:]:
         merged = merged.merge(part)
@@ -164,7 +165,7 @@ def test_extremes_are_exact_and_shapes_are_kept():
 def test_zero_has_no_sign():
     for kind in (Moments("x"), Quantiles("x")):
         texts = {
-            json.dumps(sketch.measure(kind, column(list(order))).to_json())
+            json.dumps(measure(kind, column(list(order))).to_json())
             for order in ((0.0, -0.0), (-0.0, 0.0), (-0.0, -0.0))
         }
         assert len(texts) == 1
@@ -172,15 +173,15 @@ def test_zero_has_no_sign():
 
 def test_missing_integers_and_strings_are_missing():
     numbers = Batch({"x": np.array([1, MISSING_INT, 3])})
-    assert sketch.measure(Moments("x"), numbers) == MomentsValue(2, 1, 2.0, 2.0, 1.0, 3.0)
-    assert sketch.measure(TopK("x"), numbers) == Counts(((1, 1), (3, 1)), missing=1)
+    assert measure(Moments("x"), numbers) == MomentsValue(2, 1, 2.0, 2.0, 1.0, 3.0)
+    assert measure(TopK("x"), numbers) == Counts(((1, 1), (3, 1)), missing=1)
     codes, values = np.array([0, 1, 0, 2], np.int32), np.array(["a", "", "a"], dtype=object)
     texts = Batch({"x": Categorical(codes, values)})
-    assert sketch.measure(TopK("x"), texts) == Counts((("a", 3),), missing=1)
+    assert measure(TopK("x"), texts) == Counts((("a", 3),), missing=1)
 
 
 def test_the_commonest_come_first_and_equals_in_order_of_value():
-    counted = sketch.measure(TopK("x", capacity=2), column(["b", "a", "c", "b", "a", "", "d"]))
+    counted = measure(TopK("x", capacity=2), column(["b", "a", "c", "b", "a", "", "d"]))
     assert counted == Counts((("a", 2), ("b", 2)), missing=1, others=2, capacity=2)
     assert counted.count == 6
 
@@ -188,7 +189,7 @@ def test_the_commonest_come_first_and_equals_in_order_of_value():
 @pytest.mark.parametrize("distinct", [0, 1, 100, 5_000, 50_000])
 def test_distinct_counts_are_near(distinct: int):
     batch = Batch({"x": np.array([f"user-{i}" for i in range(distinct)], dtype=object)})
-    found = sketch.measure(Distinct("x"), batch)
+    found = measure(Distinct("x"), batch)
     assert isinstance(found, DistinctSketch)
     assert found.estimate == pytest.approx(distinct, rel=4 * 0.0163, abs=1)
 
@@ -203,19 +204,19 @@ def test_everything_survives_json_in_order():
     values: list[float] = [1.5, np.nan, -2.0, 1e300, 0.0]
     fitted: dict[Statistic, Any] = {}
     for made in (Quantiles("x"), Moments("x"), Moments("x", of="signed_log")):
-        fitted[made] = sketch.measure(made, column(values))
-        fitted[type(made)(column="empty")] = sketch.measure(type(made)("x"), column([float("nan")]))
-    fitted[TopK("i", capacity=3)] = sketch.measure(TopK("x", capacity=3), column([1, 2, 2, 9, 8]))
-    fitted[Distinct("s")] = sketch.measure(Distinct("x"), column(["a", "b"]))
-    text = json.dumps(sketch.to_json(fitted))
-    again = sketch.from_json(json.loads(text))
+        fitted[made] = measure(made, column(values))
+        fitted[type(made)(column="empty")] = measure(type(made)("x"), column([float("nan")]))
+    fitted[TopK("i", capacity=3)] = measure(TopK("x", capacity=3), column([1, 2, 2, 9, 8]))
+    fitted[Distinct("s")] = measure(Distinct("x"), column(["a", "b"]))
+    text = json.dumps(to_json(fitted))
+    again = from_json(json.loads(text))
     assert list(again) == list(fitted)
-    assert json.dumps(sketch.to_json(again)) == text
-    merged = sketch.merge(again, fitted)
-    assert sketch.to_json(merged) == sketch.to_json(sketch.merge(fitted, fitted))
+    assert json.dumps(to_json(again)) == text
+    merged = merge(again, fitted)
+    assert to_json(merged) == to_json(merge(fitted, fitted))
 
 
 def test_answers_to_different_questions_do_not_merge():
     one = {Quantiles("x"): QuantileSketch.of(np.arange(3.0))}
     with pytest.raises(ValueError, match="same statistics"):
-        sketch.merge(one, {Quantiles("y"): one[Quantiles("x")]})
+        merge(one, {Quantiles("y"): one[Quantiles("x")]})

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from drivetrain.core.batch import Batch
+from drivetrain.core.measured import measure
 from drivetrain.core.schema import MISSING_INT, Field, Schema
-from drivetrain.core.sketch import measure
 from drivetrain.core.statistic import TopK
 from drivetrain.core.values import column_of
 from drivetrain.features.categorical import Bucket, Id, Index

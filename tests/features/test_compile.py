@@ -10,9 +10,9 @@ import pytest
 from feature_tables import SCHEMA, made
 
 from drivetrain.core.batch import Batch
+from drivetrain.core.measured import Fitted, measure
 from drivetrain.core.schema import FeatureField, Field, Schema
 from drivetrain.core.seams import Feature
-from drivetrain.core.sketch import Fitted, measure
 from drivetrain.core.statistic import Moments
 from drivetrain.features.categorical import Bucket, Id, Index
 from drivetrain.features.compile import compile

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drivetrain.core.batch import Batch
-from drivetrain.core.sketch import Fitted, measure, merge
+from drivetrain.core.measured import Fitted, measure, merge
 from drivetrain.core.statistic import Moments, Quantiles, TopK
 from drivetrain.features.categorical import Bucket, Id, Index
 from drivetrain.features.compile import compile

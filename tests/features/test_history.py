@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from drivetrain.core.batch import Batch
+from drivetrain.core.measured import measure
 from drivetrain.core.schema import MISSING_INT, Field, Schema
-from drivetrain.core.sketch import measure
 from drivetrain.core.values import column_of
 from drivetrain.features.categorical import Index
 from drivetrain.features.compile import compile

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from drivetrain.core.batch import Batch
+from drivetrain.core.measured import measure
 from drivetrain.core.schema import MISSING_INT, Field, Schema
-from drivetrain.core.sketch import measure
 from drivetrain.features.compile import compile
 from drivetrain.features.numeric import Clip, Log, Missing, Raw, Scale
 

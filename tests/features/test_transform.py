@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from drivetrain.core.batch import Batch, Categorical
 from drivetrain.core.graph import Graph, Session
-from drivetrain.core.sketch import measure
+from drivetrain.core.measured import measure
 from drivetrain.features.categorical import Index
 from drivetrain.features.compile import compile
 from drivetrain.features.hashing import Cross, Hash

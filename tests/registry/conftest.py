@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 
 from drivetrain.core.bundle import Manifest
 from drivetrain.core.graph import Graph
-from drivetrain.core.sketch import Fitted, MomentsValue
+from drivetrain.core.measured import Fitted
+from drivetrain.core.sketch import MomentsValue
 from drivetrain.core.statistic import Moments
 
 Parts = tuple[Graph, Manifest, Fitted]

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 from drivetrain.core.batch import Batch
 from drivetrain.core.bundle import Bundle, Manifest
 from drivetrain.core.graph import IR_VERSION, OPSET, Graph
+from drivetrain.core.measured import Fitted, measure
 from drivetrain.core.schema import Field, Schema
-from drivetrain.core.sketch import Fitted, measure
 from drivetrain.core.statistic import Quantiles, TopK
 
 INPUTS = Schema((Field("x", "float32"), Field("carrier", "string")))

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivetrain.core.batch import Batch, Categorical
+from drivetrain.core.measured import measure
 from drivetrain.core.schema import MISSING_INT
-from drivetrain.core.sketch import Counts, MomentsValue, QuantileSketch, measure
+from drivetrain.core.sketch import Counts, MomentsValue, QuantileSketch
 from drivetrain.core.statistic import Moments, Quantiles, TopK
 from drivetrain.watch.drift import (
     Drifting,

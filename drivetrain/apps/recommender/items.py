@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from drivetrain.core.batch import Array, Batch
+from drivetrain.core.measured import measure
 from drivetrain.core.schema import FeatureSchema
 from drivetrain.core.seams import Feature, Source
-from drivetrain.core.sketch import measure
 from drivetrain.core.values import column_of
 from drivetrain.features.compile import compile
 from drivetrain.features.transform import Transform

@@ -8,17 +8,14 @@ import numpy as np
 
 from drivetrain.core.batch import Array, Batch, Categorical, Column
 from drivetrain.core.errors import wrong
+from drivetrain.core.measured import Fitted, Value, as_numbers, mapped
 from drivetrain.core.schema import MISSING_INT, Schema
 from drivetrain.core.sketch import (
     REGISTERS,
     Counts,
     DistinctSketch,
-    Fitted,
     MomentsValue,
     QuantileSketch,
-    Value,
-    as_numbers,
-    mapped,
     text_hash,
 )
 from drivetrain.core.statistic import Distinct, Map, Moments, Quantiles, Statistic, TopK

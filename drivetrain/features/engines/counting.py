@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drivetrain.core.batch import Batch
+from drivetrain.core.measured import as_numbers, mapped, measure, to_json
 from drivetrain.core.schema import Schema
-from drivetrain.core.sketch import MomentsValue, as_numbers, mapped, measure, to_json
+from drivetrain.core.sketch import MomentsValue
 from drivetrain.core.statistic import Moments, Quantiles, Statistic
 from drivetrain.features.engines.accumulate import accumulator, distinct
 

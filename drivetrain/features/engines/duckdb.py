@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from drivetrain.core.batch import Array
-    from drivetrain.core.sketch import Fitted, Value
+    from drivetrain.core.measured import Fitted, Value
 
 SAMPLE = 65_536
 FEW = 16_384
@@ -199,7 +199,8 @@ class _Table:
         return DistinctSketch.of_hashes(found["hash"].astype("uint64"))
 
     def _numbers(self, statistics: "list[Moments | Quantiles]") -> "dict[Statistic, Value]":
-        from drivetrain.core.sketch import MomentsValue, QuantileSketch, mapped
+        from drivetrain.core.measured import mapped
+        from drivetrain.core.sketch import MomentsValue, QuantileSketch
 
         # Zero is added because minus zero and zero are one group, and which names it is chance.
         found = self._connection.execute(

@@ -22,7 +22,7 @@ from drivetrain.features.engines.duckdb import FEW, MANY, SAMPLE
 from drivetrain.features.engines.streaming import Streaming, report
 
 if TYPE_CHECKING:
-    from drivetrain.core.sketch import Fitted, Value
+    from drivetrain.core.measured import Fitted, Value
     from drivetrain.features.engines.counting import Rows
 
 TASKS = 16
@@ -207,7 +207,8 @@ class _Fit:
         """Values over parts, in the order of the rows."""
         import numpy as np
 
-        from drivetrain.core.sketch import MomentsValue, QuantileSketch, from_json
+        from drivetrain.core.measured import from_json
+        from drivetrain.core.sketch import MomentsValue, QuantileSketch
 
         merged: dict[Statistic, Any] = {
             s: MomentsValue() if isinstance(s, Moments) else QuantileSketch.of(np.empty(0))
@@ -289,7 +290,8 @@ class _Counted:
     def _numbers(self, statistic: Moments | Quantiles, held: dict[Any, int]) -> "Value":
         import numpy as np
 
-        from drivetrain.core.sketch import MomentsValue, QuantileSketch, mapped
+        from drivetrain.core.measured import mapped
+        from drivetrain.core.sketch import MomentsValue, QuantileSketch
 
         values = np.array([np.nan if value is None else value for value in held], dtype=np.float64)
         counts = np.array(list(held.values()), dtype=np.int64)

@@ -11,7 +11,7 @@ from drivetrain.core.statistic import Statistic
 
 if TYPE_CHECKING:
     from drivetrain.core.batch import Batch
-    from drivetrain.core.sketch import Fitted
+    from drivetrain.core.measured import Fitted
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import drivetrain.features.engines.duckdb as engine
+from drivetrain.core.measured import Value, measure, to_json
 from drivetrain.core.metric import Metric, Progress
 from drivetrain.core.schema import MISSING_INT, Field, Schema
-from drivetrain.core.sketch import (
-    Counts,
-    DistinctSketch,
-    MomentsValue,
-    QuantileSketch,
-    Value,
-    measure,
-    to_json,
-)
+from drivetrain.core.sketch import Counts, DistinctSketch, MomentsValue, QuantileSketch
 from drivetrain.core.statistic import Distinct, Moments, Quantiles, Statistic, TopK
 from drivetrain.features.engines.duckdb import DuckDB
 from drivetrain.features.engines.streaming import Streaming

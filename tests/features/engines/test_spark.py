@@ -10,8 +10,8 @@ import pytest
 
 import drivetrain.features.engines.duckdb as duckdb_engine
 import drivetrain.features.engines.spark as spark_engine
+from drivetrain.core.measured import to_json
 from drivetrain.core.site import EngineSite
-from drivetrain.core.sketch import to_json
 from drivetrain.core.spark import lingering
 from drivetrain.core.statistic import Distinct, Moments, Quantiles, Statistic, TopK
 from drivetrain.features.engines.duckdb import DuckDB
