@@ -24,7 +24,7 @@ class EngineSite:
         conf: of ``spark``: further settings by their names.
         wait_seconds: of ``spark``: how long a cluster may take to give an executor.
         kafka: of ``spark``: how it reads a stream's topic: ``python`` (the client of the embedded
-            runner, on the executors) or ``connector`` (spark-sql-kafka, whose jar ``conf`` names).
+            runner, on the executors) or ``connector`` (spark-sql-kafka, whose jars ``conf`` names).
     """
 
     kind: str = "duckdb"

@@ -45,6 +45,8 @@ _OWN: Mapping[str, str] = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.python.daemon.module": FORKING,
+    # else the JVM's client of Kafka closes only once brokers that are gone are back
+    "spark.sql.streaming.stopTimeout": "10s",
 }
 """What a site may change where this process starts the driver."""
 
