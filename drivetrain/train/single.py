@@ -1,7 +1,7 @@
 """The strategy of one process on one device."""
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -165,12 +165,11 @@ class Single:
             ValueError: no training rows, a missing target, or an option that the device can't.
         """
         from drivetrain.train.loop.ending import heeding
-        from drivetrain.train.loop.repeatable import repeatable
 
         with (
             heeding() as ending,
             self._together(source, run) as group,
-            repeatable(self.seed + group.stream, run.device, deterministic=self.deterministic),
+            self._repeatable(run, group),
         ):
             model = model.to(run.device).train()
             for parameter in model.parameters():  # kernels and messages take them as they lie
@@ -252,13 +251,23 @@ class Single:
         ending: "Ending",
     ) -> "nn.Module":
         """Train a changed model: a training of its own, with checkpoints and metrics of its own."""
-        from drivetrain.train.loop.repeatable import repeatable
         from drivetrain.train.prune import under
 
         lent = replace(run, directory=run.directory / name, emit=under(name, run.emit))
         # Generators begin anew, whether the training before went on to its end or was read.
-        with repeatable(self.seed + group.stream, run.device, deterministic=self.deterministic):
+        with self._repeatable(run, group):
             return self._train(model.train(), source, lent, group, ending).eval()
+
+    def _repeatable(self, run: Run, group: "Group") -> "AbstractContextManager[None]":
+        """Generators and kernels of this process."""
+        from drivetrain.train.loop.repeatable import repeatable
+
+        return repeatable(
+            self.seed + group.stream,
+            run.device,
+            deterministic=self.deterministic,
+            compiles=self.compile,
+        )
 
     def _exchange(self, model: "nn.Module", group: "Group") -> "Exchange | None":
         """What sums gradients over them."""

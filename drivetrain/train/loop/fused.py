@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from drivetrain.train.loop.uncompiled import Uncompiled, step_of
+
 _REFUSED = ("amsgrad", "maximize", "capturable", "differentiable")
 _STATE = ("exp_avg", "exp_avg_sq", "step")
 
@@ -13,13 +15,12 @@ Ready = tuple[dict[str, Any], list[nn.Parameter], list[list[Tensor]]]
 """A group, its parameters, and of each what is remembered, by name in :data:`_STATE`."""
 
 
-# torch wraps the step of a class of its own, for hooks and a record, where one was made of it.
-_wrapped = getattr(torch.optim.Adam.step, "hooked", False)
+# With hooks and a record, as torch has it.
 _wrap: Any = torch.optim.Optimizer.profile_hook_step
-_torch_step: Any = torch.optim.Adam.step if _wrapped else _wrap(torch.optim.Adam.step)
+_torch_step: Any = _wrap(step_of(torch.optim.Adam))
 
 
-class _Prepared(torch.optim.Adam):
+class _Prepared(torch.optim.Adam, Uncompiled):
     """The same arithmetic in the same kernel, and so the same bits.
 
     torch looks for each parameter's state, groups tensors by device and type and opens a record for

@@ -9,13 +9,13 @@ from torch import nn
 from drivetrain.core.errors import unknown
 from drivetrain.models.layers import MemberLinear
 from drivetrain.train.checkpoints.pieces import alike, shared
-from drivetrain.train.loop import fused
+from drivetrain.train.loop import fused, uncompiled
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": fused.AdamW,
     "adam": fused.Adam,
-    "sgd": torch.optim.SGD,
-    "adagrad": torch.optim.Adagrad,
+    "sgd": uncompiled.SGD,
+    "adagrad": uncompiled.Adagrad,
 }
 FUSED: Mapping[str, tuple[str, ...]] = {
     "adamw": ("cpu", "cuda"),
