@@ -150,6 +150,27 @@ def test_what_becomes_of_a_value_does_not_depend_on_its_neighbours(values: list[
         assert alone.rows.equals(rows)
 
 
+def test_many_that_do_not_fit_leave_the_others_in_their_order() -> None:
+    kinds = [
+        lambda n: b'{"n": %d}' % n,
+        lambda n: b'{"n": true, "x": %d}' % n,
+        lambda n: b'{"x": %d, "t": "2026-01-01T00:00:00Z"}' % n,
+        lambda n: b'{"x": %d, "t": "2026-01-01T00:00:00"}' % n,
+        lambda n: b'{"n": "%d"}' % n,
+        lambda n: b'{"x": %d, "t": "no time"}' % n,
+        lambda n: b'{"n": %d' % n,
+        lambda n: b'[%d]' % n,
+    ]  # fmt: skip
+    values = [kinds[(n * n) % 11 % 8](n) for n in range(1100)]
+    found = DECODE(values)
+    fits = [n for n in range(1100) if (n * n) % 11 % 8 < 4]
+    assert found.origin.tolist() == fits
+    assert list(found.refused) == sorted(set(range(1100)) - set(fits))
+    assert all(str(n) in why for n, why in found.refused.items() if values[n].startswith(b"["))
+    rows = found.rows.to_pylist()
+    assert [row["x"] if row["x"] is not None else row["n"] for row in rows] == fits
+
+
 def test_columns_are_told_from_values_and_those_declared_are_kept() -> None:
     values = [b'{"a": 1, "b": null}', b'{"a": 2, "b": "x", "c": [1]}']
     found = told(values, Schema((Field("a", "float64"),)), "topic 'made'")
